@@ -1,0 +1,946 @@
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = [
+#     "unsloth==2026.10.9",
+#     "unsloth_zoo==2026.10.9",
+#     "torch==2.10.0",
+#     "transformers==5.17.0",
+#     "trl==1.15.0",
+#     "peft==0.21.2",
+#     "datasets==4.8.5",
+#     "accelerate==1.15.0",
+#     "bitsandbytes==0.50.2",
+#     "trackio==0.43.0",
+#     "huggingface_hub==1.33.0",
+# ]
+#
+# [tool.uv]
+# # Versions newer than this day do not exist for this script: it resolves next year as it does now.
+# exclude-newer = "2026-11-20T00:00:00Z"
+# # unsloth asks for a certifi that some registries do not have yet; any release of it will do.
+# override-dependencies = ["certifi"]
+# ///
+r"""Fine-tune a small language model on chat data: LoRA with Unsloth, on a rented GPU or on this machine.
+
+On Hugging Face Jobs, straight from this file or from its URL:
+
+    hf jobs uv run --flavor l4x1 --timeout 4h --secrets HF_TOKEN templates/sft.py -- \
+        --base-model LiquidAI/LFM2.5-1.2B-Instruct --dataset mlabonne/FineTome-100k \
+        --output-repo you/lfm-finetuned
+
+Here, on whatever processor there is:
+
+    uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
+
+Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, masks,
+coverage, progress, eval, checkpoint, sample, pushed, warning, done, failed. Exit code 0: a tuned model is where
+the `done` event says; 1: the `failed` event says why and what to do.
+
+torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping, NamedTuple
+
+# ---------------------------------------------------------------------------------------------------------------
+# Settings: fill them in here, or pass the flag of the same name.
+
+
+def setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    # Model
+    base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
+    base_model_revision: str = setting("", "commit or branch of the model (default: main)")
+    load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
+    # Data
+    dataset: str = setting("mlabonne/FineTome-100k", "rows to learn: Hub id, or local .jsonl .json .csv .parquet .txt")
+    dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
+    dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
+    dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
+    prompt_column: str = setting("", "column that holds the question, where its name is not recognised")
+    completion_column: str = setting("", "column that holds the answer, where its name is not recognised")
+    num_samples: int = setting(0, "use only the first N rows (0: all)")
+    eval_split: float = setting(0.1, "share of the rows held out for evaluation (0: no evaluation)")
+    max_eval_rows: int = setting(200, "evaluate on at most N of the rows held out, since evaluation is paid for too")
+    # Training
+    num_epochs: float = setting(1.0, "passes over the training rows")
+    max_steps: int = setting(0, "stop after N optimizer steps, whatever --num-epochs says (0: no limit)")
+    batch_size: int = setting(4, "rows per device and forward pass")
+    gradient_accumulation: int = setting(4, "forward passes per optimizer step")
+    learning_rate: float = setting(2e-4, "peak learning rate")
+    max_seq_length: int = setting(2048, "tokens per row; what is longer is cut, and said")
+    lora_r: int = setting(16, "rank of the LoRA matrices")
+    lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
+    target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
+    min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of what was asked for")
+    save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
+    seed: int = setting(3407, "seed of the split, the order of rows and the adapter's first values")
+    # Results
+    output_repo: str = setting("", "Hub repository that receives checkpoints, adapter and card; created where missing")
+    public: bool = setting(False, "create the repository public instead of private")
+    save_local: str = setting("unsloth-output", "folder for checkpoints and adapter on the machine that trains")
+    merge_model: bool = setting(False, "also push the 16-bit merged model, to OUTPUT_REPO-merged")
+    trackio_space: str = setting("", "Trackio Space for live curves, you/NAME (default: kept on the training machine)")
+    run_name: str = setting("", "name of the run in Trackio (default: from model and data set)")
+
+
+def parse_args(argv: list[str] | None = None) -> Settings:
+    """Command-line flags over the defaults above. Raises SystemExit(2) on a flag or a value that is not one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for item in fields(Settings):
+        flag, default = "--" + item.name.replace("_", "-"), item.default
+        shown = f"{item.metadata['help']} [{default}]" if default not in ("", False) else item.metadata["help"]
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=shown)
+        else:
+            parser.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__, help=shown)
+    settings = Settings(**vars(parser.parse_args(argv)))
+    for problem in setting_problems(settings):
+        parser.error(problem)
+    return settings
+
+
+def setting_problems(settings: Settings) -> Iterable[str]:
+    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "lora_r", "lora_alpha"):
+        if getattr(settings, name) < 1:
+            yield f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}"
+    for name in ("num_epochs", "learning_rate", "save_steps"):
+        if not getattr(settings, name) > 0:
+            yield f"--{name.replace('_', '-')} must be above 0, not {getattr(settings, name)}"
+    if not 0 <= settings.eval_split < 1:
+        yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
+    if bool(settings.prompt_column) != bool(settings.completion_column):
+        yield "--prompt-column and --completion-column go together"
+    if settings.output_repo and settings.output_repo.count("/") != 1:
+        yield f"--output-repo is OWNER/NAME, not {settings.output_repo!r}"
+
+
+class Stop(Exception):
+    """The run cannot go on, for a reason its user can mend: a code, what is wrong, and what to do about it."""
+
+    def __init__(self, code: str, message: str, fix: str):
+        super().__init__(message)
+        self.code, self.message, self.fix = code, message, fix
+
+
+TOKEN_PATTERN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+
+
+def emit(event: str, **values: Any) -> None:
+    """One line for status, logs and people. Tokens are cut out: a Hub error may quote one."""
+    line = json.dumps({"event": event, **values}, ensure_ascii=False, default=str)
+    print("EVENT " + TOKEN_PATTERN.sub("hf_***", line), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Rows: whatever a data set calls its columns becomes {"messages", "tools"?}, {"prompt", "completion"} or {"text"}.
+
+ROLES = {
+    "system": "system", "developer": "developer",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+PAIRS = (
+    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
+    ("input", "output"),
+)  # fmt: skip
+PREFERENCE = {"chosen", "rejected"}
+
+
+class Format(NamedTuple):
+    """How the rows of a data set are read: a name and, by role, the columns that are used."""
+
+    name: str
+    columns: dict[str, str]
+
+
+def detect_format(columns: Iterable[str], prompt_column: str = "", completion_column: str = "") -> Format:
+    """Find how to read a data set from its column names. Raises Stop where no reading is certain."""
+    columns = list(columns)
+    if prompt_column:
+        missing = [name for name in (prompt_column, completion_column) if name not in columns]
+        if missing:
+            raise Stop("unknown_column", f"The data set has no column {missing[0]!r}; it has: {', '.join(columns)}.",
+                       "Name columns that exist with --prompt-column and --completion-column.")  # fmt: skip
+        return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
+    tools = {"tools": "tools"} if "tools" in columns else {}
+    for name in ("messages", "conversations", "conversation"):
+        if name in columns:
+            return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
+    if "instruction" in columns and ("output" in columns or "response" in columns):
+        answer = "output" if "output" in columns else "response"
+        extra = {"input": "input"} if "input" in columns else {}
+        return Format("alpaca", {"instruction": "instruction", **extra, "output": answer})
+    for prompt, completion in PAIRS:
+        if prompt in columns and completion in columns:
+            return Format("prompt-completion", {"prompt": prompt, "completion": completion})
+    if "text" in columns:
+        return Format("text", {"text": "text"})
+    if PREFERENCE <= set(columns):
+        raise Stop("preference_data", "The rows hold preferences (chosen, rejected), not answers to imitate.",
+                   "Choose a data set with messages, or keep its `chosen` column as `messages`.")  # fmt: skip
+    raise Stop("unknown_columns", f"No known layout in the columns {', '.join(columns)}. Known: messages, conversations, "
+               "prompt + completion, instruction + output, text.",
+               "Name the two columns: --prompt-column COLUMN --completion-column COLUMN.")  # fmt: skip
+
+
+def without_nulls(value: Any) -> Any:
+    """Arrow fills each absent key with None, and chat templates take `defined` for `present`: drop them."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def plain_text(content: Any) -> str:
+    """The text of a message. Raises ValueError on pictures or sound, which this template cannot learn."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise ValueError(f"a message's content is {type(content).__name__}, not text")
+    if other := [part.get("type") for part in content if part.get("type") != "text"]:
+        raise ValueError(f"a message holds {other[0]}, and only text can be learned")
+    return "".join(part["text"] for part in content)
+
+
+def normalise_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    message = without_nulls(message)
+    role = str(message.pop("role", message.pop("from", ""))).lower()
+    if role not in ROLES:
+        raise ValueError(f"unknown role {role!r}")
+    content = plain_text(message.pop("content", message.pop("value", None)))
+    kept = {key: message[key] for key in ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
+            if message.get(key)}  # fmt: skip
+    return {"role": ROLES[role], "content": content, **kept}
+
+
+def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
+    """One row as {"messages": [...], "tools"?: [...]}, {"prompt": str, "completion": str} or {"text": str}.
+
+    Raises ValueError with the reason where the row does not have the shape its columns promise.
+    """
+    values = {role: row.get(column) for role, column in layout.columns.items()}
+    if layout.name == "text":
+        return {"text": plain_text(values["text"])}
+    if layout.name == "alpaca":
+        question = "\n\n".join(filter(None, (plain_text(values["instruction"]), plain_text(values.get("input")))))
+        return {"prompt": question, "completion": plain_text(values["output"])}
+    if layout.name == "prompt-completion":
+        prompt, completion = values["prompt"], values["completion"]
+        if isinstance(prompt, list) and isinstance(completion, list):
+            return {"messages": [normalise_message(message) for message in prompt + completion]}
+        return {"prompt": plain_text(prompt), "completion": plain_text(completion)}
+    turns = json.loads(values["messages"]) if isinstance(values["messages"], str) else values["messages"]
+    if not isinstance(turns, list) or not turns:
+        raise ValueError("the conversation is empty")
+    tools = values.get("tools")
+    tools = without_nulls(json.loads(tools) if isinstance(tools, str) and tools.strip() else tools)
+    return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Masks: a row becomes the text the model sees, and the stretches of it that the model learns to write.
+#
+# The stretches are found by rendering the conversation again with one assistant turn replaced by a marker. What
+# stands before and after the marker is the template's own text; what stands there in the real rendering is that
+# turn. So no family needs to be known by name, and text in a message that looks like a tag cannot be taken for one.
+
+MARKER = "qXz7assistantTurnqXz7"
+IGNORE = -100
+Span = tuple[int, int]
+
+
+class Example(NamedTuple):
+    """A row as the trainer sees it. labels has input_ids' length; -100 where nothing is learned."""
+
+    input_ids: list[int]
+    labels: list[int]
+    total_tokens: int  # before the cut at max_length
+    total_supervised: int
+
+
+class Renderer:
+    """A tokenizer's chat template, and what was learned about it by trying: built once for a data set."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        # Longest first, so that no token is taken for one that it begins with.
+        names = sorted({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}, key=len, reverse=True)
+        self.tokens = "|".join(map(re.escape, names)) or r"(?!)"
+        first = tokenizer("a").input_ids[:1]
+        self.bos = tokenizer.bos_token if tokenizer.bos_token and first == [tokenizer.bos_token_id] else ""
+        self.eos = tokenizer.eos_token or ""
+        self.header = self.find_header() if tokenizer.chat_template else ""
+        self.closing = self.find_closing() if tokenizer.chat_template else ""
+
+    def chat(self, messages: list[dict], tools: list | None = None, prompt: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+
+    def find_header(self) -> str:
+        """The text that opens an assistant turn, `<|im_start|>assistant\\n` say; "" where a template has none.
+
+        It is the part of the generation prompt that stands before an earlier answer too: some templates put an
+        empty think block after it for the last answer only.
+        """
+        question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": MARKER}
+        asked, bare = self.chat([question], prompt=True), self.chat([question])
+        generation_prompt = asked[len(os.path.commonprefix([asked, bare])) :]
+        before, _, _ = self.chat([question, answer, question, {"role": "assistant", "content": "b"}]).partition(MARKER)
+        for length in range(len(generation_prompt), 0, -1):
+            if generation_prompt[:length] in before:
+                return generation_prompt[:length]
+        return ""
+
+    def find_closing(self) -> str:
+        """The tokens that close the last answer, `<|im_end|>` say; "" where the template closes none."""
+        question, answer = {"role": "user", "content": "question"}, {"role": "assistant", "content": MARKER}
+        closing = re.match(rf"\s*(?:{self.tokens})+", self.chat([question, answer]).partition(MARKER)[2])
+        return closing.group() if closing else ""
+
+    def render(self, row: Mapping[str, Any]) -> tuple[str, list[Span]]:
+        """The text of a normalised row and the spans of it that are learned, as character offsets.
+
+        Raises ValueError where the template refuses the row or the spans cannot be told apart from it.
+        """
+        if "text" in row:
+            text = self.bos + row["text"] + self.eos
+            return text, [(len(self.bos), len(text))] if row["text"].strip() else []
+        if "prompt" in row and not self.tokenizer.chat_template:
+            head = self.bos + row["prompt"]
+            text = head + row["completion"] + self.eos
+            return text, [(len(head), len(text))] if row["completion"].strip() else []
+        return self.render_chat(as_messages(row), row.get("tools"))
+
+    def render_chat(self, messages: list[dict], tools: list | None) -> tuple[str, list[Span]]:
+        text = self.chat(messages, tools)
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        spans = []
+        for index in answers:
+            if not has_answer(messages[index]):
+                continue
+            span = self.span_by_marker(text, messages, tools, index) or self.span_by_prefix(text, messages, tools, index)
+            if span is None:
+                raise ValueError(f"the chat template does not show where message {index + 1} begins and ends")
+            spans.append(span)
+        if spans and answers[-1] == len(messages) - 1 and not self.closing:
+            # Without a token that ends the answer, the model would learn never to stop.
+            text = text[: spans[-1][1]].rstrip() + self.eos
+            spans[-1] = (spans[-1][0], len(text))
+        return text, spans
+
+    def span_by_marker(self, text: str, messages: list[dict], tools: list | None, index: int) -> Span | None:
+        replaced = [*messages[:index], {"role": "assistant", "content": MARKER}, *messages[index + 1 :]]
+        try:
+            before, found, after = self.chat(replaced, tools).partition(MARKER)
+        except Exception:  # a template raises whatever it likes, over a tool result without its call for one
+            return None
+        start = before.rfind(self.header) + len(self.header) if self.header else len(before)
+        end = len(text) - len(after)
+        if not found or self.header not in before or text[:start] != before[:start] or not text.endswith(after):
+            return None
+        return self.closed(text, start, end)
+
+    def span_by_prefix(self, text: str, messages: list[dict], tools: list | None, index: int) -> Span | None:
+        """For a turn that later turns refer to (a tool call): render what comes before it, then with it."""
+        try:
+            before, through = self.chat(messages[:index], tools, prompt=True), self.chat(messages[: index + 1], tools)
+        except Exception:
+            return None
+        shared = os.path.commonprefix([text, through]).rstrip()
+        if not text.startswith(before) or len(shared) <= len(before):
+            return None
+        return len(before), len(shared)
+
+    def closed(self, text: str, start: int, end: int) -> Span | None:
+        """The span with what closes its turn, since a model must learn to stop: as after the last answer, or one token."""
+        if self.closing and text.startswith(self.closing, end):
+            end += len(self.closing)
+        elif token := re.compile(rf"\s*(?:{self.tokens})").match(text, end):
+            end = token.end()
+        return (start, end) if start < end else None
+
+    def encode(self, row: Mapping[str, Any], max_length: int) -> Example:
+        """Token ids and labels of a normalised row, cut at max_length tokens."""
+        text, spans = self.render(row)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, labels = encoding["input_ids"], [IGNORE] * len(encoding["input_ids"])
+        remaining = iter(spans)
+        start, end = next(remaining, (len(text), len(text)))
+        for position, (left, right) in enumerate(encoding["offset_mapping"]):
+            while left >= end and end < len(text):
+                start, end = next(remaining, (len(text), len(text)))
+            # A token that straddles the start is the first one the model writes: " answer" after "[/INST]".
+            if left < end and right > start:
+                labels[position] = ids[position]
+        return Example(ids[:max_length], labels[:max_length], len(ids), sum(label != IGNORE for label in labels))
+
+
+def as_messages(row: Mapping[str, Any]) -> list[dict]:
+    if "messages" in row:
+        return row["messages"]
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+
+
+def has_answer(message: Mapping[str, Any]) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def segments(tokenizer: Any, example: Example) -> list[dict[str, Any]]:
+    """The row as [{"text", "learned"}], decoded from the very tokens and labels that are trained on."""
+    parts: list[dict[str, Any]] = []
+    start = 0
+    flags = [label != IGNORE for label in example.labels]
+    for position in range(1, len(flags) + 1):
+        if position == len(flags) or flags[position] != flags[start]:
+            text = tokenizer.decode(example.input_ids[start:position], skip_special_tokens=False)
+            parts.append({"text": text, "learned": flags[start]})
+            start = position
+    return parts
+
+
+def require_renderable(tokenizer: Any, layout: Format) -> None:
+    """Stop where a tokenizer cannot turn this format into text with known offsets."""
+    if not tokenizer.is_fast:
+        raise Stop("slow_tokenizer", "This model has no fast tokenizer, so its masks cannot be computed exactly.",
+                   "Choose a model whose repository holds a tokenizer.json.")  # fmt: skip
+    if not tokenizer.chat_template and layout.name in ("messages", "sharegpt"):
+        raise Stop("no_chat_template", "The data set holds conversations and the model's tokenizer has no chat template.",
+                   "Choose the instruct (or -it, -chat) version of this model, or rows of prompt + completion or text."
+                   )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# LoRA: which linear layers get an adapter, and what share of them that is.
+
+NOT_ADAPTED = re.compile(r"lm_head|embed|vision|visual|image|audio|multi_modal|(^|\.)(router|gate)$")
+Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
+
+
+def adaptable(linears: Shapes) -> dict[str, tuple[int, int]]:
+    """The decoder's linear layers: no embedding, head, router or encoder of pictures and sound."""
+    return {name: shape for name, shape in linears.items() if not NOT_ADAPTED.search(name)}
+
+
+def leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def lora_targets(linears: Shapes, asked: str = "auto") -> list[str]:
+    """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
+    present = sorted({leaf(name) for name in adaptable(linears)})
+    if asked == "auto":
+        return present
+    wanted = [name.strip() for name in asked.split(",") if name.strip()]
+    if unknown := [name for name in wanted if name not in present]:
+        raise Stop("unknown_target", f"The model has no linear layer named {', '.join(unknown)}.",
+                   f"Pass --target-modules {','.join(present)}, or leave it at auto.")  # fmt: skip
+    return wanted
+
+
+def target_pattern(targets: Iterable[str]) -> str:
+    """targets as one pattern over whole module names.
+
+    Unsloth narrows a list of names by its own idea of what attention and MLP are called, and loses LFM2's
+    convolutions that way; a pattern it passes to PEFT as it stands.
+    """
+    encoders = r"(?!.*(?:vision|visual|image|audio|multi_modal))"
+    return encoders + r"(?:.*\.)?(?:" + "|".join(map(re.escape, targets)) + ")"
+
+
+def lora_size(shapes: Iterable[tuple[int, int]], rank: int = 1) -> int:
+    """Trainable parameters of an adapter of this rank on linear layers of these shapes."""
+    return sum(rank * (out + into) for out, into in shapes)
+
+
+def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
+    """Share of the possible LoRA parameters (equal rank everywhere) that the adapted modules hold; 1.0 = whole."""
+    possible = adaptable(linears)
+    reached = [possible[name] for name in set(adapted) & possible.keys()]
+    return lora_size(reached) / max(lora_size(possible.values()), 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# From here on the heavy libraries are used, each imported in the function that needs it.
+
+FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
+    """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
+    if asked in available:
+        return asked
+    flag = "--dataset-" + kind
+    if asked:
+        raise Stop(f"unknown_{kind}", f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
+                   f"Pass {flag} {available[0]}.")  # fmt: skip
+    if preferred in available or len(available) == 1:
+        return preferred if preferred in available else available[0]
+    raise Stop(f"{kind}_needed", f"The data set has more than one {kind}: {', '.join(available)}.",
+               f"Pass one of them: {flag} {available[0]}.")  # fmt: skip
+
+
+def load_rows(settings: Settings, streaming: bool = False) -> Any:
+    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming). Raises Stop."""
+    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    revision = settings.dataset_revision or None
+    path = Path(settings.dataset).expanduser()
+    if path.is_file():
+        if path.suffix not in FILE_BUILDERS:
+            raise Stop("unknown_file", f"{path.name} is none of {', '.join(FILE_BUILDERS)}.", "Convert it to .jsonl.")
+        return load_dataset(FILE_BUILDERS[path.suffix], data_files=str(path), split="train", streaming=streaming)
+    if settings.dataset.startswith((".", "/", "~")) and not path.exists():
+        raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
+    try:
+        names = get_dataset_config_names(settings.dataset, revision=revision)
+        config = choose("config", settings.dataset_config, names, "default")
+        splits = get_dataset_split_names(settings.dataset, config, revision=revision)
+        split = choose("split", settings.dataset_split, splits, "train")
+        return load_dataset(settings.dataset, config, split=split, revision=revision, streaming=streaming)
+    except DatasetNotFoundError as error:
+        raise Stop("dataset_not_found", f"The data set {settings.dataset} cannot be read: {error}",
+                   "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`."
+                   ) from error  # fmt: skip
+
+
+def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) -> tuple[Any, dict[str, Any]]:
+    """rows as input_ids, labels and length; those that teach nothing are left out, and counted by reason."""
+
+    def encode(row: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            example = renderer.encode(normalise_row(row, layout), max_length)
+        except ValueError as error:
+            return {"input_ids": [], "labels": [], "length": 0, "cut": False, "dropped": str(error)}
+        supervised = sum(label != IGNORE for label in example.labels)
+        dropped = "" if supervised else "answer cut away" if example.total_supervised else "no answer"
+        return {"input_ids": example.input_ids, "labels": example.labels, "length": len(example.input_ids),
+                "cut": example.total_tokens > max_length, "dropped": dropped}  # fmt: skip
+
+    processes = min(os.cpu_count() or 1, 16) if len(rows) > 5000 else None
+    encoded = rows.map(encode, remove_columns=rows.column_names, num_proc=processes, desc="Rows to tokens")
+    reasons: dict[str, int] = {}
+    for reason in encoded["dropped"]:
+        if reason:
+            reasons[reason] = reasons.get(reason, 0) + 1
+    kept = encoded.filter(lambda reason: not reason, input_columns="dropped")
+    tokens = sum(kept["length"])
+    supervised = sum(sum(label != IGNORE for label in labels) for labels in kept["labels"])
+    summary = {
+        "rows": len(encoded), "rows_kept": len(kept), "rows_without_answer": len(encoded) - len(kept),
+        "dropped": reasons, "rows_cut": sum(encoded["cut"]), "tokens": tokens, "supervised_tokens": supervised,
+        "supervised_fraction": round(supervised / max(tokens, 1), 4),
+    }  # fmt: skip
+    if not supervised:
+        why = ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
+        raise Stop("nothing_supervised", f"Not one token of the data set would be learned: {why}.",
+                   "Look at the rows' answers, or pass a larger --max-seq-length.")  # fmt: skip
+    return kept.select_columns(["input_ids", "labels", "length"]), summary
+
+
+def split_rows(rows: Any, settings: Settings) -> tuple[Any, Any]:
+    """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
+    if settings.num_samples:
+        rows = rows.select(range(min(settings.num_samples, len(rows))))
+    held_out = min(round(len(rows) * settings.eval_split), len(rows) - 1)
+    if len(rows) == 0:
+        raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
+    if held_out < 1:
+        return rows, None
+    parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
+    return parts["train"], parts["test"].select(range(min(held_out, settings.max_eval_rows)))
+
+
+def open_repository(settings: Settings) -> Any:
+    """Create the output repository and make its first commit, so that a push that cannot work fails now, not at the end."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    if not settings.output_repo:
+        if os.environ.get("JOB_ID"):
+            raise Stop("no_output_repo", "A job's disk is gone when it ends, and no repository is named for the result.",
+                       "Pass --output-repo YOU/NAME.")  # fmt: skip
+        return None
+    try:
+        api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
+        card = f"---\nbase_model: {settings.base_model}\ntags: [unsloth, trl, sft]\n---\n\nTraining is under way.\n"
+        if not api.file_exists(settings.output_repo, "README.md"):
+            api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=settings.output_repo,
+                            commit_message="Training begins")  # fmt: skip
+        api.auth_check(settings.output_repo)
+    except HfHubHTTPError as error:
+        raise Stop("push_denied", f"{settings.output_repo} cannot be written to: {error}",
+                   "Use a token with write permission for this owner (https://huggingface.co/settings/tokens)."
+                   ) from error  # fmt: skip
+    return api
+
+
+def require_gpu_where_paid() -> None:
+    """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price."""
+    import torch
+
+    accelerator = os.environ.get("ACCELERATOR", "")
+    if accelerator and not accelerator.startswith("cpu") and not torch.cuda.is_available():
+        raise Stop("no_gpu", f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU.",
+                   "Submit it again; if it happens twice, choose another flavor.")  # fmt: skip
+
+
+def hardware() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"device": "cpu", "cpus": os.cpu_count()}
+    device = torch.cuda.get_device_properties(0)
+    return {"device": device.name, "gpus": torch.cuda.device_count(), "vram_gb": round(device.total_memory / 1e9, 1),
+            "cuda": torch.version.cuda}  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("unsloth", "torch", "transformers", "trl", "peft", "datasets")}
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    import torch
+
+    return {name: (module.out_features, module.in_features) for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)}  # fmt: skip
+
+
+def attach_adapter(model: Any, settings: Settings) -> Any:
+    """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
+    from unsloth import FastLanguageModel
+
+    linears = linear_shapes(model)
+    targets = lora_targets(linears, settings.target_modules)
+    asked = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
+    model = FastLanguageModel.get_peft_model(
+        model, r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=0, bias="none",
+        target_modules=target_pattern(targets), use_gradient_checkpointing="unsloth", random_state=settings.seed,
+    )  # fmt: skip
+    prefix = "base_model.model."
+    adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    share = coverage(asked, adapted)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    emit("coverage", coverage=round(share, 4), of_all_linear=round(coverage(linears, adapted), 4),
+         target_modules=targets, modules=len(adapted), trainable=trainable,
+         expected_trainable=lora_size(asked.values(), settings.lora_r))  # fmt: skip
+    if share < settings.min_coverage:
+        missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
+        raise Stop("low_coverage", f"The adapter reaches {share:.0%} of the modules asked for; without one: {missing}.",
+                   "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.")  # fmt: skip
+    return model
+
+
+def progress_callback(settings: Settings, api: Any) -> Any:
+    """A trainer callback that prints events and, with a repository, keeps the newest checkpoint off this machine."""
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.start, self.first_step = time.monotonic(), state.global_step
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "loss" not in (logs or {}):
+                return
+            elapsed, done = time.monotonic() - self.start, state.global_step - self.first_step
+            emit("progress", step=state.global_step, total_steps=state.max_steps, loss=round(float(logs["loss"]), 4),
+                 learning_rate=logs.get("learning_rate"), epoch=round(state.epoch or 0, 3), elapsed_s=round(elapsed, 1),
+                 eta_s=round(elapsed / max(done, 1) * (state.max_steps - state.global_step), 1))  # fmt: skip
+
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            emit("eval", step=state.global_step, eval_loss=round(float(metrics["eval_loss"]), 4))
+
+        def on_save(self, args, state, control, **kwargs):
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            pushed = push_folder(api, settings.output_repo, folder, f"Checkpoint at step {state.global_step}",
+                                 path_in_repo="last-checkpoint")  # fmt: skip
+            emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
+
+    return Progress()
+
+
+def push_folder(api: Any, repo: str, folder: Path, message: str, **options: Any) -> bool:
+    """Whether the folder reached the Hub. A failure is a warning: training, and what is on disk, goes on."""
+    if api is None:
+        return False
+    try:
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, **options)
+    except Exception as error:  # whatever went wrong with the network must not end a paid run
+        emit("warning", code="push_failed", message=f"{message}: {error}")
+        return False
+    return True
+
+
+def open_trackio(settings: Settings) -> str:
+    """Where the trainer reports to. A Space that cannot be opened costs the live curves, not the run."""
+    if not settings.trackio_space:
+        return "trackio"
+    import trackio
+
+    try:
+        trackio.init(project="unsloth-jobs", name=run_name(settings), space_id=settings.trackio_space, private=True,
+                     resume="allow")  # fmt: skip
+        trackio.finish()
+    except Exception as error:
+        emit("warning", code="trackio_unreachable", message=f"{type(error).__name__}: {error}")
+        return "none"
+    return "trackio"
+
+
+def run_name(settings: Settings) -> str:
+    return settings.run_name or "-".join(re.sub(r"[^\w.]+", "-", part.rstrip("/").split("/")[-1])
+                                         for part in (settings.base_model, settings.dataset))  # fmt: skip
+
+
+def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, settings: Settings, api: Any) -> Any:
+    import torch
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    on_gpu = torch.cuda.is_available()
+    bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    config = SFTConfig(
+        output_dir=str(Path(settings.save_local) / "checkpoints"),
+        num_train_epochs=settings.num_epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        warmup_steps=0.03,
+        optim="adamw_8bit" if on_gpu else "adamw_torch",
+        bf16=bf16,
+        fp16=on_gpu and not bf16,
+        # Rows of like length in one batch: on a GPU each new shape costs time, and padding is paid for.
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        pad_to_multiple_of=64 if on_gpu else 8,
+        # Evaluation is where runs die of memory, so one row at a time.
+        per_device_eval_batch_size=1,
+        eval_strategy="steps" if held_out else "no",
+        eval_steps=0.25,
+        save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
+        save_total_limit=2,
+        logging_steps=0.005,
+        logging_first_step=True,
+        disable_tqdm=True,
+        report_to=open_trackio(settings),
+        project="unsloth-jobs",
+        run_name=run_name(settings),
+        trackio_space_id=settings.trackio_space or None,
+        trackio_static_space_id=False,
+        hub_private_repo=True,
+        max_length=settings.max_seq_length,
+        # Rows arrive as tokens and labels: nothing after this point may change what is learned.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        seed=settings.seed,
+    )
+    trainer = SFTTrainer(model=model, processing_class=tokenizer, args=config, train_dataset=train,
+                         eval_dataset=held_out, callbacks=[progress_callback(settings, api)])  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # the events say it
+    return trainer
+
+
+def require_masked_batch(trainer: Any) -> None:
+    """Stop when the batch that the trainer really builds does not carry the labels that were computed."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    rows = trainer.train_dataset
+    learned = sum(sum(label != IGNORE for label in labels) for labels in rows["labels"])
+    in_batch = int((batch["labels"] != IGNORE).sum())
+    everything_is = learned == sum(rows["length"])
+    if in_batch == 0 or (not everything_is and in_batch == int(batch["attention_mask"].sum())):
+        raise Stop("masks_lost", f"The trainer's batch holds {in_batch} supervised tokens, not what was computed.",
+                   "Use the versions that this script pins: another trainer masks in another way.")  # fmt: skip
+
+
+def final_loss(trainer: Any) -> float:
+    """Loss on the held-out rows after the last step, measured now unless training ended on an evaluation."""
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate()["eval_loss"]
+
+
+def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict[str, str]:
+    """One held-out question answered by the base model and by the tuned one, greedily."""
+    import torch
+    from unsloth import FastLanguageModel
+
+    learned = [label != IGNORE for label in example["labels"]]
+    start = len(learned) - learned[::-1].index(True)  # of the last answer, going back from its end
+    while start and learned[start - 1]:
+        start -= 1
+    prompt = torch.tensor([example["input_ids"][:start]], device=model.device)
+    FastLanguageModel.for_inference(model)
+
+    def answer() -> str:
+        with torch.no_grad():
+            output = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64,
+                                    do_sample=False, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+        return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+
+    with model.disable_adapter():
+        base = answer()
+    return {"prompt": tokenizer.decode(prompt[0], skip_special_tokens=True).strip(), "base": base, "tuned": answer(),
+            "reference": tokenizer.decode(example["input_ids"][start:], skip_special_tokens=True).strip()}  # fmt: skip
+
+
+def model_card(settings: Settings, evidence: Mapping[str, Any]) -> str:
+    """README.md of the adapter: how it was made and what was measured, from the run's own figures."""
+    from huggingface_hub import ModelCardData
+
+    on_hub = not Path(settings.dataset).exists()
+    local_base = Path(settings.base_model).exists()
+    header = ModelCardData(
+        base_model=None if local_base else settings.base_model, library_name="peft", pipeline_tag="text-generation",
+        datasets=[settings.dataset] if on_hub else None, tags=["unsloth", "trl", "sft", "lora", "hf_jobs"],
+    )  # fmt: skip
+    name = (settings.output_repo or run_name(settings)).split("/")[-1]
+    rows = "\n".join(f"| {key} | {value} |" for key, value in evidence["figures"].items())
+    sample = evidence.get("sample")
+    quoted = "" if not sample else "\n## One held-out question\n\n" + "\n\n".join(
+        f"**{title}**\n\n" + "\n".join("> " + line for line in sample[key].splitlines() or [""])
+        for title, key in (("Question", "prompt"), ("Base", "base"), ("Tuned", "tuned"), ("Reference", "reference"))
+    ) + "\n"  # fmt: skip
+    source = "" if local_base else (
+        f"\n## Use\n\n```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
+        f'model = AutoPeftModelForCausalLM.from_pretrained("{settings.output_repo or settings.save_local}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{settings.output_repo or settings.save_local}")\n```\n'
+    )  # fmt: skip
+    base, data = settings.base_model, settings.dataset
+    return (
+        f"---\n{header.to_yaml()}\n---\n\n# {name}\n\nA LoRA adapter for `{Path(base).name if local_base else base}`, "
+        f"trained with Unsloth on `{data if on_hub else Path(data).name}`.\n\n| | |\n|---|---|\n{rows}\n{quoted}{source}"
+    )
+
+
+def push_results(api: Any, settings: Settings, folder: Path) -> None:
+    """The adapter on the Hub. Raises Stop when it does not get there; the files stay on this machine."""
+    if api is None:
+        return
+    pauses = (5, 20, 60)
+    for attempt, pause in enumerate((*pauses, 0)):
+        if push_folder(api, settings.output_repo, folder, "Adapter and card", ignore_patterns=["checkpoints/*"]):
+            emit("pushed", repo=settings.output_repo, url=f"{api.endpoint}/{settings.output_repo}")
+            return
+        if attempt < len(pauses):
+            time.sleep(pause)
+    raise Stop("push_failed", f"The adapter in {folder} did not reach {settings.output_repo}.",
+               f"The newest checkpoint is in {settings.output_repo}/last-checkpoint. From this machine: "
+               f"hf upload {settings.output_repo} {folder}")  # fmt: skip
+
+
+def push_merged(model: Any, tokenizer: Any, api: Any, settings: Settings) -> None:
+    """The base with the adapter folded in, in 16 bits, in a repository of its own: a second copy never replaces the first."""
+    folder = Path(settings.save_local) / "merged"
+    model.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")
+    if api is None:
+        return
+    repo = settings.output_repo + "-merged"
+    api.create_repo(repo, private=not settings.public, exist_ok=True)
+    if push_folder(api, repo, folder, "Merged 16-bit model"):
+        emit("pushed", repo=repo, url=f"{api.endpoint}/{repo}")
+
+
+def train(settings: Settings) -> None:
+    began = time.monotonic()
+
+    # ---- what can fail for free comes first: the repository, the rows, their columns
+    require_gpu_where_paid()
+    api = open_repository(settings)
+    rows = load_rows(settings)
+    layout = detect_format(rows.column_names, settings.prompt_column, settings.completion_column)
+    train_rows, eval_rows = split_rows(rows, settings)
+    unused = sorted(set(rows.column_names) - set(layout.columns.values()))
+    emit("data", rows=len(rows), train_rows=len(train_rows), eval_rows=len(eval_rows or ()), format=layout.name,
+         columns=layout.columns, unused_columns=unused, revision=settings.dataset_revision or None)  # fmt: skip
+
+    # ---- unsloth before transformers: it patches what is imported after it
+    from unsloth import FastLanguageModel
+    from transformers import AutoTokenizer
+
+    emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions())
+    tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    require_renderable(tokenizer, layout)
+    renderer = Renderer(tokenizer)
+    train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
+    eval_tokens = encode_rows(eval_rows, renderer, layout, settings.max_seq_length)[0] if eval_rows else None
+    first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
+    emit("masks", **masks, sample=segments(tokenizer, first))
+
+    # ---- the model, and how much of it the adapter reaches
+    model, _ = FastLanguageModel.from_pretrained(
+        settings.base_model, revision=settings.base_model_revision or None, max_seq_length=settings.max_seq_length,
+        load_in_4bit=not settings.load_in_16bit, load_in_16bit=settings.load_in_16bit,
+    )  # fmt: skip
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
+    model = attach_adapter(model, settings)
+
+    # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
+    trainer = build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, api)
+    require_masked_batch(trainer)
+    base_loss = trainer.evaluate()["eval_loss"] if eval_tokens else None
+    outcome = trainer.train()
+    tuned_loss = final_loss(trainer) if eval_tokens else None
+
+    # ---- the adapter is safe before anything that is merely nice to have
+    folder = Path(settings.save_local)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    push_results(api, settings, folder)
+    sample = compare_answers(model, tokenizer, eval_tokens[0]) if eval_tokens else None
+    if sample:
+        emit("sample", **sample)
+    figures = {
+        "Loss on held-out rows, base → tuned": f"{base_loss:.4f} → {tuned_loss:.4f}" if eval_tokens else "not measured",
+        "Training loss": f"{outcome.training_loss:.4f}",
+        "Steps": trainer.state.global_step,
+        "Rows": f"{masks['rows_kept']} trained on, {len(eval_tokens or ())} held out, {masks['rows_without_answer']} left out",
+        "Supervised share of the tokens": f"{masks['supervised_fraction']:.1%}",
+        "Data set revision": settings.dataset_revision or "main",
+        "LoRA": f"r {settings.lora_r}, alpha {settings.lora_alpha}",
+        "Duration": f"{(time.monotonic() - began) / 60:.1f} min",
+        "Hardware": hardware()["device"],
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+    }
+    (folder / "README.md").write_text(model_card(settings, {"figures": figures, "sample": sample}), encoding="utf-8")
+    push_results(api, settings, folder)
+    if settings.merge_model:
+        push_merged(model, tokenizer, api, settings)
+    emit("done", base_loss=base_loss, tuned_loss=tuned_loss, steps=trainer.state.global_step, path=str(folder.resolve()),
+         repo=settings.output_repo or None, duration_s=round(time.monotonic() - began, 1))  # fmt: skip
+
+
+def main() -> int:
+    settings = parse_args()
+    try:
+        train(settings)
+    except Stop as stop:
+        emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
+        return 1
+    except Exception as error:
+        emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log above has the traceback.")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
