@@ -1,0 +1,92 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "huggingface_hub==2.4.0", "transformers==5.23.0", "datasets==5.2.0", "jinja2==3.1.6",
+#     "typer==0.29.2", "rich==15.0.0",
+# ]
+# [tool.uv]
+# exclude-newer = "2026-11-20T00:00:00Z"
+# ///
+"""What will a run cost, and on which GPU? From its own tokens, the model's own shapes and today's prices."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from unsloth_jobs import cost, hardware, hub, memory, quiet, template
+from unsloth_jobs.errors import FAILED, UserError
+from unsloth_jobs.examine import examine
+from unsloth_jobs.output import EXTRA_ARGUMENTS, application, duration, ends_clearly, people, print_json, show_problem, table
+
+app = application("What will a run cost, and on which GPU?")
+
+
+@app.command(context_settings=EXTRA_ARGUMENTS, epilog="Exit codes: 0 estimated; 1 nothing fits, or not sound; 2 usage.")
+@ends_clearly
+def estimate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Hub id or local folder of the model")],
+    dataset: Annotated[str, typer.Argument(help="Hub id or local file of the data set")],
+    epochs: Annotated[float, typer.Option(help="passes over the rows (the template's --num-epochs)")] = 1.0,
+    flavor: Annotated[str, typer.Option(help="only this flavor")] = None,
+    script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
+    sample: Annotated[int, typer.Option(min=1, help="rows to count tokens in, from the first on")] = 500,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """What will a run cost, and on which GPU? From its own tokens, the model's own shapes and today's prices.
+
+    Any flag of the template can follow: --batch-size, --max-seq-length, --max-steps, --num-samples ...
+
+    Example: estimate.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k --epochs 1
+    """
+    quiet.libraries()
+    api, module = hub.connect(), template.load(script)
+    settings = template.settings(
+        module, [f"--base-model={model}", f"--dataset={dataset}", f"--num-epochs={epochs}", *context.args]
+    )
+    found = examine(api, module, settings, sample, needs_token=False)
+    if not found.ok:
+        problem = next(problem for problem in found.problems if problem.severity == "error")
+        raise UserError(problem.code, problem.message, problem.fix)
+    for problem in found.problems:
+        show_problem(problem)
+    flavors, source = hardware.current(api)
+    chosen = [hardware.find(flavors, flavor)] if flavor else flavors
+    rows = found.sample.rows if found.sample.rows is not None else settings.num_samples
+    if not rows and not settings.max_steps:
+        raise UserError("rows_unknown", "The data set does not say how many rows it has, so its cost has no bound.",
+                        "Pass --num-samples N or --max-steps N.")  # fmt: skip
+    per_row = found.sample.tokens_per_row(settings.max_seq_length)
+    size = cost.work(rows or settings.max_steps * settings.batch_size * settings.gradient_accumulation, per_row, settings)
+    ranked = cost.candidates(chosen, found.model, memory.needed_gb(found.model, module, settings), size, per_row)
+    best = cost.recommend(ranked, flavors)
+    if json:
+        print_json({"price_source": source, "flavors": [asdict(one) for one in ranked],
+                    "recommended": best and asdict(best), "tokens": round(size.tokens), "ok": best is not None})  # fmt: skip
+    else:
+        show(ranked, best, source, size)
+    if best is None:
+        raise UserError("nothing_fits", "The run fits on no flavor.",
+                        "Lower --batch-size or --max-seq-length, or choose a smaller model.", FAILED)  # fmt: skip
+
+
+def show(ranked: list[cost.Candidate], best: cost.Recommended | None, source: str, size: cost.Work) -> None:
+    rows = table("", "flavor", "needs GB", "has GB", "hours h", "run $", "")
+    for one in ranked:
+        mark = "[green]→[/]" if best and one.flavor == best.flavor else ""
+        figures = (f"{one.hours_low:.1f}–{one.hours_high:.1f}", f"{one.usd_low:.2f}–{one.usd_high:.2f}") if one.fits else ("", "")
+        rows.add_row(mark, one.flavor, f"{one.needed_gb:.1f}", f"{one.vram_gb:.0f}", *figures, escape(one.reason),
+                     style=None if one.fits else "dim")  # fmt: skip
+    people.print(rows)
+    people.print(f"\n{size.tokens:,.0f} tokens to train on. Prices: {source}", markup=False)
+    if best:
+        people.print(f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
+                     f"(ends after {duration(best.timeout_s)} at the latest)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,174 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["huggingface_hub==2.4.0", "typer==0.29.2", "rich==15.0.0", "psutil==7.2.2"]
+# [tool.uv]
+# exclude-newer = "2026-11-20T00:00:00Z"
+# ///
+"""How a job is doing: stage, progress, loss, time left, money spent, what went wrong, what to do next."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from unsloth_jobs import places, records
+from unsloth_jobs.diagnosis import Diagnosis, diagnose
+from unsloth_jobs.errors import FAILED, USAGE, UserError
+from unsloth_jobs.events import Summary, summarise
+from unsloth_jobs.jobs import Job
+from unsloth_jobs.output import application, diagnostics, duration, ends_clearly, people, print_json, table
+from unsloth_jobs.plan import Plan
+
+app = application("How a job is doing.")
+LOG_TAIL = 400  # lines read for progress: enough to hold the newest event of each kind
+WATCH_EVERY_S = {"hf": 10.0, "local": 1.0}
+
+
+@dataclass(frozen=True)
+class Status:
+    job: Job
+    summary: Summary
+    plan: Plan | None
+    diagnosis: Diagnosis | None
+
+    @property
+    def spent_usd(self) -> float | None:
+        """What the job's time has cost at the price of its submission; None for a job submitted elsewhere."""
+        return round(self.job.elapsed_s / 60 * self.plan.usd_per_minute, 4) if self.plan else None
+
+    @property
+    def next(self) -> str:
+        if self.diagnosis:
+            return self.diagnosis.fix
+        if self.job.stage == "COMPLETED":
+            done = self.summary.event("done")
+            where = done.get("repo") or done.get("path")
+            return f"The tuned model: {where}" if where else "The script ended without an error: look at its log."
+        if self.job.stage == "CANCELED":
+            return "It was cancelled. The newest checkpoint, if it was pushed, is in OUTPUT_REPO/last-checkpoint."
+        if self.job.stage == "SCHEDULING":
+            return "It waits for a machine, which is not billed. Look again in a minute."
+        return f"It is running. Look again in {duration(min(self.summary.eta_s or 60, 1800))}."
+
+
+def look(job_id: str, namespace: str | None) -> Status:
+    place = places.of(job_id, namespace)
+    job = place.inspect(job_id)
+    lines = place.logs(job_id, tail=LOG_TAIL) if job.stage != "SCHEDULING" else ()
+    summary = summarise(lines)
+    return Status(job, summary, records.run_plan(job_id), diagnose(job, summary))
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    job = status.job
+    return {
+        "job_id": job.job_id, "stage": job.stage, "progress": asdict(status.summary.progress),
+        "elapsed_s": round(job.elapsed_s, 1), "eta_s": None if job.ended else status.summary.eta_s,
+        "spent_usd": status.spent_usd, "max_usd": status.plan.max_usd if status.plan else None, "url": job.url,
+        "message": job.message, "diagnosis": asdict(status.diagnosis) if status.diagnosis else None,
+        "result": status.summary.event("done") or None, "next": status.next,
+    }  # fmt: skip
+
+
+def as_table(status: Status) -> Table:
+    job, progress = status.job, status.summary.progress
+    colour = {"COMPLETED": "green", "RUNNING": "cyan", "ERROR": "red", "DELETED": "red"}.get(job.stage, "yellow")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("job", escape(job.job_id))
+    grid.add_row("stage", f"[{colour}]{job.stage}[/]" + (f"  {escape(job.message)}" if job.message else ""))
+    if progress.step is not None and progress.total_steps:
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(progress.total_steps, progress.step, width=30), f"{progress.step}/{progress.total_steps}")
+        grid.add_row("step", bar)
+    losses = {"training": progress.loss, "held-out": progress.eval_loss}
+    if any(loss is not None for loss in losses.values()):
+        grid.add_row("loss", "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None))
+    left = "" if job.ended else f", {duration(status.summary.eta_s)} left"
+    grid.add_row("time", duration(job.elapsed_s) + left)
+    if status.plan:
+        grid.add_row("spent", f"${status.spent_usd:.2f} of at most ${status.plan.max_usd:.2f}")
+    if status.diagnosis:
+        grid.add_row("cause", f"[bold]{status.diagnosis.code}[/]: {escape(status.diagnosis.message)}")
+    grid.add_row("next", escape(status.next))
+    return grid
+
+
+def watch(job_id: str, namespace: str | None) -> Status:
+    """Show a job until it ends, on a terminal as one live table, elsewhere as a line for each new step."""
+    pause = WATCH_EVERY_S["local" if job_id.startswith("local-") else "hf"]
+    status, said = look(job_id, namespace), ""
+    with Live(as_table(status), console=people, auto_refresh=False, transient=True) as live:
+        while not status.job.ended:
+            line = line_of(status)
+            if people.is_terminal:
+                live.update(as_table(status), refresh=True)
+            elif line != said:
+                diagnostics.print(line, markup=False)
+                said = line
+            time.sleep(pause)
+            status = look(job_id, namespace)
+    return status
+
+
+def line_of(status: Status) -> str:
+    progress = status.summary.progress
+    if progress.step is None:
+        return status.job.stage
+    return f"{status.job.stage} step {progress.step}/{progress.total_steps} loss {progress.loss} eta {duration(status.summary.eta_s)}"
+
+
+def show_all(namespace: str | None, json: bool) -> None:
+    statuses = []
+    for job_id in records.job_ids():
+        try:
+            statuses.append(look(job_id, namespace))
+        except UserError as error:
+            diagnostics.print(f"{job_id}: {error.problem.message}", markup=False)
+    if json:
+        print_json({"jobs": [as_json(status) for status in statuses]})
+        return
+    rows = table("job", "stage", "step", "loss", "time", "spent $", "model")
+    for status in statuses:
+        progress = status.summary.progress
+        rows.add_row(
+            status.job.job_id, status.job.stage, f"{progress.step or 0}/{progress.total_steps or '?'}",
+            f"{progress.loss:.4f}" if progress.loss is not None else "–", duration(status.job.elapsed_s),
+            f"{status.spent_usd or 0:.2f}", escape((status.plan.model_url if status.plan else None) or "–"),
+        )  # fmt: skip
+    people.print(rows if statuses else "No job was submitted from this machine yet.")
+
+
+@app.command(epilog="Exit codes: 0 fine; 1 the job failed; 2 usage; 4 the Hub cannot be reached or says no.")
+@ends_clearly
+def status(
+    job: Annotated[str, typer.Argument(help="the id that submit.py printed")] = None,
+    all: Annotated[bool, typer.Option("--all", help="every job submitted from this machine")] = False,
+    watch_: Annotated[bool, typer.Option("--watch", help="go on until the job ends")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="end the job; what it pushed stays")] = False,
+    namespace: Annotated[str, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """How a job is doing: stage, progress, loss, time left, money spent, what went wrong, what to do next.
+
+    Example: status.py 6871f2a0b0c4d5e6f7a8b9c0 --watch
+    """
+    if all:
+        return show_all(namespace, json)
+    if job is None:
+        raise UserError("no_job", "No job was named.", "Pass a job id, or --all.", USAGE)
+    if cancel:
+        places.of(job, namespace).cancel(job)
+    found = watch(job, namespace) if watch_ else look(job, namespace)
+    print_json(as_json(found)) if json else people.print(as_table(found))
+    if found.job.stage in ("ERROR", "DELETED"):
+        raise typer.Exit(FAILED)
+
+
+if __name__ == "__main__":
+    app()

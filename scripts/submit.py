@@ -1,0 +1,122 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["huggingface_hub==2.4.0", "typer==0.29.2", "rich==15.0.0", "psutil==7.2.2"]
+# [tool.uv]
+# exclude-newer = "2026-11-20T00:00:00Z"
+# ///
+"""Show the plan of a run and, once it is approved, start it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from unsloth_jobs import hub, plan, records
+from unsloth_jobs.errors import APPROVAL, USAGE, UserError
+from unsloth_jobs.hf_jobs import HFJobs
+from unsloth_jobs.jobs import Job, Place
+from unsloth_jobs.local_jobs import LocalJobs
+from unsloth_jobs.output import application, duration, ends_clearly, people, print_json
+
+app = application("Show the plan of a run and, once it is approved, start it.")
+
+
+@app.command(epilog="Exit codes: 0 started; 2 usage; 3 not approved (the plan is printed); 4 the Hub says no.")
+@ends_clearly
+def submit(
+    script: Annotated[Path, typer.Argument(help="the training script: templates/sft.py or your copy of it")],
+    arguments: Annotated[list[str], typer.Argument(help="after --: the script's own arguments")] = None,
+    where: Annotated[str, typer.Option(help="hf: Hugging Face Jobs; local: a background process here")] = "hf",
+    flavor: Annotated[str, typer.Option(help="machine to rent; estimate.py recommends one")] = plan.DEFAULT_FLAVOR,
+    timeout: Annotated[str, typer.Option(help="end the job after 30m, 4h, 1d")] = plan.DEFAULT_TIMEOUT,
+    max_usd: Annotated[float, typer.Option(help="refuse a plan that can cost more")] = None,
+    namespace: Annotated[str, typer.Option(help="user or organisation that pays and owns the model")] = None,
+    approve: Annotated[str, typer.Option(metavar="PLAN_ID", help="start exactly the plan that has this id")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="start without asking; on hf it needs --max-usd")] = False,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Show the plan of a run and, once it is approved, start it.
+
+    Without approval nothing is started: the plan and its id are printed and the exit code is 3. A person at a
+    terminal is asked; an assistant shows the plan to its user and repeats the command with --approve PLAN_ID.
+
+    Example: submit.py templates/sft.py --flavor l4x1 --timeout 4h -- --dataset mlabonne/FineTome-100k
+    """
+    if where not in ("hf", "local"):
+        raise UserError("bad_place", f"--where is hf or local, not {where}.", "Pass --where hf or --where local.", USAGE)
+    if yes and where == "hf" and max_usd is None:
+        raise UserError("no_ceiling", "--yes starts a paid job without asking.", "Add --max-usd N.", USAGE)
+    api = hub.connect()
+    made = plan.make(api, script, list(arguments or []), where, flavor, timeout, namespace)
+    plan.require_budget(made, max_usd)
+    if approve:
+        plan.require_approval(made, approve, records.recall_plan(approve))
+    records.remember_plan(made)
+    if not json and not approve:
+        show(made)
+    if not (approve or yes or asked(json)):
+        if json:
+            print_json({"plan_id": made.plan_id, "plan": asdict(made), "approved": False})
+        else:
+            people.print(f"\nNot started. To start exactly this, add: [bold]--approve {made.plan_id}[/]")
+        raise typer.Exit(APPROVAL)
+    report(made, *start(HFJobs(api, made.namespace) if where == "hf" else LocalJobs(), made), json)
+
+
+def asked(json: bool) -> bool:
+    """Whether a person at a terminal said yes."""
+    return not json and sys.stdin.isatty() and typer.confirm("\nStart it?", default=False)
+
+
+def start(place: Place, made: plan.Plan) -> tuple[Job, bool]:
+    """The job of this plan, and whether it was there already: an approved plan is paid for once."""
+    if job := place.find(made):
+        return job, True
+    job = place.submit(made)
+    records.remember_run(job.job_id, made, time.time())
+    return job, False
+
+
+def show(made: plan.Plan) -> None:
+    lines = {
+        "script": made.script,
+        "arguments": " ".join(made.arguments),
+        "model": f"{made.model} @ {made.model_revision or 'as it is'}",
+        "data set": f"{made.dataset} @ {made.dataset_revision or 'as it is'}",
+        "result": made.model_url or "what the script saves",
+        "dashboard": made.dashboard_url or "trackio show --project unsloth-jobs",
+        "runs on": made.flavor if made.where == "hf" else "this machine",
+        "paid by": made.namespace or "nobody",
+        "timeout": duration(made.timeout_s),
+        "price": f"${made.usd_per_minute * 60:.2f} an hour",
+        "costs at most": f"${made.max_usd:.2f}",
+        "secrets": ", ".join(made.secrets) or "none",
+    }
+    people.print(f"[bold]Plan {made.plan_id}[/]")
+    for name, value in lines.items():
+        people.print(f"  {name:14} {escape(value)}", soft_wrap=True)
+
+
+def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
+    values = {
+        "job_id": job.job_id, "url": job.url, "flavor": made.flavor, "timeout_s": made.timeout_s,
+        "max_usd": made.max_usd, "model_url": made.model_url, "dashboard_url": made.dashboard_url, "approved": True,
+        "plan_id": made.plan_id, "existed": existed, "stage": job.stage,
+    }  # fmt: skip
+    if json:
+        print_json(values)
+        return
+    people.print(f"\n[green]{'Already there' if existed else 'Started'}[/]: {job.job_id}")
+    for name, value in (("job", job.url), ("model", made.model_url), ("dashboard", made.dashboard_url)):
+        if value:
+            people.print(f"  {name:10} {escape(value)}", soft_wrap=True)
+    people.print(f"\nHow it goes: uv run {Path(__file__).with_name('status.py')} {job.job_id}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

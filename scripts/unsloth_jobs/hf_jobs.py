@@ -1,0 +1,65 @@
+"""Jobs on Hugging Face's machines, through huggingface_hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from huggingface_hub import HfApi, get_token
+
+from .errors import HUB, UserError
+from .hub import LOGIN, asking, redact
+from .jobs import Job
+from .plan import Plan
+
+PLAN_LABEL = "unsloth-jobs-plan"
+
+
+class HFJobs:
+    """Jobs of one namespace. None: the namespace of the token's owner, which the client looks up at each call."""
+
+    def __init__(self, api: HfApi, namespace: str | None = None):
+        self.api, self.namespace = api, namespace
+
+    def submit(self, plan: Plan) -> Job:
+        token = get_token()
+        if token is None:
+            raise UserError("no_token", "No Hugging Face token was found.", LOGIN + ".", HUB)
+        # Unsloth trains on the CPU when it sees no GPU: on a machine paid for its GPU it must fail instead.
+        env = {} if plan.flavor.startswith("cpu") else {"UNSLOTH_DISABLE_CPU_FALLBACK": "1"}
+        try:
+            with asking(f"the job for {plan.namespace}"):
+                info = self.api.run_uv_job(
+                    plan.script, script_args=list(plan.arguments), flavor=plan.flavor, timeout=plan.timeout_s,
+                    secrets={"HF_TOKEN": token}, env=env, labels={PLAN_LABEL: plan.plan_id}, namespace=plan.namespace,
+                )  # fmt: skip
+        except (OSError, ValueError) as error:  # what the upload of the script raises
+            raise UserError("upload_failed", f"The script could not be uploaded: {redact(str(error))}",
+                            "Look at `status.py --all` before trying again: the job may exist.", HUB) from error  # fmt: skip
+        return as_job(info)
+
+    def inspect(self, job_id: str) -> Job:
+        with asking(f"job {job_id}"):
+            return as_job(self.api.inspect_job(job_id=job_id, namespace=self.namespace))
+
+    def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+        with asking(f"job {job_id}"):
+            for line in self.api.fetch_job_logs(job_id=job_id, namespace=self.namespace, follow=follow, tail=tail):
+                yield from line.splitlines()
+
+    def cancel(self, job_id: str) -> None:
+        with asking(f"job {job_id}"):
+            self.api.cancel_job(job_id=job_id, namespace=self.namespace)
+
+    def find(self, plan: Plan) -> Job | None:
+        with asking(f"the jobs of {plan.namespace}"):
+            found = self.api.list_jobs(labels={PLAN_LABEL: plan.plan_id}, namespace=plan.namespace)
+            jobs = [as_job(info) for info in found]
+        return next((job for job in jobs if job.stage in ("SCHEDULING", "RUNNING", "COMPLETED")), None)
+
+
+def as_job(info) -> Job:
+    return Job(
+        job_id=info.id, stage=str(info.status.stage), message=info.status.message, url=info.url,
+        flavor=str(info.flavor), created=info.created_at, started=info.started_at, finished=info.finished_at,
+        plan_id=(info.labels or {}).get(PLAN_LABEL),
+    )  # fmt: skip

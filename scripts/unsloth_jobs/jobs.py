@@ -1,0 +1,53 @@
+"""A job, wherever it runs: its state, and the place that can be asked about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Protocol
+
+from .plan import Plan
+
+TERMINAL = {"COMPLETED", "ERROR", "CANCELED", "DELETED"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's state in the Hub's words: stage is SCHEDULING, RUNNING, COMPLETED, ERROR, CANCELED or DELETED."""
+
+    job_id: str
+    stage: str
+    message: str | None
+    url: str
+    flavor: str
+    created: datetime | None
+    started: datetime | None
+    finished: datetime | None
+    plan_id: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.stage in TERMINAL
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the job was started (0 while it waits for a machine)."""
+        if self.started is None:
+            return 0.0
+        return max(((self.finished or datetime.now(timezone.utc)) - self.started).total_seconds(), 0.0)
+
+
+class Place(Protocol):
+    """Where jobs run. Each method raises UserError where the place says no or does not answer."""
+
+    def submit(self, plan: Plan) -> Job: ...
+
+    def inspect(self, job_id: str) -> Job: ...
+
+    def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]: ...
+
+    def cancel(self, job_id: str) -> None: ...
+
+    def find(self, plan: Plan) -> Job | None:
+        """A job of this very plan that is waiting, running or done: submitting it again would pay twice."""

@@ -1,0 +1,108 @@
+"""Jobs on this machine: a process that outlives the command that started it, with a folder of its own.
+
+The folder holds job.json (what to run), state.json (stage and process) and log.txt.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import psutil
+
+from . import records
+from .errors import USAGE, UserError
+from .jobs import Job
+from .plan import Plan
+
+PREFIX = "local-"
+POLL_S = 0.5
+
+
+class LocalJobs:
+    def submit(self, plan: Plan) -> Job:
+        uv = os.environ.get("UV") or shutil.which("uv")
+        if uv is None:
+            raise UserError("no_uv", "uv is not installed, and jobs run through it.", "pip install uv", USAGE)
+        job_id = f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        folder = records.folder("jobs") / job_id
+        folder.mkdir(mode=0o700)
+        command = [uv, "run", "--script", plan.script, *plan.arguments]
+        records.write(folder / "job.json", {"command": command, "cwd": os.getcwd(), "timeout_s": plan.timeout_s,
+                                            "plan_id": plan.plan_id})  # fmt: skip
+        records.write(folder / "state.json", {"stage": "SCHEDULING", "created": time.time()})
+        # The environment is handed on and never written down: it may hold a token.
+        package = str(Path(__file__).resolve().parents[1])
+        with (folder / "runner.txt").open("wb") as errors:
+            subprocess.Popen([sys.executable, "-m", "unsloth_jobs.local_runner", str(folder)], stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | {"PYTHONPATH": package},
+                             **detached())  # fmt: skip
+        return self.inspect(job_id)
+
+    def inspect(self, job_id: str) -> Job:
+        folder = self.folder(job_id)
+        state, job = records.read(folder / "state.json"), records.read(folder / "job.json") or {}
+        if state is None:
+            raise UserError("broken_job", f"The folder of {job_id} has no readable state.", f"Look into {folder}.")
+        stage, message = state["stage"], state.get("message")
+        if stage == "SCHEDULING" and (said := (folder / "runner.txt").read_text(errors="replace").strip()):
+            stage, message = "ERROR", f"The job could not be started: {said.splitlines()[-1]}"
+        if stage == "RUNNING" and not alive(state):
+            stage, message = "ERROR", "The process is gone without an exit status: killed, or the machine restarted."
+        return Job(job_id, stage, message, str(folder), "local", moment(state.get("created")),
+                   moment(state.get("started")), moment(state.get("finished")), job.get("plan_id"))  # fmt: skip
+
+    def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]:
+        path = self.folder(job_id) / "log.txt"
+        path.touch()
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            lines = (line.rstrip("\n") for line in file)
+            yield from deque(lines, maxlen=tail) if tail is not None else lines
+            while follow:
+                ended = self.inspect(job_id).ended  # asked before reading, so that the last lines are not missed
+                yield from (line.rstrip("\n") for line in file)
+                if ended:
+                    return
+                time.sleep(POLL_S)
+
+    def cancel(self, job_id: str) -> None:
+        state = records.read(self.folder(job_id) / "state.json") or {}
+        if alive(state):
+            psutil.Process(state["pid"]).terminate()
+
+    def find(self, plan: Plan) -> Job | None:
+        jobs = [self.inspect(path.name) for path in sorted(records.folder("jobs").glob(PREFIX + "*"), reverse=True)]
+        live = ("SCHEDULING", "RUNNING")  # one that is done may be wanted again: it costs nothing
+        return next((job for job in jobs if job.plan_id == plan.plan_id and job.stage in live), None)
+
+    def folder(self, job_id: str) -> Path:
+        path = records.folder("jobs") / Path(job_id).name
+        if not path.is_dir():
+            raise UserError("unknown_job", f"There is no job {job_id} on this machine.", "See: status.py --all")
+        return path
+
+
+def alive(state: dict) -> bool:
+    """Whether the job's own process is there: after a restart another may have its number."""
+    try:
+        return abs(psutil.Process(state["pid"]).create_time() - state["process_created"]) < 2
+    except (psutil.NoSuchProcess, KeyError):
+        return False
+
+
+def detached() -> dict:
+    if os.name == "nt":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
+    return {"start_new_session": True}
+
+
+def moment(timestamp: float | None) -> datetime | None:
+    return datetime.fromtimestamp(timestamp, timezone.utc) if timestamp else None

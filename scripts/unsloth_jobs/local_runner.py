@@ -1,0 +1,79 @@
+"""The process behind a local job: runs its command, writes its log without secrets, ends it at its timeout.
+
+Started by local_jobs with the job's folder as its only argument; not meant to be run by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from unsloth_jobs.records import read, write
+
+SECRET = re.compile(rb"hf_[A-Za-z0-9]{8,}")
+GRACE_S = 20  # between asking a job to end and ending it
+# Of the environment that started the job, these would mislead it: triton takes CC for its compiler.
+NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
+
+
+def run(folder: Path) -> None:
+    job, state = read(folder / "job.json"), read(folder / "state.json")
+    env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    env["PYTHONUNBUFFERED"] = "1"
+    me = psutil.Process()
+    state |= {"stage": "RUNNING", "pid": me.pid, "process_created": me.create_time(), "started": time.time()}
+    reasons: list[str] = []
+    with open(folder / "log.txt", "ab", buffering=0) as log:
+        child = subprocess.Popen(job["command"], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        write(folder / "state.json", state)
+        signal.signal(signal.SIGTERM, lambda *_: end(child, reasons, "CANCELED"))
+        timer = threading.Timer(job["timeout_s"], end, (child, reasons, "TIMEOUT"))
+        timer.daemon = True
+        timer.start()
+        copy_log(child, log)
+        code = child.wait()
+        timer.cancel()
+    stage, message = outcome(code, reasons)
+    write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
+
+
+def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
+    if reasons:
+        return ("CANCELED", "Canceled") if reasons[0] == "CANCELED" else ("ERROR", "Job timeout")
+    return ("COMPLETED", None) if code == 0 else ("ERROR", f"Job failed with exit code: {code}")
+
+
+def copy_log(child: subprocess.Popen, log) -> None:
+    token = os.environ.get("HF_TOKEN", "").encode()
+    for line in child.stdout:
+        line = SECRET.sub(b"hf_***", line)
+        log.write(line.replace(token, b"***") if token else line)
+
+
+def end(child: subprocess.Popen, reasons: list[str], reason: str) -> None:
+    """Ask the command and all it started to end; insist after GRACE_S."""
+    reasons.append(reason)
+    processes = psutil.Process(child.pid).children(recursive=True) + [psutil.Process(child.pid)]
+    for process in processes:
+        terminate(process, "terminate")
+    threading.Timer(GRACE_S, lambda: [terminate(process, "kill") for process in processes]).start()
+
+
+def terminate(process: psutil.Process, how: str) -> None:
+    try:
+        getattr(process, how)()
+    except psutil.NoSuchProcess:
+        pass  # it ended first, which is what was wanted
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

@@ -1,0 +1,74 @@
+"""What a command prints: tables and sentences for people on a terminal, one JSON object for programs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .errors import Problem, UserError
+
+people = Console(highlight=False)
+diagnostics = Console(stderr=True, highlight=False)
+EXTRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def application(help: str) -> typer.Typer:
+    return typer.Typer(help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data, ensure_ascii=False, default=str), flush=True)
+
+
+def show_problem(problem: Problem) -> None:
+    colour = "red" if problem.severity == "error" else "yellow"
+    diagnostics.print(f"[{colour}]{problem.severity}[/] [bold]{problem.code}[/]: {escape(problem.message)}")
+    diagnostics.print(f"  → {escape(problem.fix)}")
+
+
+def ends_clearly(command: Callable) -> Callable:
+    """A command whose UserError becomes a problem on stderr, an object with `ok: false` under --json, an exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            if kwargs.get("json"):
+                print_json({"ok": False, "problems": [asdict(error.problem)]})
+            show_problem(error.problem)
+            raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError:  # the reader of our output has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    made = Table(title=title, box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for column in columns:
+        made.add_column(column, justify="right" if column.endswith(("GB", "h", "$")) else "left")
+    return made
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

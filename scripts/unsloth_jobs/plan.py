@@ -1,0 +1,165 @@
+"""What will be run, where, and at most for how much: fixed before anyone is asked to approve it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from . import hardware, hub, template
+from .errors import APPROVAL, HUB, USAGE, UserError
+
+DEFAULT_FLAVOR, DEFAULT_TIMEOUT = "l4x1", "4h"
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, whole. usd_per_minute: the price when the plan was made; max_usd: what the timeout costs if used up."""
+
+    where: str
+    script: str
+    script_sha256: str
+    arguments: tuple[str, ...]
+    flavor: str
+    timeout_s: int
+    usd_per_minute: float
+    max_usd: float
+    namespace: str | None
+    secrets: tuple[str, ...]
+    model: str | None
+    model_revision: str | None
+    dataset: str | None
+    dataset_revision: str | None
+    output_repo: str | None
+    output_dir: str | None
+    trackio_space: str | None
+
+    @property
+    def plan_id(self) -> str:
+        """A hash over all of the above: whatever changes, the approval no longer fits."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def dashboard_url(self) -> str | None:
+        return f"{hub.endpoint()}/spaces/{self.trackio_space}" if self.trackio_space else None
+
+    @property
+    def model_url(self) -> str | None:
+        return f"{hub.endpoint()}/{self.output_repo}" if self.output_repo else self.output_dir
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        return cls(**{**data, "arguments": tuple(data["arguments"]), "secrets": tuple(data["secrets"])})
+
+
+def seconds(text: str) -> int:
+    """A duration as `hf jobs` writes it: 90, 90s, 30m, 4h, 1d. Raises UserError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    value = float(match.group(1)) * UNITS[match.group(2) or "s"] if match else 0
+    if value < 1:
+        raise UserError("bad_timeout", f"{text!r} is no duration.", "Write it as 30m, 4h or 1d.", USAGE)
+    return round(value)
+
+
+def takes_settings(script: Path) -> bool:
+    """Whether a script has a parse_args of its own, as the templates do; any other is run as it is."""
+    try:
+        tree = ast.parse(script.read_text("utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise UserError("no_script", f"{script} cannot be read: {error}", "Pass the path of a Python script.", USAGE
+                        ) from error  # fmt: skip
+    return any(isinstance(node, ast.FunctionDef) and node.name == "parse_args" for node in tree.body)
+
+
+def make(
+    api: HfApi, script: Path, arguments: list[str], where: str, flavor: str, timeout: str, namespace: str | None
+) -> Plan:
+    """Look up all that a plan fixes: identity, price, revisions, repository. Raises UserError."""
+    module = template.load(script) if takes_settings(script) else None
+    settings = template.settings(module, arguments) if module else None
+    if where == "local":
+        machine, owner = hardware.LOCAL, None
+    else:
+        owner = writable_namespace(hub.whoami(api), namespace)
+        machine = hardware.find(hardware.live(api)[0], flavor)
+    if settings:
+        arguments = arguments + pinned(api, module, settings, arguments, owner)
+        settings = template.settings(module, arguments)
+    limit = seconds(timeout)
+    value = lambda name: getattr(settings, name, None) or None  # noqa: E731
+    dataset, revision = value("dataset"), value("dataset_revision")
+    if dataset and Path(dataset).is_file():
+        revision = "sha256:" + hashlib.sha256(Path(dataset).read_bytes()).hexdigest()
+    save_local = value("save_local")
+    return Plan(
+        where=where, script=str(script.resolve()), script_sha256=hashlib.sha256(script.read_bytes()).hexdigest(),
+        arguments=tuple(arguments), flavor=machine.name, timeout_s=limit, usd_per_minute=machine.usd_per_minute,
+        max_usd=round(limit / 60 * machine.usd_per_minute, 2), namespace=owner,
+        secrets=("HF_TOKEN",) if where == "hf" else (), model=value("base_model"),
+        model_revision=value("base_model_revision"), dataset=dataset, dataset_revision=revision,
+        output_repo=value("output_repo"), trackio_space=value("trackio_space"),
+        output_dir=str(Path(save_local).resolve()) if save_local and where == "local" else None,
+    )  # fmt: skip
+
+
+def writable_namespace(identity: hub.Identity, namespace: str | None) -> str:
+    """The account that the job and its result belong to, once the token may do both. Raises UserError."""
+    owner = namespace or identity.name
+    if owner != identity.name and owner not in identity.organizations:
+        raise UserError("not_a_member", f"The token of {identity.name} has no access to {owner}.",
+                        "Use one of: " + ", ".join([identity.name, *identity.organizations]), HUB)  # fmt: skip
+    for permission, what in (("repo.write", "write repositories"), ("job.write", "start jobs")):
+        if not identity.may(permission, owner):
+            raise UserError("token_cannot_write", f"The {identity.role} token of {identity.name} may not {what} for {owner}.",
+                            "Make a write token at https://huggingface.co/settings/tokens, then `hf auth login`.",
+                            HUB)  # fmt: skip
+    return owner
+
+
+def pinned(api: HfApi, module: Any, settings: Any, arguments: list[str], owner: str | None) -> list[str]:
+    """The flags that the user left open, so that the job does what was checked and keeps what it makes."""
+    flags: dict[str, str | None] = {}
+    if owner and hub.is_local(settings.base_model):
+        raise UserError("local_model", f"A job cannot see the folder {settings.base_model}.",
+                        "Upload it first: hf upload YOU/NAME FOLDER")  # fmt: skip
+    if not settings.base_model_revision and not hub.is_local(settings.base_model):
+        with hub.asking(f"model {settings.base_model}"):
+            flags["--base-model-revision"] = api.model_info(settings.base_model).sha
+    if not settings.dataset_revision:
+        flags["--dataset-revision"] = hub.dataset_revision(api, settings.dataset)
+    if owner and not settings.output_repo:
+        flags["--output-repo"] = f"{owner}/{module.run_name(settings)}"
+    if owner and not given("--trackio-space", arguments):
+        flags["--trackio-space"] = f"{owner}/trackio"
+    return [f"{flag}={value}" for flag, value in flags.items() if value]
+
+
+def given(flag: str, arguments: list[str]) -> bool:
+    return any(argument == flag or argument.startswith(flag + "=") for argument in arguments)
+
+
+def require_approval(plan: Plan, approve: str | None, earlier: Plan | None) -> None:
+    """Raises UserError (approval) unless `approve` is this plan's id, and says what has changed since it was shown."""
+    if approve == plan.plan_id:
+        return
+    if earlier is None:
+        raise UserError("unknown_plan", f"No plan {approve} was shown on this machine.",
+                        "Run the command without --approve and approve the id it prints.", APPROVAL)  # fmt: skip
+    changed = [f"{item.name}: {getattr(earlier, item.name)} → {getattr(plan, item.name)}"
+               for item in dataclasses.fields(Plan) if getattr(earlier, item.name) != getattr(plan, item.name)]  # fmt: skip
+    raise UserError("plan_changed", "What was approved is no longer what would run: " + "; ".join(changed),
+                    f"Look at the new plan, then: --approve {plan.plan_id}", APPROVAL)  # fmt: skip
+
+
+def require_budget(plan: Plan, max_usd: float | None) -> None:
+    if max_usd is not None and plan.max_usd > max_usd:
+        raise UserError("over_budget", f"The run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
+                        "Shorten --timeout, choose a cheaper --flavor, or raise --max-usd.", APPROVAL)  # fmt: skip

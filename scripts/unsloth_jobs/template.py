@@ -1,0 +1,43 @@
+"""A template's own functions and settings, from its file: what check sees is what the job does."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .errors import USAGE, UserError
+
+SFT = Path(__file__).resolve().parents[2] / "templates" / "sft.py"
+
+
+def load(path: Path = SFT) -> ModuleType:
+    """The template as a module. Its heavy imports stand inside functions, so this needs no torch. Raises UserError."""
+    if not path.is_file():
+        raise UserError("no_script", f"There is no script {path}.", f"Pass the path of a script, {SFT} for one.", USAGE)
+    spec = importlib.util.spec_from_file_location(f"template_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError("bad_script", f"{path} cannot be read: {type(error).__name__}: {error}",
+                        "Keep heavy imports inside functions, as templates/sft.py does.", USAGE) from error  # fmt: skip
+    return module
+
+
+def settings(module: ModuleType, arguments: list[str]) -> Any:
+    """The template's Settings for these arguments. Raises UserError (usage) with argparse's own words."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return module.parse_args(arguments)
+    except SystemExit as end:
+        last = said.getvalue().strip().splitlines()[-1] if said.getvalue().strip() else "bad arguments"
+        name = Path(module.__file__).name
+        raise UserError("bad_arguments", last.removeprefix(f"{Path(sys.argv[0]).name}: error: "),
+                        f"See: python {name} --help", USAGE) from end  # fmt: skip
