@@ -14,10 +14,63 @@ import random
 import re
 from pathlib import Path
 
-MODULES = """bisect calendar collections contextlib copy csv datetime decimal difflib fractions functools glob gzip
-hashlib heapq html inspect io itertools json locale logging math mimetypes operator os os.path pathlib pickle pprint
-random re shlex shutil signal socket statistics string struct subprocess tempfile textwrap threading time tokenize
-traceback types typing unicodedata urllib.parse uuid warnings weakref zipfile zlib""".split()
+MODULES = [
+    "bisect",
+    "calendar",
+    "collections",
+    "contextlib",
+    "copy",
+    "csv",
+    "datetime",
+    "decimal",
+    "difflib",
+    "fractions",
+    "functools",
+    "glob",
+    "gzip",
+    "hashlib",
+    "heapq",
+    "html",
+    "inspect",
+    "io",
+    "itertools",
+    "json",
+    "locale",
+    "logging",
+    "math",
+    "mimetypes",
+    "operator",
+    "os",
+    "os.path",
+    "pathlib",
+    "pickle",
+    "pprint",
+    "random",
+    "re",
+    "shlex",
+    "shutil",
+    "signal",
+    "socket",
+    "statistics",
+    "string",
+    "struct",
+    "subprocess",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "time",
+    "tokenize",
+    "traceback",
+    "types",
+    "typing",
+    "unicodedata",
+    "urllib.parse",
+    "uuid",
+    "warnings",
+    "weakref",
+    "zipfile",
+    "zlib",
+]
 QUESTIONS = ("What does {name} do?", "Explain {name} in Python.", "How is {name} used?", "Describe {name}.")
 ROWS, SEED = 320, 7
 

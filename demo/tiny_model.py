@@ -29,13 +29,23 @@ def make_tokenizer(vocabulary: int = 1024):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False))  # fmt: skip
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=SPECIAL[0], bos_token=SPECIAL[1], eos_token=SPECIAL[4],
-        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL[0],
+        bos_token=SPECIAL[1],
+        eos_token=SPECIAL[4],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def make_model(tokenizer, seed: int = 7):
@@ -43,14 +53,25 @@ def make_model(tokenizer, seed: int = 7):
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
     torch.manual_seed(seed)
-    return Lfm2ForCausalLM(Lfm2Config(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, block_auto_adjust_ff_dim=False,
-        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, conv_L_cache=3,
-        # Wide enough for the frozen output layer to tell tokens apart: at the usual 0.02 no adapter could be sure of one.
-        initializer_range=0.1,
-        layer_types=["conv", "conv", "full_attention", "conv"], max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    ))  # fmt: skip
+    return Lfm2ForCausalLM(
+        Lfm2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            block_auto_adjust_ff_dim=False,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            conv_L_cache=3,
+            # Wide enough for the frozen output layer to tell tokens apart: at the usual 0.02 no adapter could be sure of one.
+            initializer_range=0.1,
+            layer_types=["conv", "conv", "full_attention", "conv"],
+            max_position_embeddings=512,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
 
 
 def main() -> None:

@@ -49,10 +49,18 @@ def check(
     """
     quiet.libraries()
     module = template.load(script)
-    settings = template.settings(module, [
-        f"--base-model={model}", f"--base-model-revision={revision}", f"--dataset={dataset}", f"--dataset-config={config}",
-        f"--dataset-split={split}", f"--max-seq-length={max_length}", *context.args,
-    ])  # fmt: skip
+    settings = template.settings(
+        module,
+        [
+            f"--base-model={model}",
+            f"--base-model-revision={revision}",
+            f"--dataset={dataset}",
+            f"--dataset-config={config}",
+            f"--dataset-split={split}",
+            f"--max-seq-length={max_length}",
+            *context.args,
+        ],
+    )
     found = examine(hub.connect(), module, settings, sample, needs_token=where == "hf")
     if json:
         print_json(as_json(found))
@@ -69,30 +77,50 @@ def as_json(found: Examination) -> dict[str, Any]:
     return {
         "ok": found.ok,
         "problems": [asdict(problem) for problem in found.problems],
-        "model": model and {
-            "id": model.id, "revision": model.revision, "architecture": model.architecture,
-            "parameters": model.parameters, "gated": model.gated,
+        "model": model
+        and {
+            "id": model.id,
+            "revision": model.revision,
+            "architecture": model.architecture,
+            "parameters": model.parameters,
+            "gated": model.gated,
         },
-        "dataset": sample and {
-            "id": settings.dataset, "revision": settings.dataset_revision or None, "config": settings.dataset_config or None,
-            "split": settings.dataset_split or None, "rows": sample.rows, "format": sample.format,
-            "columns": sample.columns, "used": sample.used,
+        "dataset": sample
+        and {
+            "id": settings.dataset,
+            "revision": settings.dataset_revision or None,
+            "config": settings.dataset_config or None,
+            "split": settings.dataset_split or None,
+            "rows": sample.rows,
+            "format": sample.format,
+            "columns": sample.columns,
+            "used": sample.used,
         },
-        "tokens": sample and {
-            "sampled": sample.sampled, "mean": round(sample.mean, 1), "p50": sample.percentile(0.5),
-            "p95": sample.percentile(0.95), "max": sample.percentile(1.0),
-            "total": round(sample.mean * sample.rows) if sample.rows is not None else None, "rows_cut": sample.cut,
+        "tokens": sample
+        and {
+            "sampled": sample.sampled,
+            "mean": round(sample.mean, 1),
+            "p50": sample.percentile(0.5),
+            "p95": sample.percentile(0.95),
+            "max": sample.percentile(1.0),
+            "total": round(sample.mean * sample.rows) if sample.rows is not None else None,
+            "rows_cut": sample.cut,
         },
-        "mask": sample and {
+        "mask": sample
+        and {
             "supervised_fraction": round(sample.supervised_fraction, 4),
-            "rows_without_answer": sample.rows_without_answer, "sample": sample.segments,
+            "rows_without_answer": sample.rows_without_answer,
+            "sample": sample.segments,
         },
         "lora": {"target_modules": found.targets, "coverage": round(found.coverage, 4)},
-        "identity": found.identity and {
-            "name": found.identity.name, "role": found.identity.role, "can_pay": found.identity.can_pay,
+        "identity": found.identity
+        and {
+            "name": found.identity.name,
+            "role": found.identity.role,
+            "can_pay": found.identity.can_pay,
             "organizations": found.identity.organizations,
         },
-    }  # fmt: skip
+    }
 
 
 def show(found: Examination) -> None:
@@ -104,10 +132,18 @@ def show(found: Examination) -> None:
         facts.add_row("LoRA", f"{found.coverage:.0%} of the linear layers: {', '.join(found.targets)}")
     if sample := found.sample:
         count = f"{sample.rows:,}" if sample.rows is not None else "unknown number of"
-        facts.add_row("data", escape(f"{found.settings.dataset}: {count} rows, format {sample.format} ({', '.join(sample.used.values())})"))
-        facts.add_row("tokens", f"mean {sample.mean:.0f}, median {sample.percentile(0.5)}, 95% under {sample.percentile(0.95)}, "
-                                f"longest {sample.percentile(1.0)} (first {sample.sampled} rows); {sample.cut} cut")  # fmt: skip
-        facts.add_row("learned", f"{sample.supervised_fraction:.1%} of the tokens; {sample.rows_without_answer} rows without an answer")
+        facts.add_row(
+            "data",
+            escape(f"{found.settings.dataset}: {count} rows, format {sample.format} ({', '.join(sample.used.values())})"),
+        )
+        facts.add_row(
+            "tokens",
+            f"mean {sample.mean:.0f}, median {sample.percentile(0.5)}, 95% under {sample.percentile(0.95)}, "
+            f"longest {sample.percentile(1.0)} (first {sample.sampled} rows); {sample.cut} cut",
+        )
+        facts.add_row(
+            "learned", f"{sample.supervised_fraction:.1%} of the tokens; {sample.rows_without_answer} rows without an answer"
+        )
     people.print(facts)
     if found.sample and found.sample.segments:
         people.print("\n[bold]A row as the model sees it[/]; what it learns to write is [green]green[/]:")

@@ -58,34 +58,61 @@ def estimate(
     chosen = [hardware.find(flavors, flavor)] if flavor else flavors
     rows = found.sample.rows if found.sample.rows is not None else settings.num_samples
     if not rows and not settings.max_steps:
-        raise UserError("rows_unknown", "The data set does not say how many rows it has, so its cost has no bound.",
-                        "Pass --num-samples N or --max-steps N.")  # fmt: skip
+        raise UserError(
+            "rows_unknown",
+            "The data set does not say how many rows it has, so its cost has no bound.",
+            "Pass --num-samples N or --max-steps N.",
+        )
     per_row = found.sample.tokens_per_row(settings.max_seq_length)
     size = cost.work(rows or settings.max_steps * settings.batch_size * settings.gradient_accumulation, per_row, settings)
     ranked = cost.candidates(chosen, found.model, memory.needed_gb(found.model, module, settings), size, per_row)
     best = cost.recommend(ranked, flavors)
     if json:
-        print_json({"price_source": source, "flavors": [asdict(one) for one in ranked],
-                    "recommended": best and asdict(best), "tokens": round(size.tokens), "ok": best is not None})  # fmt: skip
+        print_json(
+            {
+                "price_source": source,
+                "flavors": [asdict(one) for one in ranked],
+                "recommended": best and asdict(best),
+                "tokens": round(size.tokens),
+                "ok": best is not None,
+            }
+        )
     else:
         show(ranked, best, source, size)
     if best is None:
-        raise UserError("nothing_fits", "The run fits on no flavor.",
-                        "Lower --batch-size or --max-seq-length, or choose a smaller model.", FAILED)  # fmt: skip
+        raise UserError(
+            "nothing_fits",
+            "The run fits on no flavor.",
+            "Lower --batch-size or --max-seq-length, or choose a smaller model.",
+            FAILED,
+        )
 
 
 def show(ranked: list[cost.Candidate], best: cost.Recommended | None, source: str, size: cost.Work) -> None:
-    rows = table("", "flavor", "needs GB", "has GB", "hours h", "run $", "")
+    rows = table("", "flavor", "needs GB", "has GB", "time h", "run $")
+    reasons: dict[str, list[str]] = {}
     for one in ranked:
+        if not one.fits:
+            reasons.setdefault(one.reason, []).append(one.flavor)
+            continue
         mark = "[green]→[/]" if best and one.flavor == best.flavor else ""
-        figures = (f"{one.hours_low:.1f}–{one.hours_high:.1f}", f"{one.usd_low:.2f}–{one.usd_high:.2f}") if one.fits else ("", "")
-        rows.add_row(mark, one.flavor, f"{one.needed_gb:.1f}", f"{one.vram_gb:.0f}", *figures, escape(one.reason),
-                     style=None if one.fits else "dim")  # fmt: skip
+        rows.add_row(
+            mark,
+            one.flavor,
+            f"{one.needed_gb:.1f}",
+            f"{one.vram_gb:.0f}",
+            f"{one.hours_low:.1f}–{one.hours_high:.1f}",
+            f"{one.usd_low:.2f}–{one.usd_high:.2f}",
+        )
     people.print(rows)
+    for reason, names in reasons.items():
+        people.print(f"[dim]Not for this run: {', '.join(names)} ({escape(reason)})[/]")
     people.print(f"\n{size.tokens:,.0f} tokens to train on. Prices: {source}", markup=False)
     if best:
-        people.print(f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
-                     f"(ends after {duration(best.timeout_s)} at the latest)")  # fmt: skip
+        people.print(
+            f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
+            f"(ends after {duration(best.timeout_s)} at the latest)"
+        )
 
 
 if __name__ == "__main__":

@@ -68,12 +68,19 @@ def look(job_id: str, namespace: str | None) -> Status:
 def as_json(status: Status) -> dict[str, Any]:
     job = status.job
     return {
-        "job_id": job.job_id, "stage": job.stage, "progress": asdict(status.summary.progress),
-        "elapsed_s": round(job.elapsed_s, 1), "eta_s": None if job.ended else status.summary.eta_s,
-        "spent_usd": status.spent_usd, "max_usd": status.plan.max_usd if status.plan else None, "url": job.url,
-        "message": job.message, "diagnosis": asdict(status.diagnosis) if status.diagnosis else None,
-        "result": status.summary.event("done") or None, "next": status.next,
-    }  # fmt: skip
+        "job_id": job.job_id,
+        "stage": job.stage,
+        "progress": asdict(status.summary.progress),
+        "elapsed_s": round(job.elapsed_s, 1),
+        "eta_s": None if job.ended else status.summary.eta_s,
+        "spent_usd": status.spent_usd,
+        "max_usd": status.plan.max_usd if status.plan else None,
+        "url": job.url,
+        "message": job.message,
+        "diagnosis": asdict(status.diagnosis) if status.diagnosis else None,
+        "result": status.summary.event("done") or None,
+        "next": status.next,
+    }
 
 
 def as_table(status: Status) -> Table:
@@ -137,10 +144,14 @@ def show_all(namespace: str | None, json: bool) -> None:
     for status in statuses:
         progress = status.summary.progress
         rows.add_row(
-            status.job.job_id, status.job.stage, f"{progress.step or 0}/{progress.total_steps or '?'}",
-            f"{progress.loss:.4f}" if progress.loss is not None else "–", duration(status.job.elapsed_s),
-            f"{status.spent_usd or 0:.2f}", escape((status.plan.model_url if status.plan else None) or "–"),
-        )  # fmt: skip
+            status.job.job_id,
+            status.job.stage,
+            f"{progress.step or 0}/{progress.total_steps or '?'}",
+            f"{progress.loss:.4f}" if progress.loss is not None else "–",
+            duration(status.job.elapsed_s),
+            f"{status.spent_usd or 0:.2f}",
+            escape((status.plan.model_url if status.plan else None) or "–"),
+        )
     people.print(rows if statuses else "No job was submitted from this machine yet.")
 
 

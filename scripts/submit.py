@@ -104,10 +104,18 @@ def show(made: plan.Plan) -> None:
 
 def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
     values = {
-        "job_id": job.job_id, "url": job.url, "flavor": made.flavor, "timeout_s": made.timeout_s,
-        "max_usd": made.max_usd, "model_url": made.model_url, "dashboard_url": made.dashboard_url, "approved": True,
-        "plan_id": made.plan_id, "existed": existed, "stage": job.stage,
-    }  # fmt: skip
+        "job_id": job.job_id,
+        "url": job.url,
+        "flavor": made.flavor,
+        "timeout_s": made.timeout_s,
+        "max_usd": made.max_usd,
+        "model_url": made.model_url,
+        "dashboard_url": made.dashboard_url,
+        "approved": True,
+        "plan_id": made.plan_id,
+        "existed": existed,
+        "stage": job.stage,
+    }
     if json:
         print_json(values)
         return

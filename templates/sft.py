@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.11,<3.14"
+# requires-python = ">=3.11,<3.15"
 # dependencies = [
 #     "unsloth==2026.10.9",
 #     "unsloth_zoo==2026.10.9",
@@ -47,9 +47,10 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, NamedTuple
+from typing import Any, NamedTuple
 
 # ---------------------------------------------------------------------------------------------------------------
 # Settings: fill them in here, or pass the flag of the same name.
@@ -176,8 +177,11 @@ def detect_format(columns: Iterable[str], prompt_column: str = "", completion_co
     if prompt_column:
         missing = [name for name in (prompt_column, completion_column) if name not in columns]
         if missing:
-            raise Stop("unknown_column", f"The data set has no column {missing[0]!r}; it has: {', '.join(columns)}.",
-                       "Name columns that exist with --prompt-column and --completion-column.")  # fmt: skip
+            raise Stop(
+                "unknown_column",
+                f"The data set has no column {missing[0]!r}; it has: {', '.join(columns)}.",
+                "Name columns that exist with --prompt-column and --completion-column.",
+            )
         return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
     tools = {"tools": "tools"} if "tools" in columns else {}
     for name in ("messages", "conversations", "conversation"):
@@ -192,12 +196,18 @@ def detect_format(columns: Iterable[str], prompt_column: str = "", completion_co
             return Format("prompt-completion", {"prompt": prompt, "completion": completion})
     if "text" in columns:
         return Format("text", {"text": "text"})
-    if PREFERENCE <= set(columns):
-        raise Stop("preference_data", "The rows hold preferences (chosen, rejected), not answers to imitate.",
-                   "Choose a data set with messages, or keep its `chosen` column as `messages`.")  # fmt: skip
-    raise Stop("unknown_columns", f"No known layout in the columns {', '.join(columns)}. Known: messages, conversations, "
-               "prompt + completion, instruction + output, text.",
-               "Name the two columns: --prompt-column COLUMN --completion-column COLUMN.")  # fmt: skip
+    if set(columns) >= PREFERENCE:
+        raise Stop(
+            "preference_data",
+            "The rows hold preferences (chosen, rejected), not answers to imitate.",
+            "Choose a data set with messages, or keep its `chosen` column as `messages`.",
+        )
+    raise Stop(
+        "unknown_columns",
+        f"No known layout in the columns {', '.join(columns)}. Known: messages, conversations, "
+        "prompt + completion, instruction + output, text.",
+        "Name the two columns: --prompt-column COLUMN --completion-column COLUMN.",
+    )
 
 
 def without_nulls(value: Any) -> Any:
@@ -226,8 +236,9 @@ def normalise_message(message: Mapping[str, Any]) -> dict[str, Any]:
     if role not in ROLES:
         raise ValueError(f"unknown role {role!r}")
     content = plain_text(message.pop("content", message.pop("value", None)))
-    kept = {key: message[key] for key in ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
-            if message.get(key)}  # fmt: skip
+    kept = {
+        key: message[key] for key in ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking") if message.get(key)
+    }
     return {"role": ROLES[role], "content": content, **kept}
 
 
@@ -352,10 +363,20 @@ class Renderer:
         except Exception:  # a template raises whatever it likes, over a tool result without its call for one
             return None
         start = before.rfind(self.header) + len(self.header) if self.header else len(before)
+        if index and messages[index - 1]["role"] != "user":
+            # A tool's result may stand in the same turn as the answer to it, under one header.
+            start = max(start, self.end_of_earlier(text, messages[:index], tools))
         end = len(text) - len(after)
         if not found or self.header not in before or text[:start] != before[:start] or not text.endswith(after):
             return None
         return self.closed(text, start, end)
+
+    def end_of_earlier(self, text: str, messages: list[dict], tools: list | None) -> int:
+        """How far text is the rendering of these messages alone."""
+        try:
+            return len(os.path.commonprefix([text, self.chat(messages, tools)]))
+        except Exception:
+            return 0
 
     def span_by_prefix(self, text: str, messages: list[dict], tools: list | None, index: int) -> Span | None:
         """For a turn that later turns refer to (a tool call): render what comes before it, then with it."""
@@ -418,12 +439,17 @@ def segments(tokenizer: Any, example: Example) -> list[dict[str, Any]]:
 def require_renderable(tokenizer: Any, layout: Format) -> None:
     """Stop where a tokenizer cannot turn this format into text with known offsets."""
     if not tokenizer.is_fast:
-        raise Stop("slow_tokenizer", "This model has no fast tokenizer, so its masks cannot be computed exactly.",
-                   "Choose a model whose repository holds a tokenizer.json.")  # fmt: skip
+        raise Stop(
+            "slow_tokenizer",
+            "This model has no fast tokenizer, so its masks cannot be computed exactly.",
+            "Choose a model whose repository holds a tokenizer.json.",
+        )
     if not tokenizer.chat_template and layout.name in ("messages", "sharegpt"):
-        raise Stop("no_chat_template", "The data set holds conversations and the model's tokenizer has no chat template.",
-                   "Choose the instruct (or -it, -chat) version of this model, or rows of prompt + completion or text."
-                   )  # fmt: skip
+        raise Stop(
+            "no_chat_template",
+            "The data set holds conversations and the model's tokenizer has no chat template.",
+            "Choose the instruct (or -it, -chat) version of this model, or rows of prompt + completion or text.",
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -449,8 +475,11 @@ def lora_targets(linears: Shapes, asked: str = "auto") -> list[str]:
         return present
     wanted = [name.strip() for name in asked.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in present]:
-        raise Stop("unknown_target", f"The model has no linear layer named {', '.join(unknown)}.",
-                   f"Pass --target-modules {','.join(present)}, or leave it at auto.")  # fmt: skip
+        raise Stop(
+            "unknown_target",
+            f"The model has no linear layer named {', '.join(unknown)}.",
+            f"Pass --target-modules {','.join(present)}, or leave it at auto.",
+        )
     return wanted
 
 
@@ -488,12 +517,18 @@ def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
         return asked
     flag = "--dataset-" + kind
     if asked:
-        raise Stop(f"unknown_{kind}", f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
-                   f"Pass {flag} {available[0]}.")  # fmt: skip
+        raise Stop(
+            f"unknown_{kind}",
+            f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
+            f"Pass {flag} {available[0]}.",
+        )
     if preferred in available or len(available) == 1:
         return preferred if preferred in available else available[0]
-    raise Stop(f"{kind}_needed", f"The data set has more than one {kind}: {', '.join(available)}.",
-               f"Pass one of them: {flag} {available[0]}.")  # fmt: skip
+    raise Stop(
+        f"{kind}_needed",
+        f"The data set has more than one {kind}: {', '.join(available)}.",
+        f"Pass one of them: {flag} {available[0]}.",
+    )
 
 
 def load_rows(settings: Settings, streaming: bool = False) -> Any:
@@ -516,9 +551,11 @@ def load_rows(settings: Settings, streaming: bool = False) -> Any:
         split = choose("split", settings.dataset_split, splits, "train")
         return load_dataset(settings.dataset, config, split=split, revision=revision, streaming=streaming)
     except DatasetNotFoundError as error:
-        raise Stop("dataset_not_found", f"The data set {settings.dataset} cannot be read: {error}",
-                   "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`."
-                   ) from error  # fmt: skip
+        raise Stop(
+            "dataset_not_found",
+            f"The data set {settings.dataset} cannot be read: {error}",
+            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
+        ) from error
 
 
 def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) -> tuple[Any, dict[str, Any]]:
@@ -528,11 +565,17 @@ def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) 
         try:
             example = renderer.encode(normalise_row(row, layout), max_length)
         except ValueError as error:
-            return {"input_ids": [], "labels": [], "length": 0, "cut": False, "dropped": str(error)}
+            return {"input_ids": [], "labels": [], "length": 0, "supervised": 0, "cut": False, "dropped": str(error)}
         supervised = sum(label != IGNORE for label in example.labels)
         dropped = "" if supervised else "answer cut away" if example.total_supervised else "no answer"
-        return {"input_ids": example.input_ids, "labels": example.labels, "length": len(example.input_ids),
-                "cut": example.total_tokens > max_length, "dropped": dropped}  # fmt: skip
+        return {
+            "input_ids": example.input_ids,
+            "labels": example.labels,
+            "length": len(example.input_ids),
+            "supervised": supervised,
+            "cut": example.total_tokens > max_length,
+            "dropped": dropped,
+        }
 
     processes = min(os.cpu_count() or 1, 16) if len(rows) > 5000 else None
     encoded = rows.map(encode, remove_columns=rows.column_names, num_proc=processes, desc="Rows to tokens")
@@ -542,16 +585,24 @@ def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) 
             reasons[reason] = reasons.get(reason, 0) + 1
     kept = encoded.filter(lambda reason: not reason, input_columns="dropped")
     tokens = sum(kept["length"])
-    supervised = sum(sum(label != IGNORE for label in labels) for labels in kept["labels"])
+    supervised = sum(kept["supervised"])
     summary = {
-        "rows": len(encoded), "rows_kept": len(kept), "rows_without_answer": len(encoded) - len(kept),
-        "dropped": reasons, "rows_cut": sum(encoded["cut"]), "tokens": tokens, "supervised_tokens": supervised,
+        "rows": len(encoded),
+        "rows_kept": len(kept),
+        "rows_without_answer": len(encoded) - len(kept),
+        "dropped": reasons,
+        "rows_cut": sum(encoded["cut"]),
+        "tokens": tokens,
+        "supervised_tokens": supervised,
         "supervised_fraction": round(supervised / max(tokens, 1), 4),
-    }  # fmt: skip
+    }
     if not supervised:
         why = ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
-        raise Stop("nothing_supervised", f"Not one token of the data set would be learned: {why}.",
-                   "Look at the rows' answers, or pass a larger --max-seq-length.")  # fmt: skip
+        raise Stop(
+            "nothing_supervised",
+            f"Not one token of the data set would be learned: {why}.",
+            "Look at the rows' answers, or pass a larger --max-seq-length.",
+        )
     return kept.select_columns(["input_ids", "labels", "length"]), summary
 
 
@@ -576,20 +627,29 @@ def open_repository(settings: Settings) -> Any:
     api = HfApi()
     if not settings.output_repo:
         if os.environ.get("JOB_ID"):
-            raise Stop("no_output_repo", "A job's disk is gone when it ends, and no repository is named for the result.",
-                       "Pass --output-repo YOU/NAME.")  # fmt: skip
+            raise Stop(
+                "no_output_repo",
+                "A job's disk is gone when it ends, and no repository is named for the result.",
+                "Pass --output-repo YOU/NAME.",
+            )
         return None
     try:
         api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
         card = f"---\nbase_model: {settings.base_model}\ntags: [unsloth, trl, sft]\n---\n\nTraining is under way.\n"
         if not api.file_exists(settings.output_repo, "README.md"):
-            api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=settings.output_repo,
-                            commit_message="Training begins")  # fmt: skip
+            api.upload_file(
+                path_or_fileobj=card.encode(),
+                path_in_repo="README.md",
+                repo_id=settings.output_repo,
+                commit_message="Training begins",
+            )
         api.auth_check(settings.output_repo)
     except HfHubHTTPError as error:
-        raise Stop("push_denied", f"{settings.output_repo} cannot be written to: {error}",
-                   "Use a token with write permission for this owner (https://huggingface.co/settings/tokens)."
-                   ) from error  # fmt: skip
+        raise Stop(
+            "push_denied",
+            f"{settings.output_repo} cannot be written to: {error}",
+            "Use a token with write permission for this owner (https://huggingface.co/settings/tokens).",
+        ) from error
     return api
 
 
@@ -599,8 +659,11 @@ def require_gpu_where_paid() -> None:
 
     accelerator = os.environ.get("ACCELERATOR", "")
     if accelerator and not accelerator.startswith("cpu") and not torch.cuda.is_available():
-        raise Stop("no_gpu", f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU.",
-                   "Submit it again; if it happens twice, choose another flavor.")  # fmt: skip
+        raise Stop(
+            "no_gpu",
+            f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU.",
+            "Submit it again; if it happens twice, choose another flavor.",
+        )
 
 
 def hardware() -> dict[str, Any]:
@@ -609,8 +672,12 @@ def hardware() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {"device": "cpu", "cpus": os.cpu_count()}
     device = torch.cuda.get_device_properties(0)
-    return {"device": device.name, "gpus": torch.cuda.device_count(), "vram_gb": round(device.total_memory / 1e9, 1),
-            "cuda": torch.version.cuda}  # fmt: skip
+    return {
+        "device": device.name,
+        "gpus": torch.cuda.device_count(),
+        "vram_gb": round(device.total_memory / 1e9, 1),
+        "cuda": torch.version.cuda,
+    }
 
 
 def versions() -> dict[str, str]:
@@ -622,8 +689,11 @@ def versions() -> dict[str, str]:
 def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     import torch
 
-    return {name: (module.out_features, module.in_features) for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear)}  # fmt: skip
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
 
 
 def attach_adapter(model: Any, settings: Settings) -> Any:
@@ -634,20 +704,35 @@ def attach_adapter(model: Any, settings: Settings) -> Any:
     targets = lora_targets(linears, settings.target_modules)
     asked = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
     model = FastLanguageModel.get_peft_model(
-        model, r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=0, bias="none",
-        target_modules=target_pattern(targets), use_gradient_checkpointing="unsloth", random_state=settings.seed,
-    )  # fmt: skip
+        model,
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0,
+        bias="none",
+        target_modules=target_pattern(targets),
+        use_gradient_checkpointing="unsloth",
+        random_state=settings.seed,
+    )
     prefix = "base_model.model."
     adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
     share = coverage(asked, adapted)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    emit("coverage", coverage=round(share, 4), of_all_linear=round(coverage(linears, adapted), 4),
-         target_modules=targets, modules=len(adapted), trainable=trainable,
-         expected_trainable=lora_size(asked.values(), settings.lora_r))  # fmt: skip
+    emit(
+        "coverage",
+        coverage=round(share, 4),
+        of_all_linear=round(coverage(linears, adapted), 4),
+        target_modules=targets,
+        modules=len(adapted),
+        trainable=trainable,
+        expected_trainable=lora_size(asked.values(), settings.lora_r),
+    )
     if share < settings.min_coverage:
         missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
-        raise Stop("low_coverage", f"The adapter reaches {share:.0%} of the modules asked for; without one: {missing}.",
-                   "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.")  # fmt: skip
+        raise Stop(
+            "low_coverage",
+            f"The adapter reaches {share:.0%} of the modules asked for; without one: {missing}.",
+            "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
+        )
     return model
 
 
@@ -663,17 +748,25 @@ def progress_callback(settings: Settings, api: Any) -> Any:
             if "loss" not in (logs or {}):
                 return
             elapsed, done = time.monotonic() - self.start, state.global_step - self.first_step
-            emit("progress", step=state.global_step, total_steps=state.max_steps, loss=round(float(logs["loss"]), 4),
-                 learning_rate=logs.get("learning_rate"), epoch=round(state.epoch or 0, 3), elapsed_s=round(elapsed, 1),
-                 eta_s=round(elapsed / max(done, 1) * (state.max_steps - state.global_step), 1))  # fmt: skip
+            emit(
+                "progress",
+                step=state.global_step,
+                total_steps=state.max_steps,
+                loss=round(float(logs["loss"]), 4),
+                learning_rate=logs.get("learning_rate"),
+                epoch=round(state.epoch or 0, 3),
+                elapsed_s=round(elapsed, 1),
+                eta_s=round(elapsed / max(done, 1) * (state.max_steps - state.global_step), 1),
+            )
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
             emit("eval", step=state.global_step, eval_loss=round(float(metrics["eval_loss"]), 4))
 
         def on_save(self, args, state, control, **kwargs):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            pushed = push_folder(api, settings.output_repo, folder, f"Checkpoint at step {state.global_step}",
-                                 path_in_repo="last-checkpoint")  # fmt: skip
+            pushed = push_folder(
+                api, settings.output_repo, folder, f"Checkpoint at step {state.global_step}", path_in_repo="last-checkpoint"
+            )
             emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
 
     return Progress()
@@ -698,8 +791,9 @@ def open_trackio(settings: Settings) -> str:
     import trackio
 
     try:
-        trackio.init(project="unsloth-jobs", name=run_name(settings), space_id=settings.trackio_space, private=True,
-                     resume="allow")  # fmt: skip
+        trackio.init(
+            project="unsloth-jobs", name=run_name(settings), space_id=settings.trackio_space, private=True, resume="allow"
+        )
         trackio.finish()
     except Exception as error:
         emit("warning", code="trackio_unreachable", message=f"{type(error).__name__}: {error}")
@@ -708,8 +802,9 @@ def open_trackio(settings: Settings) -> str:
 
 
 def run_name(settings: Settings) -> str:
-    return settings.run_name or "-".join(re.sub(r"[^\w.]+", "-", part.rstrip("/").split("/")[-1])
-                                         for part in (settings.base_model, settings.dataset))  # fmt: skip
+    return settings.run_name or "-".join(
+        re.sub(r"[^\w.]+", "-", part.rstrip("/").split("/")[-1]) for part in (settings.base_model, settings.dataset)
+    )
 
 
 def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, settings: Settings, api: Any) -> Any:
@@ -754,22 +849,28 @@ def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, setting
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings.seed,
     )
-    trainer = SFTTrainer(model=model, processing_class=tokenizer, args=config, train_dataset=train,
-                         eval_dataset=held_out, callbacks=[progress_callback(settings, api)])  # fmt: skip
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        args=config,
+        train_dataset=train,
+        eval_dataset=held_out,
+        callbacks=[progress_callback(settings, api)],
+    )
     trainer.remove_callback(PrinterCallback)  # the events say it
     return trainer
 
 
-def require_masked_batch(trainer: Any) -> None:
+def require_masked_batch(trainer: Any, supervised_fraction: float) -> None:
     """Stop when the batch that the trainer really builds does not carry the labels that were computed."""
     batch = next(iter(trainer.get_train_dataloader()))
-    rows = trainer.train_dataset
-    learned = sum(sum(label != IGNORE for label in labels) for labels in rows["labels"])
-    in_batch = int((batch["labels"] != IGNORE).sum())
-    everything_is = learned == sum(rows["length"])
-    if in_batch == 0 or (not everything_is and in_batch == int(batch["attention_mask"].sum())):
-        raise Stop("masks_lost", f"The trainer's batch holds {in_batch} supervised tokens, not what was computed.",
-                   "Use the versions that this script pins: another trainer masks in another way.")  # fmt: skip
+    learned, present = int((batch["labels"] != IGNORE).sum()), int(batch["attention_mask"].sum())
+    if learned == 0 or (supervised_fraction < 1 and learned == present):
+        raise Stop(
+            "masks_lost",
+            f"The trainer's batch has {learned} supervised tokens of {present}, where {supervised_fraction:.0%} were computed.",
+            "Use the versions that this script pins: another trainer masks in another way.",
+        )
 
 
 def final_loss(trainer: Any) -> float:
@@ -792,14 +893,23 @@ def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> d
 
     def answer() -> str:
         with torch.no_grad():
-            output = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64,
-                                    do_sample=False, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+            output = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=64,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
         return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
 
     with model.disable_adapter():
         base = answer()
-    return {"prompt": tokenizer.decode(prompt[0], skip_special_tokens=True).strip(), "base": base, "tuned": answer(),
-            "reference": tokenizer.decode(example["input_ids"][start:], skip_special_tokens=True).strip()}  # fmt: skip
+    return {
+        "prompt": tokenizer.decode(prompt[0], skip_special_tokens=True).strip(),
+        "base": base,
+        "tuned": answer(),
+        "reference": tokenizer.decode(example["input_ids"][start:], skip_special_tokens=True).strip(),
+    }
 
 
 def model_card(settings: Settings, evidence: Mapping[str, Any]) -> str:
@@ -809,21 +919,34 @@ def model_card(settings: Settings, evidence: Mapping[str, Any]) -> str:
     on_hub = not Path(settings.dataset).exists()
     local_base = Path(settings.base_model).exists()
     header = ModelCardData(
-        base_model=None if local_base else settings.base_model, library_name="peft", pipeline_tag="text-generation",
-        datasets=[settings.dataset] if on_hub else None, tags=["unsloth", "trl", "sft", "lora", "hf_jobs"],
-    )  # fmt: skip
+        base_model=None if local_base else settings.base_model,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        datasets=[settings.dataset] if on_hub else None,
+        tags=["unsloth", "trl", "sft", "lora", "hf_jobs"],
+    )
     name = (settings.output_repo or run_name(settings)).split("/")[-1]
     rows = "\n".join(f"| {key} | {value} |" for key, value in evidence["figures"].items())
     sample = evidence.get("sample")
-    quoted = "" if not sample else "\n## One held-out question\n\n" + "\n\n".join(
-        f"**{title}**\n\n" + "\n".join("> " + line for line in sample[key].splitlines() or [""])
-        for title, key in (("Question", "prompt"), ("Base", "base"), ("Tuned", "tuned"), ("Reference", "reference"))
-    ) + "\n"  # fmt: skip
-    source = "" if local_base else (
-        f"\n## Use\n\n```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
-        f'model = AutoPeftModelForCausalLM.from_pretrained("{settings.output_repo or settings.save_local}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{settings.output_repo or settings.save_local}")\n```\n'
-    )  # fmt: skip
+    quoted = (
+        ""
+        if not sample
+        else "\n## One held-out question\n\n"
+        + "\n\n".join(
+            f"**{title}**\n\n" + "\n".join("> " + line for line in sample[key].splitlines() or [""])
+            for title, key in (("Question", "prompt"), ("Base", "base"), ("Tuned", "tuned"), ("Reference", "reference"))
+        )
+        + "\n"
+    )
+    source = (
+        ""
+        if local_base
+        else (
+            f"\n## Use\n\n```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
+            f'model = AutoPeftModelForCausalLM.from_pretrained("{settings.output_repo or settings.save_local}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{settings.output_repo or settings.save_local}")\n```\n'
+        )
+    )
     base, data = settings.base_model, settings.dataset
     return (
         f"---\n{header.to_yaml()}\n---\n\n# {name}\n\nA LoRA adapter for `{Path(base).name if local_base else base}`, "
@@ -842,9 +965,12 @@ def push_results(api: Any, settings: Settings, folder: Path) -> None:
             return
         if attempt < len(pauses):
             time.sleep(pause)
-    raise Stop("push_failed", f"The adapter in {folder} did not reach {settings.output_repo}.",
-               f"The newest checkpoint is in {settings.output_repo}/last-checkpoint. From this machine: "
-               f"hf upload {settings.output_repo} {folder}")  # fmt: skip
+    raise Stop(
+        "push_failed",
+        f"The adapter in {folder} did not reach {settings.output_repo}.",
+        f"The newest checkpoint is in {settings.output_repo}/last-checkpoint. From this machine: "
+        f"hf upload {settings.output_repo} {folder}",
+    )
 
 
 def push_merged(model: Any, tokenizer: Any, api: Any, settings: Settings) -> None:
@@ -869,11 +995,21 @@ def train(settings: Settings) -> None:
     layout = detect_format(rows.column_names, settings.prompt_column, settings.completion_column)
     train_rows, eval_rows = split_rows(rows, settings)
     unused = sorted(set(rows.column_names) - set(layout.columns.values()))
-    emit("data", rows=len(rows), train_rows=len(train_rows), eval_rows=len(eval_rows or ()), format=layout.name,
-         columns=layout.columns, unused_columns=unused, revision=settings.dataset_revision or None)  # fmt: skip
+    emit(
+        "data",
+        rows=len(rows),
+        train_rows=len(train_rows),
+        eval_rows=len(eval_rows or ()),
+        format=layout.name,
+        columns=layout.columns,
+        unused_columns=unused,
+        revision=settings.dataset_revision or None,
+    )
 
     # ---- unsloth before transformers: it patches what is imported after it
     from unsloth import FastLanguageModel
+
+    # isort: split
     from transformers import AutoTokenizer
 
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions())
@@ -887,16 +1023,19 @@ def train(settings: Settings) -> None:
 
     # ---- the model, and how much of it the adapter reaches
     model, _ = FastLanguageModel.from_pretrained(
-        settings.base_model, revision=settings.base_model_revision or None, max_seq_length=settings.max_seq_length,
-        load_in_4bit=not settings.load_in_16bit, load_in_16bit=settings.load_in_16bit,
-    )  # fmt: skip
+        settings.base_model,
+        revision=settings.base_model_revision or None,
+        max_seq_length=settings.max_seq_length,
+        load_in_4bit=not settings.load_in_16bit,
+        load_in_16bit=settings.load_in_16bit,
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
     model = attach_adapter(model, settings)
 
     # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
     trainer = build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, api)
-    require_masked_batch(trainer)
+    require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
     base_loss = trainer.evaluate()["eval_loss"] if eval_tokens else None
     outcome = trainer.train()
     tuned_loss = final_loss(trainer) if eval_tokens else None
@@ -925,8 +1064,15 @@ def train(settings: Settings) -> None:
     push_results(api, settings, folder)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
-    emit("done", base_loss=base_loss, tuned_loss=tuned_loss, steps=trainer.state.global_step, path=str(folder.resolve()),
-         repo=settings.output_repo or None, duration_s=round(time.monotonic() - began, 1))  # fmt: skip
+    emit(
+        "done",
+        base_loss=base_loss,
+        tuned_loss=tuned_loss,
+        steps=trainer.state.global_step,
+        path=str(folder.resolve()),
+        repo=settings.output_repo or None,
+        duration_s=round(time.monotonic() - began, 1),
+    )
 
 
 def main() -> int:

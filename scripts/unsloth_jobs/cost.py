@@ -67,9 +67,7 @@ def work(rows: int, tokens_per_row: float, settings: Any) -> Work:
     return Work(tokens, tokens * 1.15, micro_batches, min(held_out, settings.max_eval_rows))
 
 
-def candidates(
-    flavors: Iterable[Flavor], model: Model, needed_gb: float, size: Work, tokens_per_row: float
-) -> list[Candidate]:
+def candidates(flavors: Iterable[Flavor], model: Model, needed_gb: float, size: Work, tokens_per_row: float) -> list[Candidate]:
     """Each flavor with its time and price, those that fit first, cheapest run first (by its upper end)."""
     found = [candidate(flavor, model, needed_gb, size, tokens_per_row) for flavor in flavors]
     return sorted(found, key=lambda one: (not one.fits, one.usd_high))
@@ -82,9 +80,16 @@ def candidate(flavor: Flavor, model: Model, needed_gb: float, size: Work, tokens
         return Candidate(flavor.name, False, reason, vram, round(needed_gb, 1), 0.0, 0.0, 0.0, 0.0)
     low, high = (seconds(flavor, model, size, tokens_per_row, end) for end in (0, 1))
     return Candidate(
-        flavor.name, True, "", vram, round(needed_gb, 1), round(low / 3600, 2), round(high / 3600, 2),
-        round(low / 60 * flavor.usd_per_minute, 2), round(high / 60 * flavor.usd_per_minute, 2),
-    )  # fmt: skip
+        flavor.name,
+        True,
+        "",
+        vram,
+        round(needed_gb, 1),
+        round(low / 3600, 2),
+        round(high / 3600, 2),
+        round(low / 60 * flavor.usd_per_minute, 2),
+        round(high / 60 * flavor.usd_per_minute, 2),
+    )
 
 
 def misfit(flavor: Flavor, needed_gb: float) -> str:

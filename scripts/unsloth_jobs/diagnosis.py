@@ -18,36 +18,60 @@ class Diagnosis:
 
 # In the order of their certainty. Each pattern is what the failing program itself prints.
 IN_MESSAGE = (
-    (r"OOMKilled|exit code: 137", "out_of_ram", "The machine ran out of main memory (not GPU memory).",
-     "Choose a flavor with more RAM: t4-medium or a10g-large for their smaller namesakes, or l4x1."),
-    (r"[Tt]ime.?out|timed out", "timeout", "The job reached its timeout and was ended.",
-     "Submit again with a longer --timeout; the newest checkpoint is in OUTPUT_REPO/last-checkpoint."),
-)  # fmt: skip
+    (
+        r"OOMKilled|exit code: 137",
+        "out_of_ram",
+        "The machine ran out of main memory (not GPU memory).",
+        "Choose a flavor with more RAM: t4-medium or a10g-large for their smaller namesakes, or l4x1.",
+    ),
+    (
+        r"[Tt]ime.?out|timed out",
+        "timeout",
+        "The job reached its timeout and was ended.",
+        "Submit again with a longer --timeout; the newest checkpoint is in OUTPUT_REPO/last-checkpoint.",
+    ),
+)
 IN_LOG = (
-    (r"CUDA out of memory|CUDA error: out of memory", "out_of_vram", "The GPU ran out of memory.",
-     "Halve --batch-size and double --gradient-accumulation: the same training, half the memory."),
+    (
+        r"CUDA out of memory|CUDA error: out of memory",
+        "out_of_vram",
+        "The GPU ran out of memory.",
+        "Halve --batch-size and double --gradient-accumulation: the same training, half the memory.",
+    ),
     (r"No space left on device", "disk_full", "The machine's disk is full.", "Choose a flavor with a larger disk."),
-    (r"No solution found when resolving", "unresolvable", "The script's dependencies do not resolve.",
-     "Restore the versions of templates/sft.py's header."),
-    (r"403 Client Error|403 Forbidden", "forbidden", "The Hub refused the token.",
-     "Use a token with write permission for the owner of --output-repo."),
-    (r"401 Client Error|401 Unauthorized", "bad_token", "The Hub did not accept the token.",
-     "Log in again with `hf auth login` and submit again."),
-)  # fmt: skip
+    (
+        r"No solution found when resolving",
+        "unresolvable",
+        "The script's dependencies do not resolve.",
+        "Restore the versions of templates/sft.py's header.",
+    ),
+    (
+        r"403 Client Error|403 Forbidden",
+        "forbidden",
+        "The Hub refused the token.",
+        "Use a token with write permission for the owner of --output-repo.",
+    ),
+    (
+        r"401 Client Error|401 Unauthorized",
+        "bad_token",
+        "The Hub did not accept the token.",
+        "Log in again with `hf auth login` and submit again.",
+    ),
+)
 
 
 def diagnose(job: Job, summary: Summary) -> Diagnosis | None:
     """What went wrong, or None where nothing did (yet). A cause that is not known says so, with the last lines."""
     if job.stage not in ("ERROR", "DELETED"):
         return None
-    if failed := summary.event("failed"):
-        if failed.get("code") != "error":
-            return Diagnosis(failed["code"], failed.get("message", ""), failed.get("fix", ""))
-    log = "\n".join([*summary.lines, str(summary.event("failed").get("message", ""))])
+    if (failed := summary.event("failed")) and failed.get("code") != "error":
+        return Diagnosis(failed["code"], failed.get("message", ""), failed.get("fix", ""))
+    log = "\n".join([*summary.lines, str(failed.get("message", ""))])
     for text, table in ((job.message or "", IN_MESSAGE), (log, IN_LOG)):
         for pattern, code, message, fix in table:
             if re.search(pattern, text):
                 return Diagnosis(code, message, fix)
-    said = summary.event("failed").get("message") or (summary.lines[-1] if summary.lines else "the log is empty")
-    return Diagnosis("unknown", f"{job.message or job.stage}. The last thing said: {said}",
-                     f"Read the log: logs.py {job.job_id} --tail 50")  # fmt: skip
+    said = failed.get("message") or (summary.lines[-1] if summary.lines else "the log is empty")
+    return Diagnosis(
+        "unknown", f"{job.message or job.stage}. The last thing said: {said}", f"Read the log: logs.py {job.job_id} --tail 50"
+    )

@@ -62,8 +62,9 @@ def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
         elif text := clean(line).strip():
             kept = [*kept[-keep + 1 :], text]
     step, evaluation = last.get("progress", {}), last.get("eval", {})
-    progress = Progress(number(step.get("step")), number(step.get("total_steps")), number(step.get("loss")),
-                        number(evaluation.get("eval_loss")))  # fmt: skip
+    progress = Progress(
+        number(step.get("step")), number(step.get("total_steps")), number(step.get("loss")), number(evaluation.get("eval_loss"))
+    )
     eta = None if "done" in last or "failed" in last else number(step.get("eta_s"))
     return Summary(progress, eta, last, tuple(kept))
 

@@ -56,9 +56,15 @@ def examine(api: HfApi, template: ModuleType, settings: Any, limit: int, needs_t
     model_or_none = None if isinstance(found_model, Problem) else found_model
     targets, coverage, lora_problems = lora(template, settings, model_or_none)
     found = Examination(
-        template, settings, None if isinstance(found_identity, Problem) else found_identity, model_or_none,
-        None if isinstance(sample, Problem) else sample, targets, coverage, (),
-    )  # fmt: skip
+        template,
+        settings,
+        None if isinstance(found_identity, Problem) else found_identity,
+        model_or_none,
+        None if isinstance(sample, Problem) else sample,
+        targets,
+        coverage,
+        (),
+    )
     return replace(found, problems=(*problems, *lora_problems, *judged(found, needs_token)))
 
 
@@ -82,32 +88,72 @@ def lora(template: ModuleType, settings: Any, model: hub.Model | None) -> tuple[
     coverage = template.coverage(model.linears, reached)
     if coverage >= MIN_COVERAGE:
         return targets, coverage, []
-    return targets, coverage, [Problem(
-        "low_coverage", "warning", f"These modules hold {coverage:.0%} of the LoRA that the model could have.",
-        "Leave --target-modules out, to adapt each linear layer.")]  # fmt: skip
+    return (
+        targets,
+        coverage,
+        [
+            Problem(
+                "low_coverage",
+                "warning",
+                f"These modules hold {coverage:.0%} of the LoRA that the model could have.",
+                "Leave --target-modules out, to adapt each linear layer.",
+            )
+        ],
+    )
 
 
 def judged(found: Examination, needs_token: bool) -> list[Problem]:
     """What the figures say, beyond what could not be looked at."""
     problems = []
     if needs_token and found.identity and not found.identity.can_pay and not any(found.identity.organizations.values()):
-        problems.append(Problem("no_billing", "warning", f"{found.identity.name} has no payment method.",
-                                "Add one, or claim free credits: https://huggingface.co/settings/billing"))  # fmt: skip
+        problems.append(
+            Problem(
+                "no_billing",
+                "warning",
+                f"{found.identity.name} has no payment method.",
+                "Add one, or claim free credits: https://huggingface.co/settings/billing",
+            )
+        )
     sample = found.sample
     if sample is None:
         return problems
     if sample.supervised_fraction == 0:
-        problems.append(Problem("nothing_supervised", "error", "Not one token of the sampled rows would be learned.",
-                                "Look at the rows' answers, or pass a larger --max-seq-length."))  # fmt: skip
+        problems.append(
+            Problem(
+                "nothing_supervised",
+                "error",
+                "Not one token of the sampled rows would be learned.",
+                "Look at the rows' answers, or pass a larger --max-seq-length.",
+            )
+        )
     elif sample.rows_without_answer:
         why = ", ".join(f"{count} × {reason}" for reason, count in sample.lost.items())
-        problems.append(Problem("rows_lost", "warning", f"{sample.rows_without_answer} of {sample.sampled} rows teach nothing: {why}.",
-                                f"They will be left out. To keep all answers: --max-seq-length {sample.percentile(1.0)}"
-                                if "answer cut away" in sample.lost else "They will be left out."))  # fmt: skip
+        problems.append(
+            Problem(
+                "rows_lost",
+                "warning",
+                f"{sample.rows_without_answer} of {sample.sampled} rows teach nothing: {why}.",
+                f"They will be left out. To keep all answers: --max-seq-length {sample.percentile(1.0)}"
+                if "answer cut away" in sample.lost
+                else "They will be left out.",
+            )
+        )
     if sample.rows is not None and sample.rows < FEW_ROWS:
-        problems.append(Problem("few_rows", "warning", f"The data set has {sample.rows} rows.",
-                                "A few hundred good rows teach a style; fewer are mostly learned by heart."))  # fmt: skip
+        problems.append(
+            Problem(
+                "few_rows",
+                "warning",
+                f"The data set has {sample.rows} rows.",
+                "A few hundred good rows teach a style; fewer are mostly learned by heart.",
+            )
+        )
     if sample.rows is None:
-        problems.append(Problem("rows_unknown", "warning", "The data set does not say how many rows it has.",
-                                "Pass --num-samples N to bound the run, and with it its cost."))  # fmt: skip
+        problems.append(
+            Problem(
+                "rows_unknown",
+                "warning",
+                "The data set does not say how many rows it has.",
+                "Pass --num-samples N to bound the run, and with it its cost.",
+            )
+        )
     return problems

@@ -56,8 +56,10 @@ LOCAL = Flavor("local", 0.0)
 def snapshot() -> tuple[list[Flavor], str]:
     """The flavors as they were on a stated day, and where they come from."""
     data = json.loads(SNAPSHOT.read_text("utf-8"))
-    flavors = [Flavor(item["name"], item["usd_per_hour"] / 60, item["vram_gb"], item["gpus"], item["accelerator"])
-               for item in data["flavors"]]  # fmt: skip
+    flavors = [
+        Flavor(item["name"], item["usd_per_hour"] / 60, item["vram_gb"], item["gpus"], item["accelerator"])
+        for item in data["flavors"]
+    ]
     return flavors, f"snapshot of {data['date']} ({data['source']})"
 
 
@@ -70,13 +72,19 @@ def live(api: HfApi) -> tuple[list[Flavor], str]:
 
 def from_hub(item) -> Flavor:
     if item.unit_label != "minute":
-        raise UserError("unknown_price_unit", f"The Hub prices {item.name} per {item.unit_label}, not per minute.",
-                        "Update this skill: it would count wrongly.")  # fmt: skip
+        raise UserError(
+            "unknown_price_unit",
+            f"The Hub prices {item.name} per {item.unit_label}, not per minute.",
+            "Update this skill: it would count wrongly.",
+        )
     accelerator = item.accelerator
     return Flavor(
-        item.name, item.unit_cost_usd, gigabytes(accelerator.vram) if accelerator else 0.0,
-        int(accelerator.quantity) if accelerator else 0, accelerator.model if accelerator else "",
-    )  # fmt: skip
+        item.name,
+        item.unit_cost_usd,
+        gigabytes(accelerator.vram) if accelerator else 0.0,
+        int(accelerator.quantity) if accelerator else 0,
+        accelerator.model if accelerator else "",
+    )
 
 
 def gigabytes(text: str) -> float:
@@ -90,12 +98,13 @@ def current(api: HfApi) -> tuple[list[Flavor], str]:
         return live(api)
     except UserError as error:
         flavors, source = snapshot()
-        return flavors, f"{source}; {error.problem.message}"
+        return flavors, f"{source}, since live prices cannot be had ({error.problem.code})"
 
 
 def find(flavors: list[Flavor], name: str) -> Flavor:
     for flavor in flavors:
         if flavor.name == name:
             return flavor
-    raise UserError("unknown_flavor", f"There is no flavor {name!r}.",
-                    "One of: " + ", ".join(flavor.name for flavor in flavors), USAGE)  # fmt: skip
+    raise UserError(
+        "unknown_flavor", f"There is no flavor {name!r}.", "One of: " + ", ".join(flavor.name for flavor in flavors), USAGE
+    )

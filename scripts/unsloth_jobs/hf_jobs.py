@@ -29,12 +29,22 @@ class HFJobs:
         try:
             with asking(f"the job for {plan.namespace}"):
                 info = self.api.run_uv_job(
-                    plan.script, script_args=list(plan.arguments), flavor=plan.flavor, timeout=plan.timeout_s,
-                    secrets={"HF_TOKEN": token}, env=env, labels={PLAN_LABEL: plan.plan_id}, namespace=plan.namespace,
-                )  # fmt: skip
+                    plan.script,
+                    script_args=list(plan.arguments),
+                    flavor=plan.flavor,
+                    timeout=plan.timeout_s,
+                    secrets={"HF_TOKEN": token},
+                    env=env,
+                    labels={PLAN_LABEL: plan.plan_id},
+                    namespace=plan.namespace,
+                )
         except (OSError, ValueError) as error:  # what the upload of the script raises
-            raise UserError("upload_failed", f"The script could not be uploaded: {redact(str(error))}",
-                            "Look at `status.py --all` before trying again: the job may exist.", HUB) from error  # fmt: skip
+            raise UserError(
+                "upload_failed",
+                f"The script could not be uploaded: {redact(str(error))}",
+                "Look at `status.py --all` before trying again: the job may exist.",
+                HUB,
+            ) from error
         return as_job(info)
 
     def inspect(self, job_id: str) -> Job:
@@ -59,7 +69,13 @@ class HFJobs:
 
 def as_job(info) -> Job:
     return Job(
-        job_id=info.id, stage=str(info.status.stage), message=info.status.message, url=info.url,
-        flavor=str(info.flavor), created=info.created_at, started=info.started_at, finished=info.finished_at,
+        job_id=info.id,
+        stage=str(info.status.stage),
+        message=info.status.message,
+        url=info.url,
+        flavor=str(info.flavor),
+        created=info.created_at,
+        started=info.started_at,
+        finished=info.finished_at,
         plan_id=(info.labels or {}).get(PLAN_LABEL),
-    )  # fmt: skip
+    )

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalTokenNotFoundError,
     NotASafetensorsRepoError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -57,21 +58,33 @@ def asking(about: str) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise UserError("gated", f"{about} is gated and this token has no access to it.",
-                        f"Accept its terms at {endpoint()}/{about.split()[-1]}, then try again.", HUB) from error  # fmt: skip
+        raise UserError(
+            "gated",
+            f"{about} is gated and this token has no access to it.",
+            f"Accept its terms at {endpoint()}/{about.split()[-1]}, then try again.",
+            HUB,
+        ) from error
     except RevisionNotFoundError as error:
-        raise UserError("unknown_revision", f"{about} has no such revision.", "Leave the revision out, or name a commit."
-                        ) from error  # fmt: skip
+        raise UserError(
+            "unknown_revision", f"{about} has no such revision.", "Leave the revision out, or name a commit."
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError("not_found", f"{about} is not on the Hub, or this token may not see it.",
-                        f"Correct the id. If it is private: {LOGIN}.") from error  # fmt: skip
+        raise UserError(
+            "not_found",
+            f"{about} is not on the Hub, or this token may not see it.",
+            f"Correct the id. If it is private: {LOGIN}.",
+        ) from error
     except LocalTokenNotFoundError as error:
         raise UserError("no_token", "No Hugging Face token was found.", LOGIN + ".", HUB) from error
     except HfHubHTTPError as error:
         raise http_error(about, error) from error
-    except HTTPError as error:
-        raise UserError("hub_unreachable", f"The Hub at {endpoint()} did not answer: {redact(str(error))}.",
-                        "Check the network and HF_ENDPOINT, then try again.", HUB) from error  # fmt: skip
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        raise UserError(
+            "hub_unreachable",
+            f"The Hub at {endpoint()} did not answer: {redact(str(error)).rstrip('.')}.",
+            "Check the network and HF_ENDPOINT, then try again.",
+            HUB,
+        ) from error
 
 
 def http_error(about: str, error: HfHubHTTPError) -> UserError:
@@ -80,11 +93,19 @@ def http_error(about: str, error: HfHubHTTPError) -> UserError:
     if status == 401:
         return UserError("bad_token", f"The Hub does not accept this token ({said}).", LOGIN + ".", HUB)
     if status == 402:
-        return UserError("no_credit", f"The account cannot pay for this: {said}.",
-                         "Add a payment method or credits at https://huggingface.co/settings/billing.", HUB)  # fmt: skip
+        return UserError(
+            "no_credit",
+            f"The account cannot pay for this: {said}.",
+            "Add a payment method or credits at https://huggingface.co/settings/billing.",
+            HUB,
+        )
     if status == 403:
-        return UserError("forbidden", f"The token may not do this for {about}: {said}.",
-                         "Use a token with write permission for that owner.", HUB)  # fmt: skip
+        return UserError(
+            "forbidden",
+            f"The token may not do this for {about}: {said}.",
+            "Use a token with write permission for that owner.",
+            HUB,
+        )
     if status == 429:
         return UserError("rate_limited", f"The Hub asks for a pause: {said}.", "Wait a few minutes, then try again.", HUB)
     return UserError("hub_error", f"The Hub answered {status} about {about}: {said}.", "Try again in a minute.", HUB)
@@ -125,9 +146,12 @@ def whoami(api: HfApi) -> Identity:
         owner = scope.get("entity", {}).get("name", "").split("/")[0]
         scopes[owner] = scopes.get(owner, frozenset()) | frozenset(scope.get("permissions", ()))
     return Identity(
-        name=answer["name"], role=token.get("role", "write"), can_pay=bool(answer.get("canPay")),
-        organizations={org["name"]: bool(org.get("canPay")) for org in answer.get("orgs", ())}, scopes=scopes,
-    )  # fmt: skip
+        name=answer["name"],
+        role=token.get("role", "write"),
+        can_pay=bool(answer.get("canPay")),
+        organizations={org["name"]: bool(org.get("canPay")) for org in answer.get("orgs", ())},
+        scopes=scopes,
+    )
 
 
 # ---- the model
@@ -157,8 +181,11 @@ class Model:
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """Shape (out, in) of each two-dimensional weight by its module's name."""
-        return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, (_, shape) in self.tensors.items()
-                if name.endswith(".weight") and len(shape) == 2}  # fmt: skip
+        return {
+            name.removesuffix(".weight"): (shape[0], shape[1])
+            for name, (_, shape) in self.tensors.items()
+            if name.endswith(".weight") and len(shape) == 2
+        }
 
 
 def model(api: HfApi, name: str, revision: str | None = None) -> Model:
@@ -177,10 +204,16 @@ def model(api: HfApi, name: str, revision: str | None = None) -> Model:
         with asking(f"model {name}"):
             metadata = api.get_safetensors_metadata(name, revision=info.sha, timeout=TIMEOUT_S)
     except NotASafetensorsRepoError as error:
-        raise UserError("no_safetensors", f"{name} has no safetensors weights.",
-                        "Choose the original repository of this model, not a GGUF or a converted one.") from error  # fmt: skip
-    tensors = {tensor: (facts.dtype, tuple(facts.shape)) for file in metadata.files_metadata.values()
-               for tensor, facts in file.tensors.items()}  # fmt: skip
+        raise UserError(
+            "no_safetensors",
+            f"{name} has no safetensors weights.",
+            "Choose the original repository of this model, not a GGUF or a converted one.",
+        ) from error
+    tensors = {
+        tensor: (facts.dtype, tuple(facts.shape))
+        for file in metadata.files_metadata.values()
+        for tensor, facts in file.tensors.items()
+    }
     return Model(name, info.sha, architecture(config), config, bool(info.gated), tensors)
 
 
@@ -193,8 +226,7 @@ def local_model(folder: Path) -> Model:
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        tensors |= {name: (facts["dtype"], tuple(facts["shape"])) for name, facts in header.items()
-                    if name != "__metadata__"}  # fmt: skip
+        tensors |= {name: (facts["dtype"], tuple(facts["shape"])) for name, facts in header.items() if name != "__metadata__"}
     if not tensors:
         raise UserError("no_safetensors", f"{folder} holds no safetensors weights.", "Save the model with transformers.")
     return Model(str(folder), None, architecture(config), config, False, tensors)

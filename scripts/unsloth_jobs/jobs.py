@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Protocol
 
 from .plan import Plan
@@ -35,7 +35,7 @@ class Job:
         """Seconds since the job was started (0 while it waits for a machine)."""
         if self.started is None:
             return 0.0
-        return max(((self.finished or datetime.now(timezone.utc)) - self.started).total_seconds(), 0.0)
+        return max(((self.finished or datetime.now(UTC)) - self.started).total_seconds(), 0.0)
 
 
 class Place(Protocol):

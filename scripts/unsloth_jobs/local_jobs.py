@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -36,15 +36,21 @@ class LocalJobs:
         folder = records.folder("jobs") / job_id
         folder.mkdir(mode=0o700)
         command = [uv, "run", "--script", plan.script, *plan.arguments]
-        records.write(folder / "job.json", {"command": command, "cwd": os.getcwd(), "timeout_s": plan.timeout_s,
-                                            "plan_id": plan.plan_id})  # fmt: skip
+        records.write(
+            folder / "job.json", {"command": command, "cwd": os.getcwd(), "timeout_s": plan.timeout_s, "plan_id": plan.plan_id}
+        )
         records.write(folder / "state.json", {"stage": "SCHEDULING", "created": time.time()})
         # The environment is handed on and never written down: it may hold a token.
         package = str(Path(__file__).resolve().parents[1])
         with (folder / "runner.txt").open("wb") as errors:
-            subprocess.Popen([sys.executable, "-m", "unsloth_jobs.local_runner", str(folder)], stdin=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | {"PYTHONPATH": package},
-                             **detached())  # fmt: skip
+            subprocess.Popen(
+                [sys.executable, "-m", "unsloth_jobs.local_runner", str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env=os.environ | {"PYTHONPATH": package},
+                **detached(),
+            )
         return self.inspect(job_id)
 
     def inspect(self, job_id: str) -> Job:
@@ -57,8 +63,17 @@ class LocalJobs:
             stage, message = "ERROR", f"The job could not be started: {said.splitlines()[-1]}"
         if stage == "RUNNING" and not alive(state):
             stage, message = "ERROR", "The process is gone without an exit status: killed, or the machine restarted."
-        return Job(job_id, stage, message, str(folder), "local", moment(state.get("created")),
-                   moment(state.get("started")), moment(state.get("finished")), job.get("plan_id"))  # fmt: skip
+        return Job(
+            job_id,
+            stage,
+            message,
+            str(folder),
+            "local",
+            moment(state.get("created")),
+            moment(state.get("started")),
+            moment(state.get("finished")),
+            job.get("plan_id"),
+        )
 
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         path = self.folder(job_id) / "log.txt"
@@ -105,4 +120,4 @@ def detached() -> dict:
 
 
 def moment(timestamp: float | None) -> datetime | None:
-    return datetime.fromtimestamp(timestamp, timezone.utc) if timestamp else None
+    return datetime.fromtimestamp(timestamp, UTC) if timestamp else None

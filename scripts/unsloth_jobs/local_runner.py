@@ -5,6 +5,7 @@ Started by local_jobs with the job's folder as its only argument; not meant to b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -32,8 +33,9 @@ def run(folder: Path) -> None:
     state |= {"stage": "RUNNING", "pid": me.pid, "process_created": me.create_time(), "started": time.time()}
     reasons: list[str] = []
     with open(folder / "log.txt", "ab", buffering=0) as log:
-        child = subprocess.Popen(job["command"], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        child = subprocess.Popen(
+            job["command"], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         write(folder / "state.json", state)
         signal.signal(signal.SIGTERM, lambda *_: end(child, reasons, "CANCELED"))
         timer = threading.Timer(job["timeout_s"], end, (child, reasons, "TIMEOUT"))
@@ -69,10 +71,8 @@ def end(child: subprocess.Popen, reasons: list[str], reason: str) -> None:
 
 
 def terminate(process: psutil.Process, how: str) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ended first, which is what was wanted
         getattr(process, how)()
-    except psutil.NoSuchProcess:
-        pass  # it ended first, which is what was wanted
 
 
 if __name__ == "__main__":

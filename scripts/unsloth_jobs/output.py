@@ -17,7 +17,8 @@ from rich.table import Table
 
 from .errors import Problem, UserError
 
-people = Console(highlight=False)
+# Off a terminal lines are not folded at 80: an id that is cut cannot be copied.
+people = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 diagnostics = Console(stderr=True, highlight=False)
 EXTRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -74,14 +74,11 @@ def takes_settings(script: Path) -> bool:
     try:
         tree = ast.parse(script.read_text("utf-8"))
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise UserError("no_script", f"{script} cannot be read: {error}", "Pass the path of a Python script.", USAGE
-                        ) from error  # fmt: skip
+        raise UserError("no_script", f"{script} cannot be read: {error}", "Pass the path of a Python script.", USAGE) from error
     return any(isinstance(node, ast.FunctionDef) and node.name == "parse_args" for node in tree.body)
 
 
-def make(
-    api: HfApi, script: Path, arguments: list[str], where: str, flavor: str, timeout: str, namespace: str | None
-) -> Plan:
+def make(api: HfApi, script: Path, arguments: list[str], where: str, flavor: str, timeout: str, namespace: str | None) -> Plan:
     """Look up all that a plan fixes: identity, price, revisions, repository. Raises UserError."""
     module = template.load(script) if takes_settings(script) else None
     settings = template.settings(module, arguments) if module else None
@@ -100,27 +97,44 @@ def make(
         revision = "sha256:" + hashlib.sha256(Path(dataset).read_bytes()).hexdigest()
     save_local = value("save_local")
     return Plan(
-        where=where, script=str(script.resolve()), script_sha256=hashlib.sha256(script.read_bytes()).hexdigest(),
-        arguments=tuple(arguments), flavor=machine.name, timeout_s=limit, usd_per_minute=machine.usd_per_minute,
-        max_usd=round(limit / 60 * machine.usd_per_minute, 2), namespace=owner,
-        secrets=("HF_TOKEN",) if where == "hf" else (), model=value("base_model"),
-        model_revision=value("base_model_revision"), dataset=dataset, dataset_revision=revision,
-        output_repo=value("output_repo"), trackio_space=value("trackio_space"),
+        where=where,
+        script=str(script.resolve()),
+        script_sha256=hashlib.sha256(script.read_bytes()).hexdigest(),
+        arguments=tuple(arguments),
+        flavor=machine.name,
+        timeout_s=limit,
+        usd_per_minute=machine.usd_per_minute,
+        max_usd=round(limit / 60 * machine.usd_per_minute, 2),
+        namespace=owner,
+        secrets=("HF_TOKEN",) if where == "hf" else (),
+        model=value("base_model"),
+        model_revision=value("base_model_revision"),
+        dataset=dataset,
+        dataset_revision=revision,
+        output_repo=value("output_repo"),
+        trackio_space=value("trackio_space"),
         output_dir=str(Path(save_local).resolve()) if save_local and where == "local" else None,
-    )  # fmt: skip
+    )
 
 
 def writable_namespace(identity: hub.Identity, namespace: str | None) -> str:
     """The account that the job and its result belong to, once the token may do both. Raises UserError."""
     owner = namespace or identity.name
     if owner != identity.name and owner not in identity.organizations:
-        raise UserError("not_a_member", f"The token of {identity.name} has no access to {owner}.",
-                        "Use one of: " + ", ".join([identity.name, *identity.organizations]), HUB)  # fmt: skip
+        raise UserError(
+            "not_a_member",
+            f"The token of {identity.name} has no access to {owner}.",
+            "Use one of: " + ", ".join([identity.name, *identity.organizations]),
+            HUB,
+        )
     for permission, what in (("repo.write", "write repositories"), ("job.write", "start jobs")):
         if not identity.may(permission, owner):
-            raise UserError("token_cannot_write", f"The {identity.role} token of {identity.name} may not {what} for {owner}.",
-                            "Make a write token at https://huggingface.co/settings/tokens, then `hf auth login`.",
-                            HUB)  # fmt: skip
+            raise UserError(
+                "token_cannot_write",
+                f"The {identity.role} token of {identity.name} may not {what} for {owner}.",
+                "Make a write token at https://huggingface.co/settings/tokens, then `hf auth login`.",
+                HUB,
+            )
     return owner
 
 
@@ -128,8 +142,9 @@ def pinned(api: HfApi, module: Any, settings: Any, arguments: list[str], owner: 
     """The flags that the user left open, so that the job does what was checked and keeps what it makes."""
     flags: dict[str, str | None] = {}
     if owner and hub.is_local(settings.base_model):
-        raise UserError("local_model", f"A job cannot see the folder {settings.base_model}.",
-                        "Upload it first: hf upload YOU/NAME FOLDER")  # fmt: skip
+        raise UserError(
+            "local_model", f"A job cannot see the folder {settings.base_model}.", "Upload it first: hf upload YOU/NAME FOLDER"
+        )
     if not settings.base_model_revision and not hub.is_local(settings.base_model):
         with hub.asking(f"model {settings.base_model}"):
             flags["--base-model-revision"] = api.model_info(settings.base_model).sha
@@ -151,15 +166,30 @@ def require_approval(plan: Plan, approve: str | None, earlier: Plan | None) -> N
     if approve == plan.plan_id:
         return
     if earlier is None:
-        raise UserError("unknown_plan", f"No plan {approve} was shown on this machine.",
-                        "Run the command without --approve and approve the id it prints.", APPROVAL)  # fmt: skip
-    changed = [f"{item.name}: {getattr(earlier, item.name)} → {getattr(plan, item.name)}"
-               for item in dataclasses.fields(Plan) if getattr(earlier, item.name) != getattr(plan, item.name)]  # fmt: skip
-    raise UserError("plan_changed", "What was approved is no longer what would run: " + "; ".join(changed),
-                    f"Look at the new plan, then: --approve {plan.plan_id}", APPROVAL)  # fmt: skip
+        raise UserError(
+            "unknown_plan",
+            f"No plan {approve} was shown on this machine.",
+            "Run the command without --approve and approve the id it prints.",
+            APPROVAL,
+        )
+    changed = [
+        f"{item.name}: {getattr(earlier, item.name)} → {getattr(plan, item.name)}"
+        for item in dataclasses.fields(Plan)
+        if getattr(earlier, item.name) != getattr(plan, item.name)
+    ]
+    raise UserError(
+        "plan_changed",
+        "What was approved is no longer what would run: " + "; ".join(changed),
+        f"Look at the new plan, then: --approve {plan.plan_id}",
+        APPROVAL,
+    )
 
 
 def require_budget(plan: Plan, max_usd: float | None) -> None:
     if max_usd is not None and plan.max_usd > max_usd:
-        raise UserError("over_budget", f"The run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
-                        "Shorten --timeout, choose a cheaper --flavor, or raise --max-usd.", APPROVAL)  # fmt: skip
+        raise UserError(
+            "over_budget",
+            f"The run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
+            "Shorten --timeout, choose a cheaper --flavor, or raise --max-usd.",
+            APPROVAL,
+        )

@@ -61,8 +61,11 @@ def _sample(template: ModuleType, settings: Any, limit: int) -> Sample:
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     except (OSError, ValueError) as error:
-        raise template.Stop("no_tokenizer", f"{settings.base_model} has no tokenizer that can be loaded: {error}",
-                            "Choose a model whose repository holds a tokenizer.json.") from error  # fmt: skip
+        raise template.Stop(
+            "no_tokenizer",
+            f"{settings.base_model} has no tokenizer that can be loaded: {error}",
+            "Choose a model whose repository holds a tokenizer.json.",
+        ) from error
     template.require_renderable(tokenizer, layout)
     renderer = template.Renderer(tokenizer)
     lengths, lost, cut, supervised, kept = [], {}, 0, 0, 0
@@ -83,10 +86,17 @@ def _sample(template: ModuleType, settings: Any, limit: int) -> Sample:
         supervised, kept = supervised + learned, kept + len(example.input_ids)
         shown = shown or template.segments(tokenizer, example)
     return Sample(
-        format=layout.name, columns=list(taken[0].keys()), used=layout.columns,
-        rows=len(taken) if len(taken) <= limit else rows_said(stream), sampled=min(len(taken), limit),
-        lengths=lengths, supervised_fraction=supervised / max(kept, 1), lost=lost, cut=cut, segments=shown,
-    )  # fmt: skip
+        format=layout.name,
+        columns=list(taken[0].keys()),
+        used=layout.columns,
+        rows=len(taken) if len(taken) <= limit else rows_said(stream),
+        sampled=min(len(taken), limit),
+        lengths=lengths,
+        supervised_fraction=supervised / max(kept, 1),
+        lost=lost,
+        cut=cut,
+        segments=shown,
+    )
 
 
 def rows_said(stream: Any) -> int | None:

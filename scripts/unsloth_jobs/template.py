@@ -25,8 +25,12 @@ def load(path: Path = SFT) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError("bad_script", f"{path} cannot be read: {type(error).__name__}: {error}",
-                        "Keep heavy imports inside functions, as templates/sft.py does.", USAGE) from error  # fmt: skip
+        raise UserError(
+            "bad_script",
+            f"{path} cannot be read: {type(error).__name__}: {error}",
+            "Keep heavy imports inside functions, as templates/sft.py does.",
+            USAGE,
+        ) from error
     return module
 
 
@@ -39,5 +43,6 @@ def settings(module: ModuleType, arguments: list[str]) -> Any:
     except SystemExit as end:
         last = said.getvalue().strip().splitlines()[-1] if said.getvalue().strip() else "bad arguments"
         name = Path(module.__file__).name
-        raise UserError("bad_arguments", last.removeprefix(f"{Path(sys.argv[0]).name}: error: "),
-                        f"See: python {name} --help", USAGE) from end  # fmt: skip
+        raise UserError(
+            "bad_arguments", last.removeprefix(f"{Path(sys.argv[0]).name}: error: "), f"See: python {name} --help", USAGE
+        ) from end

@@ -1,0 +1,33 @@
+# make demo: the whole way on this machine, without an account.  make test: all tests.
+# Both set up what they need inside this folder (.venv, .cache), uv included, and nothing twice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
+export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/uv
+	$(BIN)/python demo/demo.py
+
+test: $(VENV)/tests lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+$(VENV)/uv: tests/requirements-uv.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements-uv.txt
+	@touch $@
+
+$(VENV)/tests: $(VENV)/uv tests/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache

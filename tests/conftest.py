@@ -1,0 +1,77 @@
+"""What tests share: the training environment, tokenizers around real chat templates, and the test Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SFT = ROOT / "templates" / "sft.py"
+ROWS = ROOT / "demo" / "stdlib-docs.jsonl"
+UV = str(Path(sys.executable).with_name("uv"))
+
+# Before any library reads them: no test may touch its user's cache, token or the real Hub.
+os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
+for name in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "CC"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def training_python() -> str:
+    """The interpreter of the template's own environment, with the real torch, Unsloth and TRL."""
+    subprocess.run([UV, "sync", "--quiet", "--script", str(SFT)], check=True)
+    found = subprocess.run([UV, "python", "find", "--script", str(SFT)], check=True, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LFM2 with random weights, a tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("model") / "tiny-lfm2"
+    subprocess.run([training_python, str(ROOT / "demo" / "tiny_model.py"), str(folder)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat_templates(training_python: str) -> dict[str, str]:
+    """The chat templates that the installed trl and unsloth packages carry, by `trl/NAME` and `unsloth/NAME`."""
+    purelib = subprocess.run(
+        [training_python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    found = {f"trl/{path.stem}": path.read_text("utf-8") for path in Path(purelib, "trl/chat_templates").glob("*.jinja")}
+    said = subprocess.run(
+        [training_python, str(ROOT / "tests" / "chat_templates.py")], check=True, capture_output=True, text=True
+    ).stdout
+    unsloth = json.loads(said.splitlines()[-1])
+    return found | {f"unsloth/{name}": template for name, (template, _) in unsloth.items()}
+
+
+def make_tokenizer(chat_template: str | None, metaspace: bool = False):
+    """A tokenizer around a chat template: its tags are tokens, all else is bytes (or, like Llama 2's, ▁ pieces)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tags = sorted(set(re.findall(r"<[|｜]?[\w/▁|｜:]+?[|｜]?>|\[/?INST\]", chat_template or "")) - {"<think>", "</think>"})
+    tokenizer = Tokenizer(models.BPE(unk_token="<UNK>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace() if metaspace else pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.Metaspace() if metaspace else decoders.ByteLevel()
+    text = ["What is 2+2? It is 4. And 3+3? Six.", "user assistant system <think>"] * 2
+    alphabet = [] if metaspace else pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        text,
+        trainers.BpeTrainer(
+            vocab_size=400, special_tokens=["<UNK>", "<BOS>", "<EOS>", *tags], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<BOS>", eos_token="<EOS>", unk_token="<UNK>", chat_template=chat_template
+    )
