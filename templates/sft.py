@@ -225,12 +225,17 @@ def plain_text(content: Any) -> str:
         return content or ""
     if not isinstance(content, list):
         raise ValueError(f"a message's content is {type(content).__name__}, not text")
-    if other := [part.get("type") for part in content if part.get("type") != "text"]:
-        raise ValueError(f"a message holds {other[0]}, and only text can be learned")
+    for part in content:
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"a message holds {kind}, and only text can be learned")
     return "".join(part["text"] for part in content)
 
 
-def normalise_message(message: Mapping[str, Any]) -> dict[str, Any]:
+def normalise_message(message: Any) -> dict[str, Any]:
+    """A turn as {"role", "content"} and what else chat templates read. Raises ValueError with the reason."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a turn is {type(message).__name__}, not a message with a role")
     message = without_nulls(message)
     role = str(message.pop("role", message.pop("from", ""))).lower()
     if role not in ROLES:
@@ -742,12 +747,18 @@ def progress_callback(settings: Settings, api: Any) -> Any:
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.start, self.first_step = time.monotonic(), state.global_step
+            self.start, self.measured = time.monotonic(), None
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if self.measured is None:  # the first step compiles for a minute or so, and says nothing about the others
+                self.measured = time.monotonic(), state.global_step
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" not in (logs or {}):
                 return
-            elapsed, done = time.monotonic() - self.start, state.global_step - self.first_step
+            now, (since, first) = time.monotonic(), self.measured
+            steps = state.global_step - first
+            eta = (now - since) / steps * (state.max_steps - state.global_step) if steps else None
             emit(
                 "progress",
                 step=state.global_step,
@@ -755,8 +766,8 @@ def progress_callback(settings: Settings, api: Any) -> Any:
                 loss=round(float(logs["loss"]), 4),
                 learning_rate=logs.get("learning_rate"),
                 epoch=round(state.epoch or 0, 3),
-                elapsed_s=round(elapsed, 1),
-                eta_s=round(elapsed / max(done, 1) * (state.max_steps - state.global_step), 1),
+                elapsed_s=round(now - self.start, 1),
+                eta_s=None if eta is None else round(eta, 1),
             )
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
