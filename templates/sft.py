@@ -538,29 +538,44 @@ def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
 
 def load_rows(settings: Settings, streaming: bool = False) -> Any:
     """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming). Raises Stop."""
-    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
+    from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
-    revision = settings.dataset_revision or None
+    try:
+        return load_dataset(**data_source(settings), streaming=streaming)
+    except Stop:
+        raise
+    except DatasetNotFoundError as error:
+        raise Stop(
+            "dataset_not_found",
+            f"The data set {settings.dataset} cannot be found: {error}",
+            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
+        ) from error
+    except Exception as error:  # each file format has its own errors: an empty file, a broken line, a wrong type
+        raise Stop(
+            "dataset_unreadable",
+            f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
+            "Look at its files: an empty one, or rows whose columns differ, cannot be loaded.",
+        ) from error
+
+
+def data_source(settings: Settings) -> dict[str, Any]:
+    """Arguments of load_dataset for a local file, a local folder or a data set on the Hub."""
+    from datasets import get_dataset_config_names, get_dataset_split_names
+
     path = Path(settings.dataset).expanduser()
     if path.is_file():
         if path.suffix not in FILE_BUILDERS:
             raise Stop("unknown_file", f"{path.name} is none of {', '.join(FILE_BUILDERS)}.", "Convert it to .jsonl.")
-        return load_dataset(FILE_BUILDERS[path.suffix], data_files=str(path), split="train", streaming=streaming)
+        return {"path": FILE_BUILDERS[path.suffix], "data_files": str(path), "split": "train"}
     if settings.dataset.startswith((".", "/", "~")) and not path.exists():
         raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
-    try:
-        names = get_dataset_config_names(settings.dataset, revision=revision)
-        config = choose("config", settings.dataset_config, names, "default")
-        splits = get_dataset_split_names(settings.dataset, config, revision=revision)
-        split = choose("split", settings.dataset_split, splits, "train")
-        return load_dataset(settings.dataset, config, split=split, revision=revision, streaming=streaming)
-    except DatasetNotFoundError as error:
-        raise Stop(
-            "dataset_not_found",
-            f"The data set {settings.dataset} cannot be read: {error}",
-            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
-        ) from error
+    revision = settings.dataset_revision or None
+    names = get_dataset_config_names(settings.dataset, revision=revision)
+    config = choose("config", settings.dataset_config, names, "default")
+    splits = get_dataset_split_names(settings.dataset, config, revision=revision)
+    split = choose("split", settings.dataset_split, splits, "train")
+    return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
 
 
 def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) -> tuple[Any, dict[str, Any]]:
@@ -984,16 +999,36 @@ def push_results(api: Any, settings: Settings, folder: Path) -> None:
     )
 
 
+def require_mergeable(settings: Settings) -> None:
+    """Stop before training where a merge asked for could not be made after it."""
+    import torch
+
+    if settings.merge_model and not settings.load_in_16bit and not torch.cuda.is_available():
+        raise Stop(
+            "merge_needs_16bit",
+            "Without a GPU a 4-bit model cannot be merged with its adapter.",
+            "Add --load-in-16bit, or leave --merge-model out.",
+        )
+
+
 def push_merged(model: Any, tokenizer: Any, api: Any, settings: Settings) -> None:
-    """The base with the adapter folded in, in 16 bits, in a repository of its own: a second copy never replaces the first."""
-    folder = Path(settings.save_local) / "merged"
-    model.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")
-    if api is None:
-        return
-    repo = settings.output_repo + "-merged"
-    api.create_repo(repo, private=not settings.public, exist_ok=True)
-    if push_folder(api, repo, folder, "Merged 16-bit model"):
-        emit("pushed", repo=repo, url=f"{api.endpoint}/{repo}")
+    """The base with the adapter folded in, in 16 bits, in a repository of its own: the adapter stays as it is.
+
+    Raises Stop when that fails; the adapter is safe by then.
+    """
+    folder, repo = Path(settings.save_local) / "merged", settings.output_repo + "-merged"
+    try:
+        model.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")
+        if api is not None:
+            api.create_repo(repo, private=not settings.public, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Merged 16-bit model")
+            emit("pushed", repo=repo, url=f"{api.endpoint}/{repo}")
+    except Exception as error:
+        raise Stop(
+            "merge_failed",
+            f"The adapter is complete, its merged copy is not: {type(error).__name__}: {error}",
+            "Merge it from the adapter with PEFT's merge_and_unload; training again is not needed.",
+        ) from error
 
 
 def train(settings: Settings) -> None:
@@ -1001,6 +1036,7 @@ def train(settings: Settings) -> None:
 
     # ---- what can fail for free comes first: the repository, the rows, their columns
     require_gpu_where_paid()
+    require_mergeable(settings)
     api = open_repository(settings)
     rows = load_rows(settings)
     layout = detect_format(rows.column_names, settings.prompt_column, settings.completion_column)

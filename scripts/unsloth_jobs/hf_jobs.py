@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import warnings
 from collections.abc import Iterator
 
 from huggingface_hub import HfApi, get_token
@@ -27,7 +30,9 @@ class HFJobs:
         # Unsloth trains on the CPU when it sees no GPU: on a machine paid for its GPU it must fail instead.
         env = {} if plan.flavor.startswith("cpu") else {"UNSLOTH_DISABLE_CPU_FALLBACK": "1"}
         try:
-            with asking(f"the job for {plan.namespace}"):
+            # The client prints where it keeps the script: that is no part of our answer on stdout.
+            with asking(f"the job for {plan.namespace}"), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*is experimental")
                 info = self.api.run_uv_job(
                     plan.script,
                     script_args=list(plan.arguments),

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
+    JobNotFoundError,
     LocalTokenNotFoundError,
     NotASafetensorsRepoError,
     OfflineModeIsEnabled,
@@ -73,6 +74,10 @@ def asking(about: str) -> Iterator[None]:
             "not_found",
             f"{about} is not on the Hub, or this token may not see it.",
             f"Correct the id. If it is private: {LOGIN}.",
+        ) from error
+    except JobNotFoundError as error:
+        raise UserError(
+            "unknown_job", f"The Hub knows no {about}.", "See status.py --all, or name its owner: --namespace OWNER."
         ) from error
     except LocalTokenNotFoundError as error:
         raise UserError("no_token", "No Hugging Face token was found.", LOGIN + ".", HUB) from error

@@ -19,7 +19,7 @@ from .errors import Problem, UserError
 
 # Off a terminal lines are not folded at 80: an id that is cut cannot be copied.
 people = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-diagnostics = Console(stderr=True, highlight=False)
+diagnostics = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 EXTRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

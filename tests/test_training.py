@@ -1,0 +1,160 @@
+"""The whole way with real Unsloth: a job on the test Hub trains, and its adapter comes back out of that Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, ROWS, SFT, UV, Commands
+from hub import Hub
+
+ADA = "hf_adaadaadaada"
+QUICK = ["--learning-rate", "5e-3", "--batch-size", "8", "--gradient-accumulation", "1", "--max-seq-length", "256"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tiny_model: Path):
+    with Hub(tmp_path / "hub") as hub:
+        hub.add_user("ada", token=ADA)
+        hub.add_repo("ada/tiny-lfm2", tiny_model)
+        rows = tmp_path / "rows"
+        rows.mkdir()
+        (rows / "train.jsonl").write_bytes(ROWS.read_bytes())
+        hub.add_repo("ada/docs", rows, type="dataset")
+        yield hub
+
+
+def events(text: str) -> dict[str, dict]:
+    """The newest event of each name in a log."""
+    found = [json.loads(line.split("EVENT ", 1)[1]) for line in text.splitlines() if "EVENT {" in line]
+    return {event["event"]: event for event in found}
+
+
+def test_from_plan_to_an_adapter_that_answers(hub, tmp_path, training_python):
+    commands = Commands(hub.env(token=ADA), tmp_path)
+    arguments = ["--base-model", "ada/tiny-lfm2", "--dataset", "ada/docs", "--num-epochs", "3", *QUICK, "--trackio-space="]
+    arguments += ["--output-repo", "ada/tiny-tuned", "--merge-model", "--load-in-16bit"]
+    words = ["submit.py", str(SFT), "--flavor", "cpu-upgrade", "--timeout", "15m"]
+
+    checked = commands.json("check.py", "ada/tiny-lfm2", "ada/docs", "--max-length", "256")
+    shown = commands.json(*words, "--", *arguments, code=3)
+    job = commands.json(*words, "--approve", shown["plan_id"], "--", *arguments)
+    status = commands.json("status.py", job["job_id"], "--watch")
+    log = "\n".join(line.text for line in hub.jobs.wait(job["job_id"]).logs)
+    said = events(log)
+
+    # The job is over, and it learned.
+    assert status["stage"] == "COMPLETED", log[-3000:]
+    assert status["progress"]["step"] == status["progress"]["total_steps"] == 108
+    assert said["done"]["tuned_loss"] < said["done"]["base_loss"] - 0.5
+    assert status["progress"]["eval_loss"] == pytest.approx(said["done"]["tuned_loss"], abs=1e-3)
+    # What the check saw is what the job trained on.
+    assert said["coverage"]["coverage"] == checked["lora"]["coverage"] == 1.0
+    assert said["coverage"]["target_modules"] == checked["lora"]["target_modules"]
+    assert said["coverage"]["trainable"] == said["coverage"]["expected_trainable"]
+    assert said["masks"]["supervised_fraction"] == pytest.approx(checked["mask"]["supervised_fraction"], abs=0.02)
+    # Adapter, tokenizer, card and checkpoint are on the Hub, in a private repository.
+    files = hub.files("ada/tiny-tuned")
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= files.keys()
+    assert "last-checkpoint/trainer_state.json" in files
+    assert hub.store.repos["model", "ada/tiny-tuned"].private
+    card = files["README.md"].read_text()
+    assert "base_model: ada/tiny-lfm2" in card
+    assert f"{said['done']['base_loss']:.4f} → {said['done']['tuned_loss']:.4f}" in card
+    assert checked["dataset"]["revision"] in card
+    assert "model.safetensors" in hub.files("ada/tiny-tuned-merged")
+    # One job, with a stated timeout, the secret by name, and no token in clear anywhere.
+    [created] = [r for r in hub.journal.requests(method="POST", path=r"^/api/jobs/ada$") if r.status == 200]
+    assert (created.json["flavor"], created.json["timeoutSeconds"]) == ("cpu-upgrade", 900)
+    assert list(created.json["secrets"]) == ["HF_TOKEN"]
+    assert hub.leaks(ADA) == []
+    # It loads as its card says, and answers.
+    env = {**os.environ, **hub.env(token=ADA)}
+    loading = [training_python, str(ROOT / "tests" / "answer.py"), "ada/tiny-tuned", "What does bisect.insort do?"]
+    answered = json.loads(subprocess.run(loading, env=env, check=True, capture_output=True, text=True).stdout)
+    assert answered["trained"] > 0
+    assert answered["answer"].strip()
+
+
+def run_template(hub: Hub, tmp_path: Path, python: str, *arguments: str, **env: str) -> tuple[int, dict[str, dict]]:
+    """The template by itself, as `uv run templates/sft.py` starts it."""
+    done = subprocess.run(
+        [python, str(SFT), "--save-local", str(tmp_path / "out"), *arguments],
+        env={**os.environ, **hub.env(token=ADA), **env},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, events(done.stdout)
+
+
+def write_rows(path: Path, *rows: dict) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+ASKED = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "env", "code"),
+    [
+        ([{"image": "x", "label": 1}], [], {}, "unknown_columns"),
+        ([], [], {}, "dataset_unreadable"),
+        ([{"messages": [ASKED]}], ["--merge-model"], {}, "merge_needs_16bit"),
+        ([{"messages": [ASKED]}] * 3, [], {}, "nothing_supervised"),
+        ([{"messages": [ASKED]}], ["--output-repo", "microsoft/phi"], {}, "push_denied"),
+        ([{"messages": [ASKED]}], [], {"JOB_ID": "1"}, "no_output_repo"),
+        ([{"messages": [ASKED]}], [], {"ACCELERATOR": "a10g"}, "no_gpu"),
+        (None, ["--dataset-split", "trian"], {}, "unknown_split"),
+        (None, ["--dataset", "ada/dogs"], {}, "dataset_not_found"),
+    ],
+)
+def test_it_stops_before_the_model_is_loaded_and_says_what_to_do(hub, tmp_path, training_python, rows, arguments, env, code):
+    data = "ada/docs" if rows is None else write_rows(tmp_path / "rows.jsonl", *rows)
+    words = ["--base-model", "ada/tiny-lfm2", "--dataset", data, *arguments]
+    exit_code, said = run_template(hub, tmp_path, training_python, *words, **env)
+    assert exit_code == 1
+    assert said["failed"]["code"] == code
+    assert said["failed"]["fix"]
+    assert "coverage" not in said
+    assert not hub.journal.requests(path=r"ada/tiny-lfm2/resolve/.*safetensors")
+
+
+def test_a_tokenizer_without_a_chat_template_stops_conversations(hub, tmp_path, training_python, tiny_model):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in tiny_model.iterdir():
+        if path.name != "chat_template.jinja":
+            (bare / path.name).write_bytes(path.read_bytes())
+    exit_code, said = run_template(hub, tmp_path, training_python, "--base-model", str(bare), "--dataset", str(ROWS))
+    assert (exit_code, said["failed"]["code"]) == (1, "no_chat_template")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello there"}]},
+        {"instruction": "Add", "input": "2 2", "output": "It is four"},
+        {"prompt": "Hi", "completion": "Hello there"},
+        {"text": "Return the sum of a sequence."},
+    ],
+    ids=["sharegpt", "alpaca", "prompt-completion", "text"],
+)
+def test_each_format_trains(hub, tmp_path, training_python, row):
+    data = write_rows(tmp_path / "rows.jsonl", *[row] * 12)
+    words = ["--base-model", "ada/tiny-lfm2", "--dataset", data, "--max-steps", "2", "--load-in-16bit", "--eval-split", "0"]
+    exit_code, said = run_template(hub, tmp_path, training_python, *words)
+    assert (exit_code, said["done"]["steps"]) == (0, 2)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_the_help_needs_no_library():
+    done = subprocess.run(
+        [UV, "run", "--no-project", "--isolated", "python", "-I", str(SFT), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--output-repo" in done.stdout
