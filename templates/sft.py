@@ -810,21 +810,34 @@ def push_folder(api: Any, repo: str, folder: Path, message: str, **options: Any)
     return True
 
 
-def open_trackio(settings: Settings) -> str:
-    """Where the trainer reports to. A Space that cannot be opened costs the live curves, not the run."""
-    if not settings.trackio_space:
-        return "trackio"
-    import trackio
+def trackio_callback() -> Any:
+    """The trainer's own Trackio callback, guarded: whatever fails in it costs the live curves, not the run."""
+    from transformers import TrainerCallback
+    from transformers.integrations import TrackioCallback
 
-    try:
-        trackio.init(
-            project="unsloth-jobs", name=run_name(settings), space_id=settings.trackio_space, private=True, resume="allow"
-        )
-        trackio.finish()
-    except Exception as error:
-        emit("warning", code="trackio_unreachable", message=f"{type(error).__name__}: {error}")
-        return "none"
-    return "trackio"
+    class Guarded(TrainerCallback):
+        trackio = TrackioCallback()
+        failed = False
+
+        def attempt(self, event: str, *args: Any, **kwargs: Any) -> None:
+            if self.failed:
+                return
+            try:
+                getattr(self.trackio, event)(*args, **kwargs)
+            except Exception as error:
+                self.failed = True
+                emit("warning", code="trackio_failed", message=f"no more live curves: {type(error).__name__}: {error}")
+
+        def on_train_begin(self, *args, **kwargs):
+            self.attempt("on_train_begin", *args, **kwargs)
+
+        def on_log(self, *args, **kwargs):
+            self.attempt("on_log", *args, **kwargs)
+
+        def on_train_end(self, *args, **kwargs):
+            self.attempt("on_train_end", *args, **kwargs)
+
+    return Guarded()
 
 
 def run_name(settings: Settings) -> str:
@@ -864,7 +877,7 @@ def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, setting
         logging_steps=0.005,
         logging_first_step=True,
         disable_tqdm=True,
-        report_to=open_trackio(settings),
+        report_to="none",  # Trackio is told by a callback of its own
         project="unsloth-jobs",
         run_name=run_name(settings),
         trackio_space_id=settings.trackio_space or None,
@@ -881,7 +894,7 @@ def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, setting
         args=config,
         train_dataset=train,
         eval_dataset=held_out,
-        callbacks=[progress_callback(settings, api)],
+        callbacks=[progress_callback(settings, api), trackio_callback()],
     )
     trainer.remove_callback(PrinterCallback)  # the events say it
     return trainer
@@ -986,7 +999,7 @@ def push_results(api: Any, settings: Settings, folder: Path) -> None:
         return
     pauses = (5, 20, 60)
     for attempt, pause in enumerate((*pauses, 0)):
-        if push_folder(api, settings.output_repo, folder, "Adapter and card", ignore_patterns=["checkpoints/*"]):
+        if push_folder(api, settings.output_repo, folder, "Adapter and card", ignore_patterns=["checkpoints/*", "merged/*"]):
             emit("pushed", repo=settings.output_repo, url=f"{api.endpoint}/{settings.output_repo}")
             return
         if attempt < len(pauses):
@@ -1124,6 +1137,8 @@ def train(settings: Settings) -> None:
 
 def main() -> int:
     settings = parse_args()
+    if not sys.stderr.isatty():  # in a log, each refresh of a progress bar is a line
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
     try:
         train(settings)
     except Stop as stop:

@@ -19,7 +19,7 @@ time.sleep(float(sys.argv[1]))
 print("EVENT " + json.dumps({"event": "done", "path": "/tuned"}), flush=True)
 sys.exit(int(sys.argv[2]))
 """
-TOKEN = "hf_localtokenlocal"  # noqa: S105
+TOKEN = "hf_localtokenlocal"
 
 
 @pytest.fixture

@@ -134,6 +134,19 @@ def test_a_tokenizer_without_a_chat_template_stops_conversations(hub, tmp_path, 
     assert (exit_code, said["failed"]["code"]) == (1, "no_chat_template")
 
 
+@pytest.mark.parametrize("fault", ["space", "everything"])
+def test_an_unreachable_dashboard_costs_the_curves_not_the_run(hub, tmp_path, training_python, fault):
+    """The test Hub has no running Spaces; and once, nothing that Trackio asks for answers."""
+    if fault == "everything":
+        hub.faults.add(path=r"/api/(spaces|buckets)", status=500, times=1000)
+        hub.faults.add(path=r"/api/repos/create", status=500, times=1000)
+    words = ["--base-model", "ada/tiny-lfm2", "--dataset", "ada/docs", "--max-steps", "2", "--num-samples", "40"]
+    exit_code, said = run_template(hub, tmp_path, training_python, *words, "--trackio-space", "ada/trackio")
+    assert (exit_code, said["done"]["steps"]) == (0, 2)
+    spaces = [repo for (kind, _), repo in hub.store.repos.items() if kind == "space"]
+    assert all(repo.private for repo in spaces)
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -77,14 +77,14 @@ def candidate(flavor: Flavor, model: Model, needed_gb: float, size: Work, tokens
     reason = misfit(flavor, needed_gb)
     vram = flavor.vram_gb / max(flavor.gpus, 1)
     if reason:
-        return Candidate(flavor.name, False, reason, vram, round(needed_gb, 1), 0.0, 0.0, 0.0, 0.0)
+        return Candidate(flavor.name, False, reason, vram, round(needed_gb, 2), 0.0, 0.0, 0.0, 0.0)
     low, high = (seconds(flavor, model, size, tokens_per_row, end) for end in (0, 1))
     return Candidate(
         flavor.name,
         True,
         "",
         vram,
-        round(needed_gb, 1),
+        round(needed_gb, 2),
         round(low / 3600, 2),
         round(high / 3600, 2),
         round(low / 60 * flavor.usd_per_minute, 2),
