@@ -126,4 +126,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except subprocess.CalledProcessError as error:  # the command has said why, above
+        sys.exit(f"The demo stopped: `{shlex.join(map(str, error.cmd[:6]))} …` ended with {error.returncode}.")

@@ -307,7 +307,11 @@ class Renderer:
         self.closing = self.find_closing() if tokenizer.chat_template else ""
 
     def chat(self, messages: list[dict], tools: list | None = None, prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+        """The conversation as text. Raises ValueError where the template refuses it."""
+        try:
+            return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+        except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
+            raise ValueError(f"the chat template refuses it: {error}") from error
 
     def find_header(self) -> str:
         """The text that opens an assistant turn, `<|im_start|>assistant\\n` say; "" where a template has none.
@@ -336,8 +340,10 @@ class Renderer:
         Raises ValueError where the template refuses the row or the spans cannot be told apart from it.
         """
         if "text" in row:
-            text = self.bos + row["text"] + self.eos
-            return text, [(len(self.bos), len(text))] if row["text"].strip() else []
+            # Rows rendered beforehand carry these tokens already.
+            body = row["text"].removeprefix(self.bos).removesuffix(self.eos)
+            text = self.bos + body + self.eos
+            return text, [(len(self.bos), len(text))] if body.strip() else []
         if "prompt" in row and not self.tokenizer.chat_template:
             head = self.bos + row["prompt"]
             text = head + row["completion"] + self.eos
@@ -365,7 +371,7 @@ class Renderer:
         replaced = [*messages[:index], {"role": "assistant", "content": MARKER}, *messages[index + 1 :]]
         try:
             before, found, after = self.chat(replaced, tools).partition(MARKER)
-        except Exception:  # a template raises whatever it likes, over a tool result without its call for one
+        except ValueError:  # over a tool's result whose call is gone, for one
             return None
         start = before.rfind(self.header) + len(self.header) if self.header else len(before)
         if index and messages[index - 1]["role"] != "user":
@@ -380,14 +386,14 @@ class Renderer:
         """How far text is the rendering of these messages alone."""
         try:
             return len(os.path.commonprefix([text, self.chat(messages, tools)]))
-        except Exception:
+        except ValueError:
             return 0
 
     def span_by_prefix(self, text: str, messages: list[dict], tools: list | None, index: int) -> Span | None:
         """For a turn that later turns refer to (a tool call): render what comes before it, then with it."""
         try:
             before, through = self.chat(messages[:index], tools, prompt=True), self.chat(messages[: index + 1], tools)
-        except Exception:
+        except ValueError:
             return None
         shared = os.path.commonprefix([text, through]).rstrip()
         if not text.startswith(before) or len(shared) <= len(before):
@@ -441,8 +447,8 @@ def segments(tokenizer: Any, example: Example) -> list[dict[str, Any]]:
     return parts
 
 
-def require_renderable(tokenizer: Any, layout: Format) -> None:
-    """Stop where a tokenizer cannot turn this format into text with known offsets."""
+def make_renderer(tokenizer: Any, layout: Format) -> Renderer:
+    """The tokenizer's Renderer. Raises Stop where it cannot turn this format into text with known offsets."""
     if not tokenizer.is_fast:
         raise Stop(
             "slow_tokenizer",
@@ -455,6 +461,14 @@ def require_renderable(tokenizer: Any, layout: Format) -> None:
             "The data set holds conversations and the model's tokenizer has no chat template.",
             "Choose the instruct (or -it, -chat) version of this model, or rows of prompt + completion or text.",
         )
+    try:
+        return Renderer(tokenizer)
+    except ValueError as error:
+        raise Stop(
+            "bad_chat_template",
+            f"A question and an answer cannot be rendered with this model's chat template: {error}",
+            "Choose another version of this model: its template is not for plain conversations.",
+        ) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -918,8 +932,8 @@ def final_loss(trainer: Any) -> float:
     return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate()["eval_loss"]
 
 
-def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict[str, str]:
-    """One held-out question answered by the base model and by the tuned one, greedily."""
+def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict[str, str] | None:
+    """One held-out question answered by the base model and by the tuned one, greedily. None for rows of plain text."""
     import torch
     from unsloth import FastLanguageModel
 
@@ -927,6 +941,8 @@ def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> d
     start = len(learned) - learned[::-1].index(True)  # of the last answer, going back from its end
     while start and learned[start - 1]:
         start -= 1
+    if not start or example["input_ids"][:start] == [tokenizer.bos_token_id]:
+        return None
     prompt = torch.tensor([example["input_ids"][:start]], device=model.device)
     FastLanguageModel.for_inference(model)
 
@@ -949,6 +965,18 @@ def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> d
         "tuned": answer(),
         "reference": tokenizer.decode(example["input_ids"][start:], skip_special_tokens=True).strip(),
     }
+
+
+def show_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict[str, str] | None:
+    """compare_answers as an event. A picture of the result must not cost the result: a failure is a warning."""
+    try:
+        sample = compare_answers(model, tokenizer, example)
+    except Exception as error:
+        emit("warning", code="sample_failed", message=f"{type(error).__name__}: {error}")
+        return None
+    if sample:
+        emit("sample", **sample)
+    return sample
 
 
 def model_card(settings: Settings, evidence: Mapping[str, Any]) -> str:
@@ -1074,8 +1102,7 @@ def train(settings: Settings) -> None:
 
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions())
     tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
-    require_renderable(tokenizer, layout)
-    renderer = Renderer(tokenizer)
+    renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
     eval_tokens = encode_rows(eval_rows, renderer, layout, settings.max_seq_length)[0] if eval_rows else None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
@@ -1105,9 +1132,7 @@ def train(settings: Settings) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     push_results(api, settings, folder)
-    sample = compare_answers(model, tokenizer, eval_tokens[0]) if eval_tokens else None
-    if sample:
-        emit("sample", **sample)
+    sample = show_answers(model, tokenizer, eval_tokens[0]) if eval_tokens else None
     figures = {
         "Loss on held-out rows, base → tuned": f"{base_loss:.4f} → {tuned_loss:.4f}" if eval_tokens else "not measured",
         "Training loss": f"{outcome.training_loss:.4f}",

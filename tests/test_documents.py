@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 

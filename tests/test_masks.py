@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import sft
 from conftest import make_tokenizer
 
@@ -154,3 +155,27 @@ def test_plain_text_is_learned_whole_with_its_end():
     tokenizer = make_tokenizer(None)
     example = sft.Renderer(tokenizer).encode({"text": "It is 4."}, 100)
     assert tokenizer.decode([label for label in example.labels if label != sft.IGNORE]) == "It is 4.<EOS>"
+
+
+def test_rows_rendered_beforehand_get_no_second_begin_or_end():
+    tokenizer = make_tokenizer(None)
+    tokenizer.add_bos_token = True
+    renderer = sft.Renderer(tokenizer)
+    renderer.bos = "<BOS>"
+    once, twice = (renderer.encode({"text": text}, 100) for text in ("It is 4.", "<BOS>It is 4.<EOS>"))
+    assert once == twice
+    assert tokenizer.decode(once.input_ids) == "<BOS>It is 4.<EOS>"
+
+
+def test_a_row_that_the_template_refuses_says_so(chat_templates):
+    renderer = sft.Renderer(make_tokenizer(chat_templates["trl/gemma"]))
+    with pytest.raises(ValueError, match="System role not supported"):
+        renderer.encode({"messages": [{"role": "system", "content": "Be brief."}, QUESTION, ANSWER]}, 100)
+    with pytest.raises(ValueError, match="alternate"):
+        renderer.encode({"messages": [QUESTION, QUESTION, ANSWER]}, 100)
+
+
+def test_a_template_that_cannot_hold_a_plain_conversation_stops():
+    with pytest.raises(sft.Stop) as stop:
+        sft.make_renderer(make_tokenizer("{{ raise_exception('pictures only') }}"), sft.Format("messages", {}))
+    assert stop.value.code == "bad_chat_template"

@@ -159,9 +159,12 @@ def test_an_unreachable_dashboard_costs_the_curves_not_the_run(hub, tmp_path, tr
 )
 def test_each_format_trains(hub, tmp_path, training_python, row):
     data = write_rows(tmp_path / "rows.jsonl", *[row] * 12)
-    words = ["--base-model", "ada/tiny-lfm2", "--dataset", data, "--max-steps", "2", "--load-in-16bit", "--eval-split", "0"]
+    words = ["--base-model", "ada/tiny-lfm2", "--dataset", data, "--max-steps", "2", "--load-in-16bit"]
     exit_code, said = run_template(hub, tmp_path, training_python, *words)
     assert (exit_code, said["done"]["steps"]) == (0, 2)
+    assert said["done"]["tuned_loss"] < said["done"]["base_loss"]
+    assert "warning" not in said
+    assert ("sample" in said) == ("text" not in row)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 

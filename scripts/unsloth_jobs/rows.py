@@ -66,8 +66,7 @@ def _sample(template: ModuleType, settings: Any, limit: int) -> Sample:
             f"{settings.base_model} has no tokenizer that can be loaded: {error}",
             "Choose a model whose repository holds a tokenizer.json.",
         ) from error
-    template.require_renderable(tokenizer, layout)
-    renderer = template.Renderer(tokenizer)
+    renderer = template.make_renderer(tokenizer, layout)
     lengths, lost, cut, supervised, kept = [], {}, 0, 0, 0
     shown: list[dict[str, Any]] = []
     for row in taken[:limit]:
