@@ -630,14 +630,17 @@ def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) 
         "supervised_tokens": supervised,
         "supervised_fraction": round(supervised / max(tokens, 1), 4),
     }
-    if not supervised:
-        why = ", ".join(f"{count} × {reason}" for reason, count in reasons.items())
+    return kept.select_columns(["input_ids", "labels", "length"]), summary
+
+
+def require_supervised(masks: Mapping[str, Any]) -> None:
+    if not masks["supervised_tokens"]:
+        why = ", ".join(f"{count} × {reason}" for reason, count in masks["dropped"].items())
         raise Stop(
             "nothing_supervised",
             f"Not one token of the data set would be learned: {why}.",
             "Look at the rows' answers, or pass a larger --max-seq-length.",
         )
-    return kept.select_columns(["input_ids", "labels", "length"]), summary
 
 
 def split_rows(rows: Any, settings: Settings) -> tuple[Any, Any]:
@@ -669,15 +672,12 @@ def open_repository(settings: Settings) -> Any:
         return None
     try:
         api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
-        card = f"---\nbase_model: {settings.base_model}\ntags: [unsloth, trl, sft]\n---\n\nTraining is under way.\n"
-        if not api.file_exists(settings.output_repo, "README.md"):
-            api.upload_file(
-                path_or_fileobj=card.encode(),
-                path_in_repo="README.md",
-                repo_id=settings.output_repo,
-                commit_message="Training begins",
-            )
-        api.auth_check(settings.output_repo)
+        api.upload_file(
+            path_or_fileobj=json.dumps(asdict(settings), indent=1).encode(),
+            path_in_repo="training_settings.json",
+            repo_id=settings.output_repo,
+            commit_message="Training begins",
+        )
     except HfHubHTTPError as error:
         raise Stop(
             "push_denied",
@@ -855,9 +855,10 @@ def trackio_callback() -> Any:
 
 
 def run_name(settings: Settings) -> str:
-    return settings.run_name or "-".join(
-        re.sub(r"[^\w.]+", "-", part.rstrip("/").split("/")[-1]) for part in (settings.base_model, settings.dataset)
-    )
+    """The run's name, and its repository's where none is given: model and data set, as the Hub allows names."""
+    dataset = settings.dataset.removesuffix(Path(settings.dataset).suffix if Path(settings.dataset).is_file() else "")
+    parts = (Path(settings.base_model).name, Path(dataset).name)
+    return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]
 
 
 def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, settings: Settings, api: Any) -> Any:
@@ -979,46 +980,48 @@ def show_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict
     return sample
 
 
-def model_card(settings: Settings, evidence: Mapping[str, Any]) -> str:
+def model_card(settings: Settings, figures: Mapping[str, Any], sample: Mapping[str, str] | None) -> str:
     """README.md of the adapter: how it was made and what was measured, from the run's own figures."""
     from huggingface_hub import ModelCardData
 
-    on_hub = not Path(settings.dataset).exists()
-    local_base = Path(settings.base_model).exists()
+    base, data, where = Path(settings.base_model), Path(settings.dataset), settings.output_repo or settings.save_local
     header = ModelCardData(
-        base_model=None if local_base else settings.base_model,
+        base_model=None if base.exists() else settings.base_model,
         library_name="peft",
         pipeline_tag="text-generation",
-        datasets=[settings.dataset] if on_hub else None,
+        datasets=None if data.exists() else [settings.dataset],
         tags=["unsloth", "trl", "sft", "lora", "hf_jobs"],
     )
-    name = (settings.output_repo or run_name(settings)).split("/")[-1]
-    rows = "\n".join(f"| {key} | {value} |" for key, value in evidence["figures"].items())
-    sample = evidence.get("sample")
-    quoted = (
-        ""
-        if not sample
-        else "\n## One held-out question\n\n"
-        + "\n\n".join(
-            f"**{title}**\n\n" + "\n".join("> " + line for line in sample[key].splitlines() or [""])
-            for title, key in (("Question", "prompt"), ("Base", "base"), ("Tuned", "tuned"), ("Reference", "reference"))
-        )
-        + "\n"
-    )
-    source = (
-        ""
-        if local_base
-        else (
-            f"\n## Use\n\n```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
-            f'model = AutoPeftModelForCausalLM.from_pretrained("{settings.output_repo or settings.save_local}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{settings.output_repo or settings.save_local}")\n```\n'
-        )
-    )
-    base, data = settings.base_model, settings.dataset
-    return (
-        f"---\n{header.to_yaml()}\n---\n\n# {name}\n\nA LoRA adapter for `{Path(base).name if local_base else base}`, "
-        f"trained with Unsloth on `{data if on_hub else Path(data).name}`.\n\n| | |\n|---|---|\n{rows}\n{quoted}{source}"
-    )
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {Path(where).name}",
+        # Of a path on the training machine, a reader of the card needs the last part only.
+        f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with Unsloth on "
+        f"`{data.name if data.exists() else data}`.",
+        "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in figures.items()),
+    ]
+    if sample:
+        titles = {"prompt": "Question", "base": "Base", "tuned": "Tuned", "reference": "Reference"}
+        parts.append("## One held-out question")
+        parts += [f"**{title}**\n\n" + quoted(sample[key]) for key, title in titles.items()]
+    if not base.exists():
+        parts.append(CARD_USAGE.format(where=where))
+    return "\n\n".join(parts) + "\n"
+
+
+CARD_USAGE = """## Use
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{where}")
+tokenizer = AutoTokenizer.from_pretrained("{where}")
+```"""
+
+
+def quoted(text: str) -> str:
+    return "\n".join("> " + line for line in text.splitlines() or [""])
 
 
 def push_results(api: Any, settings: Settings, folder: Path) -> None:
@@ -1075,6 +1078,8 @@ def push_merged(model: Any, tokenizer: Any, api: Any, settings: Settings) -> Non
 def train(settings: Settings) -> None:
     began = time.monotonic()
 
+    emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions())
+
     # ---- what can fail for free comes first: the repository, the rows, their columns
     require_gpu_where_paid()
     require_mergeable(settings)
@@ -1094,16 +1099,16 @@ def train(settings: Settings) -> None:
         revision=settings.dataset_revision or None,
     )
 
-    # ---- unsloth before transformers: it patches what is imported after it
+    # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     from unsloth import FastLanguageModel
 
     # isort: split
     from transformers import AutoTokenizer
 
-    emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions())
     tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
+    require_supervised(masks)
     eval_tokens = encode_rows(eval_rows, renderer, layout, settings.max_seq_length)[0] if eval_rows else None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
     emit("masks", **masks, sample=segments(tokenizer, first))
@@ -1112,6 +1117,8 @@ def train(settings: Settings) -> None:
     model, _ = FastLanguageModel.from_pretrained(
         settings.base_model,
         revision=settings.base_model_revision or None,
+        # Unsloth would load a copy of its own of some models, at another revision than the one that was checked.
+        use_exact_model_name=True,
         max_seq_length=settings.max_seq_length,
         load_in_4bit=not settings.load_in_16bit,
         load_in_16bit=settings.load_in_16bit,
@@ -1145,7 +1152,7 @@ def train(settings: Settings) -> None:
         "Hardware": hardware()["device"],
         "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }
-    (folder / "README.md").write_text(model_card(settings, {"figures": figures, "sample": sample}), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(settings, figures, sample), encoding="utf-8")
     push_results(api, settings, folder)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
