@@ -146,9 +146,14 @@ def show(found: Examination) -> None:
         )
     people.print(facts)
     if found.sample and found.sample.segments:
-        people.print("\n[bold]A row as the model sees it[/]; what it learns to write is [green]green[/]:")
-        people.print(Text.assemble(*((part["text"], "green" if part["learned"] else "dim") for part in found.sample.segments)))
+        people.print("\n[bold]A row as the model sees it[/]; what it learns to write stands in [green]⟦ ⟧[/]:")
+        people.print(Text.assemble(*(shown(part) for part in found.sample.segments)))
     people.print("[green]Sound.[/]" if found.ok else "[red]Not sound:[/]")
+
+
+def shown(part: dict[str, Any]) -> tuple[str, str]:
+    """A stretch of a row with its style; the brackets show it where there is no colour."""
+    return (f"⟦{part['text']}⟧", "green") if part["learned"] else (part["text"], "dim")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,9 @@ def estimate(
         raise UserError(
             "nothing_fits",
             "The run fits on no flavor.",
-            "Lower --batch-size or --max-seq-length, or choose a smaller model.",
+            f"On {flavor}: {ranked[0].reason}. Leave --flavor out to see the others."
+            if flavor
+            else "Lower --batch-size or --max-seq-length, or choose a smaller model.",
             FAILED,
         )
 

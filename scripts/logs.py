@@ -20,7 +20,7 @@ app = application("Print a job's log, with secrets removed.")
 @app.command(epilog="Exit codes: 0 printed; 1 no such job; 2 usage; 4 the Hub cannot be reached or says no.")
 @ends_clearly
 def logs(
-    job: Annotated[str, typer.Argument(help="the id that submit.py printed")],
+    job: Annotated[str, typer.Argument(help="the id or address that submit.py printed")],
     follow: Annotated[bool, typer.Option("--follow", help="go on until the job ends")] = False,
     tail: Annotated[int, typer.Option(min=1, help="only the last N lines")] = None,
     namespace: Annotated[str, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
@@ -30,7 +30,7 @@ def logs(
 
     Example: logs.py 6871f2a0b0c4d5e6f7a8b9c0 --tail 50
     """
-    for line in places.of(job, namespace).logs(job, follow=follow, tail=tail):
+    for line in places.of(job, namespace).logs(places.id_of(job), follow=follow, tail=tail):
         text = events.clean(line)
         if json:
             print_json({"line": text, "event": events.parse(text)})

@@ -18,15 +18,22 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from unsloth_jobs import places, records
-from unsloth_jobs.diagnosis import Diagnosis, diagnose
+from unsloth_jobs.diagnosis import Diagnosis, diagnose, saved
 from unsloth_jobs.errors import FAILED, USAGE, UserError
 from unsloth_jobs.events import Summary, summarise
 from unsloth_jobs.jobs import Job
-from unsloth_jobs.output import application, diagnostics, duration, ends_clearly, people, print_json, table
+from unsloth_jobs.output import application, diagnostics, dollars, duration, ends_clearly, people, print_json, table
 from unsloth_jobs.plan import Plan
 
 app = application("How a job is doing.")
 LOG_TAIL = 400  # lines read for progress: enough to hold the newest event of each kind
+PHASES = {  # by the event that begins each, in their order
+    "plan": "reading the rows",
+    "data": "turning rows into tokens",
+    "masks": "loading the model",
+    "coverage": "measuring the base model",
+    "eval": "compiling the first step",
+}
 WATCH_EVERY_S = {"hf": 10.0, "local": 1.0}
 
 
@@ -43,26 +50,40 @@ class Status:
         return round(self.job.elapsed_s / 60 * self.plan.usd_per_minute, 4) if self.plan else None
 
     @property
+    def result(self) -> str | None:
+        """Where the tuned model lies once the job is done: an address on the Hub, or a folder here."""
+        done = self.summary.event("done")
+        planned = self.plan.model_url if self.plan and done else None
+        return planned or done.get("repo") or done.get("path")
+
+    @property
+    def phase(self) -> str:
+        """What a running job is at, before its first step: told by the last event of its beginning."""
+        if self.summary.progress.step is not None:
+            return "training"
+        reached = [name for name in PHASES if self.summary.event(name)]
+        return PHASES[reached[-1]] if reached else "installing its libraries"
+
+    @property
     def next(self) -> str:
         if self.diagnosis:
             return self.diagnosis.fix
         if self.job.stage == "COMPLETED":
-            done = self.summary.event("done")
-            where = done.get("repo") or done.get("path")
-            return f"The tuned model: {where}" if where else "The script ended without an error: look at its log."
+            return f"The tuned model: {self.result}" if self.result else "It ended without an error: look at its log."
         if self.job.stage == "CANCELED":
-            return "It was cancelled. The newest checkpoint, if it was pushed, is in OUTPUT_REPO/last-checkpoint."
+            return f"It was cancelled. {saved(self.summary, self.plan.output_repo if self.plan else None)}"
         if self.job.stage == "SCHEDULING":
             return "It waits for a machine, which is not billed. Look again in a minute."
-        return f"It is running. Look again in {duration(min(self.summary.eta_s or 60, 1800))}."
+        return f"It is {self.phase}. Look again in {duration(min(self.summary.eta_s or 60, 1800))}."
 
 
 def look(job_id: str, namespace: str | None) -> Status:
-    place = places.of(job_id, namespace)
+    job_id, place = places.id_of(job_id), places.of(job_id, namespace)
     job = place.inspect(job_id)
     lines = place.logs(job_id, tail=LOG_TAIL) if job.stage != "SCHEDULING" else ()
     summary = summarise(lines)
-    return Status(job, summary, records.run_plan(job_id), diagnose(job, summary))
+    plan = records.run_plan(job_id)
+    return Status(job, summary, plan, diagnose(job, summary, plan.output_repo if plan else None))
 
 
 def as_json(status: Status) -> dict[str, Any]:
@@ -77,6 +98,8 @@ def as_json(status: Status) -> dict[str, Any]:
         "max_usd": status.plan.max_usd if status.plan else None,
         "url": job.url,
         "message": job.message,
+        "phase": status.phase if job.stage == "RUNNING" else None,
+        "model_url": status.result,
         "diagnosis": asdict(status.diagnosis) if status.diagnosis else None,
         "result": status.summary.event("done") or None,
         "next": status.next,
@@ -93,13 +116,16 @@ def as_table(status: Status) -> Table:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(progress.total_steps, progress.step, width=30), f"{progress.step}/{progress.total_steps}")
         grid.add_row("step", bar)
-    losses = {"training": progress.loss, "held-out": progress.eval_loss}
+    base = status.summary.event("eval").get("step") == 0
+    losses = {"training": progress.loss, "held-out (base model)" if base else "held-out": progress.eval_loss}
     if any(loss is not None for loss in losses.values()):
         grid.add_row("loss", "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None))
     left = "" if job.ended else f", {duration(status.summary.eta_s)} left"
     grid.add_row("time", duration(job.elapsed_s) + left)
     if status.plan:
-        grid.add_row("spent", f"${status.spent_usd:.2f} of at most ${status.plan.max_usd:.2f}")
+        grid.add_row("spent", f"{dollars(status.spent_usd)} of at most {dollars(status.plan.max_usd)}")
+    if (done := status.summary.event("done")) and done.get("base_loss"):
+        grid.add_row("learned", f"held-out loss {done['base_loss']:.4f} → {done['tuned_loss']:.4f}")
     if status.diagnosis:
         grid.add_row("cause", f"[bold]{status.diagnosis.code}[/]: {escape(status.diagnosis.message)}")
     grid.add_row("next", escape(status.next))
@@ -149,16 +175,18 @@ def show_all(namespace: str | None, json: bool) -> None:
             f"{progress.step or 0}/{progress.total_steps or '?'}",
             f"{progress.loss:.4f}" if progress.loss is not None else "–",
             duration(status.job.elapsed_s),
-            f"{status.spent_usd or 0:.2f}",
+            dollars(status.spent_usd or 0),
             escape((status.plan.model_url if status.plan else None) or "–"),
         )
     people.print(rows if statuses else "No job was submitted from this machine yet.")
+    if statuses:
+        people.print(f"\nSpent in all: {dollars(sum(status.spent_usd or 0 for status in statuses))}")
 
 
 @app.command(epilog="Exit codes: 0 fine; 1 the job failed; 2 usage; 4 the Hub cannot be reached or says no.")
 @ends_clearly
 def status(
-    job: Annotated[str, typer.Argument(help="the id that submit.py printed")] = None,
+    job: Annotated[str, typer.Argument(help="the id or address that submit.py printed")] = None,
     all: Annotated[bool, typer.Option("--all", help="every job submitted from this machine")] = False,
     watch_: Annotated[bool, typer.Option("--watch", help="go on until the job ends")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="end the job; what it pushed stays")] = False,

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -26,11 +27,17 @@ from unsloth_jobs.output import application, duration, ends_clearly, people, pri
 app = application("Show the plan of a run and, once it is approved, start it.")
 
 
-@app.command(epilog="Exit codes: 0 started; 2 usage; 3 not approved (the plan is printed); 4 the Hub says no.")
+@app.command(
+    # As with `hf jobs uv run`, flags that are not of this command are the script's, also without `--`.
+    context_settings={"ignore_unknown_options": True},
+    epilog="Exit codes: 0 started; 2 usage; 3 not approved, or over --max-usd; 4 the Hub says no.",
+)
 @ends_clearly
 def submit(
     script: Annotated[Path, typer.Argument(help="the training script: templates/sft.py or your copy of it")],
-    arguments: Annotated[list[str], typer.Argument(help="after --: the script's own arguments")] = None,
+    arguments: Annotated[
+        list[str], typer.Argument(help="the script's own arguments, after -- where a name is also one of these")
+    ] = None,
     where: Annotated[str, typer.Option(help="hf: Hugging Face Jobs; local: a background process here")] = "hf",
     flavor: Annotated[str, typer.Option(help="machine to rent; estimate.py recommends one")] = plan.DEFAULT_FLAVOR,
     timeout: Annotated[str, typer.Option(help="end the job after 30m, 4h, 1d")] = plan.DEFAULT_TIMEOUT,
@@ -53,19 +60,24 @@ def submit(
         raise UserError("no_ceiling", "--yes starts a paid job without asking.", "Add --max-usd N.", USAGE)
     api = hub.connect()
     made = plan.make(api, script, list(arguments or []), where, flavor, timeout, namespace)
+    if not json and not approve:
+        show(made)
     plan.require_budget(made, max_usd)
     if approve:
         plan.require_approval(made, approve, records.recall_plan(approve))
     records.remember_plan(made)
-    if not json and not approve:
-        show(made)
     if not (approve or yes or asked(json)):
         if json:
             print_json({"plan_id": made.plan_id, "plan": asdict(made), "approved": False})
         else:
-            people.print(f"\nNot started. To start exactly this, add: [bold]--approve {made.plan_id}[/]")
+            people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
     report(made, *start(HFJobs(api, made.namespace) if where == "hf" else LocalJobs(), made), json)
+
+
+def approving(plan_id: str) -> str:
+    """The command that was typed, with the approval among its own options."""
+    return shlex.join(["uv", "run", sys.argv[0], "--approve", plan_id, *sys.argv[1:]])
 
 
 def asked(json: bool) -> bool:
@@ -89,7 +101,7 @@ def show(made: plan.Plan) -> None:
         "model": f"{made.model} @ {made.model_revision or 'as it is'}",
         "data set": f"{made.dataset} @ {made.dataset_revision or 'as it is'}",
         "result": made.model_url or "what the script saves",
-        "dashboard": made.dashboard_url or "trackio show --project unsloth-jobs",
+        "dashboard": made.dashboard_url or ("none" if made.where == "hf" else "trackio show --project unsloth-jobs"),
         "runs on": made.flavor if made.where == "hf" else "this machine",
         "paid by": made.namespace or "nobody",
         "timeout": duration(made.timeout_s),
@@ -119,7 +131,10 @@ def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
     if json:
         print_json(values)
         return
-    people.print(f"\n[green]{'Already there' if existed else 'Started'}[/]: {job.job_id}")
+    if existed:
+        people.print(f"\nThis plan was submitted before, and is not paid for twice: {job.job_id} ({job.stage})")
+    else:
+        people.print(f"\n[green]Started[/]: {job.job_id}")
     for name, value in (("job", job.url), ("model", made.model_url), ("dashboard", made.dashboard_url)):
         if value:
             people.print(f"  {name:10} {escape(value)}", soft_wrap=True)

@@ -67,7 +67,7 @@ class Settings:
     base_model_revision: str = setting("", "commit or branch of the model (default: main)")
     load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
     # Data
-    dataset: str = setting("mlabonne/FineTome-100k", "rows to learn: Hub id, or local .jsonl .json .csv .parquet .txt")
+    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .parquet .txt")
     dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
     dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
     dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
@@ -117,6 +117,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 
 def setting_problems(settings: Settings) -> Iterable[str]:
+    if not settings.dataset:
+        yield "--dataset is needed: a Hub id such as mlabonne/FineTome-100k, or a local file"
     for name in ("batch_size", "gradient_accumulation", "max_seq_length", "lora_r", "lora_alpha"):
         if getattr(settings, name) < 1:
             yield f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}"
@@ -200,14 +202,24 @@ def detect_format(columns: Iterable[str], prompt_column: str = "", completion_co
         raise Stop(
             "preference_data",
             "The rows hold preferences (chosen, rejected), not answers to imitate.",
-            "Choose a data set with messages, or keep its `chosen` column as `messages`.",
+            "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
+            if "prompt" in columns
+            else "Choose a data set with messages, or with a question and an answer in each row.",
         )
+    known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
         "unknown_columns",
-        f"No known layout in the columns {', '.join(columns)}. Known: messages, conversations, "
-        "prompt + completion, instruction + output, text.",
-        "Name the two columns: --prompt-column COLUMN --completion-column COLUMN.",
+        f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
+        naming_hint(columns),
     )
+
+
+def naming_hint(columns: list[str]) -> str:
+    if len(columns) == 1 and (delimiter := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        return f"The file seems to be separated by {delimiter!r}: save it with commas."
+    if len(columns) < 2:
+        return "Each row needs a question and an answer: messages, or two columns."
+    return f"Name the two columns, such as: --prompt-column {columns[0]} --completion-column {columns[1]}"
 
 
 def without_nulls(value: Any) -> Any:

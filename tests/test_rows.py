@@ -52,6 +52,20 @@ def test_columns_that_cannot_be_read_stop_with_what_to_do(columns, code):
     assert stop.value.fix
 
 
+@pytest.mark.parametrize(
+    ("columns", "fix"),
+    [
+        (["question_text", "reply"], "--prompt-column question_text --completion-column reply"),
+        (["question;answer"], "commas"),
+        (["prompt", "chosen", "rejected"], "--completion-column chosen"),
+    ],
+)
+def test_the_fix_can_be_pasted(columns, fix):
+    with pytest.raises(sft.Stop) as stop:
+        sft.detect_format(columns)
+    assert fix in stop.value.fix
+
+
 def test_a_named_column_that_is_missing_is_said():
     with pytest.raises(sft.Stop, match="'answer'"):
         sft.detect_format(["question"], "question", "answer")
@@ -102,6 +116,7 @@ def test_no_row_breaks_normalising_with_anything_but_a_reason(row, name):
     ("arguments", "said"),
     [
         (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--dataset", ""], "--dataset is needed"),
         (["--eval-split", "1.5"], "--eval-split is a share"),
         (["--output-repo", "lfm"], "OWNER/NAME"),
         (["--prompt-column", "q"], "go together"),
@@ -110,7 +125,7 @@ def test_no_row_breaks_normalising_with_anything_but_a_reason(row, name):
 )
 def test_wrong_settings_end_with_usage(arguments, said, capsys):
     with pytest.raises(SystemExit) as end:
-        sft.parse_args(arguments)
+        sft.parse_args(["--dataset", "x", *arguments])
     assert end.value.code == 2
     assert said in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,7 @@ def test_a_plan_over_the_ceiling_is_refused(hub, commands):
         (ADA, ["--namespace", "microsoft"], 4, "not_a_member"),
         (ADA, ["--flavor", "h900"], 2, "unknown_flavor"),
         (ADA, ["--timeout", "soon"], 2, "bad_timeout"),
+        (ADA, ["--timeout", "10"], 2, "bad_timeout"),
         (BROKE, ["--yes", "--max-usd", "10"], 4, "no_credit"),
     ],
 )
@@ -152,7 +154,9 @@ def test_what_the_hub_would_refuse_is_said_before(hub, tmp_path, token, options,
         (["--base-model", "ada/tinny", "--dataset", "ada/docs"], 1, "not_found"),
         (["--base-model", "ada/tiny", "--dataset", "ada/dogs"], 1, "not_found"),
         (["--base-model", "./nowhere", "--dataset", "ada/docs"], 1, "local_model"),
-        (["--base-model", "ada/tiny", "--epochs", "3"], 2, "bad_arguments"),
+        (["--base-model", "ada/tiny", "--dataset", "ada/docs", "--epochs", "3"], 2, "bad_arguments"),
+        (["--base-model", "ada/tiny"], 2, "bad_arguments"),
+        (["--base-model", "ada/tiny", "--dataset", "nosuch.csv"], 1, "not_found"),
     ],
 )
 def test_arguments_that_cannot_run_are_refused(hub, commands, arguments, code, problem):
@@ -213,3 +217,24 @@ def test_an_unknown_job_is_said(hub, commands):
     assert commands.json("status.py", "0" * 24, code=1)["problems"][0]["code"] == "unknown_job"
     assert commands.json("logs.py", "local-1", code=1)["problems"][0]["code"] == "unknown_job"
     assert commands.json("status.py", code=2)["problems"][0]["code"] == "no_job"
+
+
+def test_the_printed_command_starts_exactly_the_plan(hub, commands):
+    """Also with the script's flags given without `--`, as `hf jobs uv run` takes them."""
+    shown = commands.run("submit.py", str(SFT), "--timeout", "1h30m", *ARGUMENTS, code=3).stdout
+    command = shown.strip().splitlines()[-1]
+    words = shlex.split(command)
+    assert words[:2] == ["uv", "run"]
+    commands.run("submit.py", *words[3:])
+    [request] = jobs_created(hub)
+    assert request["timeoutSeconds"] == 5400
+    assert request["labels"]["unsloth-jobs-plan"] in command
+
+
+def test_a_timeout_says_what_is_kept(hub, commands):
+    job = plan(commands, "--yes", "--max-usd", "9", code=0)
+    hub.jobs.wait(job["job_id"])
+    hub.jobs.set(job["job_id"], stage="ERROR", message="Job timeout")
+    assert "No checkpoint had been pushed" in commands.json("status.py", job["url"], code=1)["next"]
+    hub.jobs.set(job["job_id"], logs=['EVENT {"event": "checkpoint", "step": 40, "pushed": true}'])
+    assert "step 40 is in ada/tiny-docs" in commands.json("status.py", job["url"], code=1)["next"]

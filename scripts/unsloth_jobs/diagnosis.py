@@ -28,7 +28,7 @@ IN_MESSAGE = (
         r"[Tt]ime.?out|timed out",
         "timeout",
         "The job reached its timeout and was ended.",
-        "Submit again with a longer --timeout; the newest checkpoint is in OUTPUT_REPO/last-checkpoint.",
+        "Submit again with a longer --timeout. {saved}",
     ),
 )
 IN_LOG = (
@@ -60,7 +60,17 @@ IN_LOG = (
 )
 
 
-def diagnose(job: Job, summary: Summary) -> Diagnosis | None:
+def saved(summary: Summary, repository: str | None) -> str:
+    """What of a run that ended early is kept on the Hub, by its own events."""
+    if repository and summary.event("pushed"):
+        return f"The adapter is in {repository}."
+    if repository and summary.event("checkpoint").get("pushed"):
+        step = summary.event("checkpoint")["step"]
+        return f"The checkpoint of step {step} is in {repository}, in last-checkpoint."
+    return "No checkpoint had been pushed."
+
+
+def diagnose(job: Job, summary: Summary, repository: str | None = None) -> Diagnosis | None:
     """What went wrong, or None where nothing did (yet). A cause that is not known says so, with the last lines."""
     if job.stage not in ("ERROR", "DELETED"):
         return None
@@ -70,7 +80,7 @@ def diagnose(job: Job, summary: Summary) -> Diagnosis | None:
     for text, table in ((job.message or "", IN_MESSAGE), (log, IN_LOG)):
         for pattern, code, message, fix in table:
             if re.search(pattern, text):
-                return Diagnosis(code, message, fix)
+                return Diagnosis(code, message, fix.replace("{saved}", saved(summary, repository)))
     said = failed.get("message") or (summary.lines[-1] if summary.lines else "the log is empty")
     return Diagnosis(
         "unknown", f"{job.message or job.stage}. The last thing said: {said}", f"Read the log: logs.py {job.job_id} --tail 50"

@@ -45,6 +45,7 @@ def _client():
 def connect() -> HfApi:
     """The Hub's client, at HF_ENDPOINT, with the token of HF_TOKEN or of `hf auth login`."""
     huggingface_hub.set_client_factory(_client)
+    huggingface_hub.utils.disable_progress_bars()
     return HfApi(library_name="unsloth-jobs")
 
 
@@ -62,7 +63,7 @@ def asking(about: str) -> Iterator[None]:
         raise UserError(
             "gated",
             f"{about} is gated and this token has no access to it.",
-            f"Accept its terms at {endpoint()}/{about.split()[-1]}, then try again.",
+            f"Accept its terms at {page(about)}, then try again.",
             HUB,
         ) from error
     except RevisionNotFoundError as error:
@@ -73,7 +74,7 @@ def asking(about: str) -> Iterator[None]:
         raise UserError(
             "not_found",
             f"{about} is not on the Hub, or this token may not see it.",
-            f"Correct the id. If it is private: {LOGIN}.",
+            f"{spelling(about)} If it is private: {LOGIN}.",
         ) from error
     except JobNotFoundError as error:
         raise UserError(
@@ -90,6 +91,18 @@ def asking(about: str) -> Iterator[None]:
             "Check the network and HF_ENDPOINT, then try again.",
             HUB,
         ) from error
+
+
+def page(about: str) -> str:
+    return f"{endpoint()}/{'datasets/' if about.startswith('data set') else ''}{about.split()[-1]}"
+
+
+def spelling(about: str) -> str:
+    """What to look at in an id that was not found."""
+    name = about.split()[-1]
+    if Path(name).suffix in (".jsonl", ".json", ".csv", ".parquet", ".txt"):
+        return f"There is no file {name} here either: correct its path."
+    return "Correct the id." if "/" in name else f"Correct the id: on the Hub it is OWNER/{name}."
 
 
 def http_error(about: str, error: HfHubHTTPError) -> UserError:
@@ -111,6 +124,8 @@ def http_error(about: str, error: HfHubHTTPError) -> UserError:
             "Use a token with write permission for that owner.",
             HUB,
         )
+    if status == 404:
+        return UserError("not_found", f"{about} is not on the Hub, or this token may not see it.", spelling(about))
     if status == 429:
         return UserError("rate_limited", f"The Hub asks for a pause: {said}.", "Wait a few minutes, then try again.", HUB)
     return UserError("hub_error", f"The Hub answered {status} about {about}: {said}.", "Try again in a minute.", HUB)
@@ -248,7 +263,7 @@ def dataset_revision(api: HfApi, name: str, revision: str | None = None) -> str 
     """The commit that a data set's revision stands at; None for one on this machine. Raises UserError."""
     if is_local(name):
         return None
-    with asking(f"dataset datasets/{name}"):
+    with asking(f"data set {name}"):
         return api.dataset_info(name, revision=revision).sha
 
 

@@ -67,9 +67,14 @@ def table(*columns: str, title: str | None = None) -> Table:
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    seconds = int(seconds)
+    seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+        return f"{seconds // 60} min" + (f" {seconds % 60} s" if seconds % 60 else "")
+    return f"{seconds // 3600} h" + (f" {seconds % 3600 // 60} min" if seconds % 3600 >= 60 else "")
+
+
+def dollars(amount: float) -> str:
+    """Cents, and below ten of them their fractions: a short run costs less than one."""
+    return f"${amount:.2f}" if amount == 0 or amount >= 0.1 else f"${amount:.4f}"

@@ -61,11 +61,11 @@ class Plan:
 
 
 def seconds(text: str) -> int:
-    """A duration as `hf jobs` writes it: 90, 90s, 30m, 4h, 1d. Raises UserError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    value = float(match.group(1)) * UNITS[match.group(2) or "s"] if match else 0
-    if value < 1:
-        raise UserError("bad_timeout", f"{text!r} is no duration.", "Write it as 30m, 4h or 1d.", USAGE)
+    """A duration such as 90s, 30m, 4h, 1d or 2h30m. Raises UserError, also without a unit: 10 is seconds to `hf jobs`."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+    value = sum(float(number) * UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text.strip() or value < 1:
+        raise UserError("bad_timeout", f"{text!r} is no duration with a unit.", "Write it as 30m, 4h, 2h30m or 1d.", USAGE)
     return round(value)
 
 
@@ -189,7 +189,7 @@ def require_budget(plan: Plan, max_usd: float | None) -> None:
     if max_usd is not None and plan.max_usd > max_usd:
         raise UserError(
             "over_budget",
-            f"The run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
-            "Shorten --timeout, choose a cheaper --flavor, or raise --max-usd.",
+            f"On {plan.flavor} the run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
+            f"Pass --timeout {int(max_usd / plan.usd_per_minute)}m at most, a cheaper --flavor, or a higher --max-usd.",
             APPROVAL,
         )

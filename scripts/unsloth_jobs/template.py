@@ -42,7 +42,9 @@ def settings(module: ModuleType, arguments: list[str]) -> Any:
             return module.parse_args(arguments)
     except SystemExit as end:
         last = said.getvalue().strip().splitlines()[-1] if said.getvalue().strip() else "bad arguments"
-        name = Path(module.__file__).name
         raise UserError(
-            "bad_arguments", last.removeprefix(f"{Path(sys.argv[0]).name}: error: "), f"See: python {name} --help", USAGE
+            "bad_arguments",
+            f"{Path(module.__file__).name}: {last.split('error: ')[-1]}",
+            f"Flags of the command go before `--`, flags of the script after it: uv run {module.__file__} --help",
+            USAGE,
         ) from end

@@ -1,0 +1,176 @@
+"""Measure the GPU memory that templates/sft.py really takes, over model shapes, precisions, lengths and batches.
+
+    python benchmarks/memory.py --shape lfm2-1.2b --precision 4bit --out benchmarks/memory.csv
+
+Models have random weights made from a config of the real shape: as large and as fast as the real one. Each row of
+the output is one (length, batch) of one process; every row of the data fills the whole length, which is the worst
+case that a run can meet. `scripts/unsloth_jobs/memory.py` is fitted on the CSV by `benchmarks/fit_memory.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import gc
+import importlib.metadata
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "templates"), str(ROOT / "demo")]
+
+STEPS = 3
+FIELDS = (
+    "shape", "architecture", "parameters", "precision", "length", "batch", "weights_gib", "allocated_gib",
+    "reserved_gib", "process_gib", "trainable", "gpu", "versions", "date",
+)  # fmt: skip
+
+
+def config_of(shape: str, vocabulary: dict):
+    """A transformers config of a published model's shape."""
+    from transformers import Gemma3TextConfig, Lfm2Config, LlamaConfig, Qwen3Config
+
+    def lfm2(hidden: int, inner: int, heads: int) -> Lfm2Config:
+        kinds = ["full_attention" if kind == "A" else "conv" for kind in "ccAccAccAcAcAcAc"]
+        return Lfm2Config(
+            vocab_size=65536, hidden_size=hidden, intermediate_size=inner, block_auto_adjust_ff_dim=True,
+            num_hidden_layers=16, num_attention_heads=heads, num_key_value_heads=8, layer_types=kinds, **vocabulary,
+        )  # fmt: skip
+
+    def qwen3(hidden: int, inner: int, layers: int, heads: int) -> Qwen3Config:
+        return Qwen3Config(
+            vocab_size=151936, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, head_dim=128,
+            num_attention_heads=heads, num_key_value_heads=8, tie_word_embeddings=True, **vocabulary,
+        )  # fmt: skip
+
+    def llama(hidden: int, inner: int, layers: int, tied: bool) -> LlamaConfig:
+        return LlamaConfig(
+            vocab_size=128256, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+            num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=tied, **vocabulary,
+        )  # fmt: skip
+
+    gemma = dict(vocab_size=262144, head_dim=256, tie_word_embeddings=True, sliding_window=512, **vocabulary)
+    return {
+        "lfm2-350m": lambda: lfm2(1024, 6656, 16),
+        "lfm2-1.2b": lambda: lfm2(2048, 12288, 32),
+        "qwen3-1.7b": lambda: qwen3(2048, 6144, 28, 16),
+        "qwen3-4b": lambda: qwen3(2560, 9728, 36, 32),
+        "llama-1b": lambda: llama(2048, 8192, 16, True),
+        "llama-8b": lambda: llama(4096, 14336, 32, False),
+        "gemma3-1b": lambda: Gemma3TextConfig(
+            hidden_size=1152, intermediate_size=6912, num_hidden_layers=26, num_attention_heads=4,
+            num_key_value_heads=1, **gemma),
+        "tiny": lambda: LlamaConfig(
+            vocab_size=1024, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, **vocabulary),
+    }[shape]()  # fmt: skip
+
+
+def make_model(shape: str, folder: Path) -> int:
+    """A model with random weights and the demo's tokenizer, on disk; returns its number of parameters."""
+    import tiny_model
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tiny_model.make_tokenizer()
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config_of(shape, special), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    parameters = model.num_parameters()
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return parameters
+
+
+def process_gib() -> float:
+    """What the driver says this process holds: reserved memory and the CUDA context."""
+    import os
+    import subprocess
+
+    said = subprocess.run(
+        ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"], capture_output=True, text=True
+    ).stdout
+    held = [int(line.split(",")[1]) for line in said.splitlines() if line.split(",")[0].strip() == str(os.getpid())]
+    return held[0] / 1024 if held else float("nan")
+
+
+def measure(sft, model, tokenizer, settings, rows: int) -> dict:
+    """Train a few steps on rows that fill the length; the peaks, in GiB."""
+    import torch
+    from datasets import Dataset
+
+    ids = [[5 + (row * 7 + position) % 900 for position in range(settings.max_seq_length)] for row in range(rows)]
+    data = Dataset.from_dict({"input_ids": ids, "labels": ids, "length": [settings.max_seq_length] * rows})
+    gc.collect()  # what the trainer before this one left
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    trainer = sft.build_trainer(model, tokenizer, data, None, settings, None)
+    trainer.train()
+    gib = 2**30
+    on_gpu = torch.cuda.is_available()
+    return {
+        "allocated_gib": round(torch.cuda.max_memory_allocated() / gib, 3) if on_gpu else "",
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / gib, 3) if on_gpu else "",
+        "process_gib": round(process_gib(), 3) if on_gpu else "",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", required=True)
+    parser.add_argument("--precision", choices=["4bit", "16bit"], required=True)
+    parser.add_argument("--lengths", default="1024,2048")
+    parser.add_argument("--batches", default="2,4")
+    parser.add_argument("--work", default="/tmp/memory", help="folder for models and checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="CSV to add to")
+    options = parser.parse_args()
+    work = Path(options.work) / f"{options.shape}-{options.precision}"
+    parameters = make_model(options.shape, work / "model")
+
+    import sft
+    import torch
+    from unsloth import FastLanguageModel
+
+    longest = max(int(length) for length in options.lengths.split(","))
+    base = ["--base-model", str(work / "model"), "--save-local", str(work / "out"), "--eval-split", "0"]
+    base += ["--max-steps", str(STEPS), "--gradient-accumulation", "2", "--save-steps", "1000"]
+    base += ["--load-in-16bit"] if options.precision == "16bit" else []
+    settings = sft.parse_args([*base, "--max-seq-length", str(longest)])
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        settings.base_model, max_seq_length=longest, load_in_4bit=not settings.load_in_16bit,
+        load_in_16bit=settings.load_in_16bit, use_exact_model_name=True,
+    )  # fmt: skip
+    weights = torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0
+    architecture = type(model).__name__
+    model = sft.attach_adapter(model, settings)
+    versions = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("unsloth", "torch", "transformers", "trl"))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for length in options.lengths.split(","):
+        for batch in options.batches.split(","):
+            settings = sft.parse_args([*base, "--max-seq-length", length, "--batch-size", batch])
+            found = measure(sft, model, tokenizer, settings, rows=STEPS * 2 * int(batch))
+            row = {
+                "shape": options.shape, "architecture": architecture, "parameters": parameters,
+                "precision": options.precision, "length": length, "batch": batch, "weights_gib": round(weights, 3), **found,
+                "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "gpu": sft.hardware()["device"], "versions": versions, "date": datetime.date.today().isoformat(),
+            }  # fmt: skip
+            new = not options.out.exists()
+            with options.out.open("a", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+            print(row, flush=True)
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
