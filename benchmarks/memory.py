@@ -4,7 +4,8 @@
 
 Models have random weights made from a config of the real shape: as large and as fast as the real one. Each row of
 the output is one (length, batch) of one process; every row of the data fills the whole length, which is the worst
-case that a run can meet. `scripts/unsloth_jobs/memory.py` is fitted on the CSV by `benchmarks/fit_memory.py`.
+case that a run can meet. torch may take more memory in the first batch of a process (LFM2's convolutions do): to see
+that, give one length and one batch a process. `scripts/unsloth_jobs/memory.py` is fitted on the CSV by `benchmarks/fit_memory.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ sys.path[:0] = [str(ROOT / "templates"), str(ROOT / "demo")]
 STEPS = 3
 FIELDS = (
     "shape", "architecture", "parameters", "precision", "length", "batch", "weights_gib", "allocated_gib",
-    "reserved_gib", "process_gib", "trainable", "gpu", "versions", "date",
+    "reserved_gib", "trainable", "gpu", "versions", "date",
 )  # fmt: skip
 
 
@@ -88,18 +89,6 @@ def make_model(shape: str, folder: Path) -> int:
     return parameters
 
 
-def process_gib() -> float:
-    """What the driver says this process holds: reserved memory and the CUDA context."""
-    import os
-    import subprocess
-
-    said = subprocess.run(
-        ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"], capture_output=True, text=True
-    ).stdout
-    held = [int(line.split(",")[1]) for line in said.splitlines() if line.split(",")[0].strip() == str(os.getpid())]
-    return held[0] / 1024 if held else float("nan")
-
-
 def measure(sft, model, tokenizer, settings, rows: int) -> dict:
     """Train a few steps on rows that fill the length; the peaks, in GiB."""
     import torch
@@ -118,7 +107,6 @@ def measure(sft, model, tokenizer, settings, rows: int) -> dict:
     return {
         "allocated_gib": round(torch.cuda.max_memory_allocated() / gib, 3) if on_gpu else "",
         "reserved_gib": round(torch.cuda.max_memory_reserved() / gib, 3) if on_gpu else "",
-        "process_gib": round(process_gib(), 3) if on_gpu else "",
     }
 
 
@@ -139,7 +127,16 @@ def main() -> None:
     from unsloth import FastLanguageModel
 
     longest = max(int(length) for length in options.lengths.split(","))
-    base = ["--base-model", str(work / "model"), "--save-local", str(work / "out"), "--eval-split", "0"]
+    base = [
+        "--base-model",
+        str(work / "model"),
+        "--dataset",
+        "made here",
+        "--save-local",
+        str(work / "out"),
+        "--eval-split",
+        "0",
+    ]
     base += ["--max-steps", str(STEPS), "--gradient-accumulation", "2", "--save-steps", "1000"]
     base += ["--load-in-16bit"] if options.precision == "16bit" else []
     settings = sft.parse_args([*base, "--max-seq-length", str(longest)])
