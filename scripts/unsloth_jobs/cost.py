@@ -1,7 +1,7 @@
 """How long a run takes on each flavor and what that costs, cheapest run first.
 
-A step is arithmetic, at a share of the GPU's peak, plus a fixed time for each micro-batch in which the GPU waits for
-its kernels to be launched: on a small model that is most of it. Both shares are intervals, and so is the result.
+A step is arithmetic, at a share of the GPU's peak, and a fixed time for each micro-batch to launch its kernels: on a
+small model that is most of it. At best the one hides behind the other, at worst they add up: the result is an interval.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from .hardware import Flavor
 from .hub import Model
 
-UTILISATION = (0.40, 0.15)  # share of peak arithmetic that a step reaches: best, worst
+UTILISATION = (0.45, 0.15)  # share of peak arithmetic that a step reaches: best, worst
 LAUNCH_S = (0.006, 0.020)  # seconds per decoder layer and micro-batch: best, worst
 STARTUP_S = (180, 600)  # machine start, installation, download, compilation, final push
 FLOPS_PER_WEIGHT = 6  # per token: forward 2, recomputed forward 2, backward to the activations 2
@@ -108,7 +108,8 @@ def seconds(flavor: Flavor, model: Model, size: Work, tokens_per_row: float, end
     """Billed seconds of the run; end 0 is the best case, 1 the worst."""
     per_token = FLOPS_PER_WEIGHT * model.parameters / (flavor.gpu.bf16_tflops * 1e12 * UTILISATION[end])
     layers = model.config.get("text_config", model.config).get("num_hidden_layers", 32)
-    training = size.padded_tokens * per_token + size.micro_batches * layers * LAUNCH_S[end]
+    arithmetic, launching = size.padded_tokens * per_token, size.micro_batches * layers * LAUNCH_S[end]
+    training = max(arithmetic, launching) if end == 0 else arithmetic + launching
     # At the start, at each quarter and at the end; a forward pass is a third of a step, one row at a time.
     evaluation = 5 * size.evaluation_rows * (tokens_per_row * per_token + layers * LAUNCH_S[end]) / 3
     return STARTUP_S[end] + training + evaluation
