@@ -58,9 +58,10 @@ class Status:
 
     @property
     def phase(self) -> str:
-        """What a running job is at, before its first step: told by the last event of its beginning."""
-        if self.summary.progress.step is not None:
-            return "training"
+        """What a running job is at, by its events."""
+        progress = self.summary.progress
+        if progress.step is not None:
+            return "saving and pushing" if progress.step == progress.total_steps else "training"
         reached = [name for name in PHASES if self.summary.event(name)]
         return PHASES[reached[-1]] if reached else "installing its libraries"
 
@@ -74,7 +75,7 @@ class Status:
             return f"It was cancelled. {saved(self.summary, self.plan.output_repo if self.plan else None)}"
         if self.job.stage == "SCHEDULING":
             return "It waits for a machine, which is not billed. Look again in a minute."
-        return f"It is {self.phase}. Look again in {duration(min(self.summary.eta_s or 60, 1800))}."
+        return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
 
 
 def look(job_id: str, namespace: str | None) -> Status:
@@ -120,7 +121,8 @@ def as_table(status: Status) -> Table:
     losses = {"training": progress.loss, "held-out (base model)" if base else "held-out": progress.eval_loss}
     if any(loss is not None for loss in losses.values()):
         grid.add_row("loss", "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None))
-    left = "" if job.ended else f", {duration(status.summary.eta_s)} left"
+    eta = status.summary.eta_s
+    left = "" if job.ended or eta is None else f", {duration(eta)} left"
     grid.add_row("time", duration(job.elapsed_s) + left)
     if status.plan:
         grid.add_row("spent", f"{dollars(status.spent_usd)} of at most {dollars(status.plan.max_usd)}")
