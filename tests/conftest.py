@@ -39,6 +39,14 @@ def tiny_model(training_python: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's rows as a data set's folder."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "train.jsonl").write_bytes(ROWS.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def chat_templates(training_python: str) -> dict[str, str]:
     """The chat templates that the installed trl and unsloth packages carry, by `trl/NAME` and `unsloth/NAME`."""
     purelib = subprocess.run(

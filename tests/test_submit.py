@@ -14,7 +14,7 @@ ADA, READER, FINE, BROKE = "hf_adaadaadaada", "hf_readreadread", "hf_finefinefin
 
 
 @pytest.fixture
-def hub(tmp_path: Path):
+def hub(tmp_path: Path, docs: Path):
     """A Hub whose jobs complete without running anything."""
     with Hub(tmp_path / "hub", execute_jobs=False, scheduling=0.05) as hub:
         hub.add_user("ada", token=ADA, orgs=[Organization("acme")])
@@ -25,10 +25,7 @@ def hub(tmp_path: Path):
         model.mkdir()
         (model / "config.json").write_text('{"architectures": ["Lfm2ForCausalLM"]}')
         hub.add_repo("ada/tiny", model)
-        rows = tmp_path / "rows"
-        rows.mkdir()
-        (rows / "train.jsonl").write_bytes(ROWS.read_bytes())
-        hub.add_repo("ada/docs", rows, type="dataset")
+        hub.add_repo("ada/docs", docs, type="dataset")
         yield hub
 
 

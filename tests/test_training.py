@@ -16,14 +16,11 @@ QUICK = ["--learning-rate", "5e-3", "--batch-size", "8", "--gradient-accumulatio
 
 
 @pytest.fixture
-def hub(tmp_path: Path, tiny_model: Path):
+def hub(tmp_path: Path, tiny_model: Path, docs: Path):
     with Hub(tmp_path / "hub") as hub:
         hub.add_user("ada", token=ADA)
         hub.add_repo("ada/tiny-lfm2", tiny_model)
-        rows = tmp_path / "rows"
-        rows.mkdir()
-        (rows / "train.jsonl").write_bytes(ROWS.read_bytes())
-        hub.add_repo("ada/docs", rows, type="dataset")
+        hub.add_repo("ada/docs", docs, type="dataset")
         yield hub
 
 
