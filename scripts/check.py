@@ -19,14 +19,16 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 from unsloth_jobs import hub, quiet, template
-from unsloth_jobs.errors import FAILED
 from unsloth_jobs.examine import Examination, examine
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, show_problem, table
 
 app = application("Is this run sound?")
 
 
-@app.command(context_settings=EXTRA_ARGUMENTS, epilog="Exit codes: 0 sound; 1 a problem; 2 usage.")
+@app.command(
+    context_settings=EXTRA_ARGUMENTS,
+    epilog="Exit codes: 0 sound; 1 a problem; 2 usage; 4 the Hub cannot be reached or says no.",
+)
 @ends_clearly
 def check(
     context: typer.Context,
@@ -38,6 +40,7 @@ def check(
     revision: Annotated[str, typer.Option(help="commit or branch of the model")] = "",
     script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
     sample: Annotated[int, typer.Option(min=1, help="rows to look at, from the first on")] = 500,
+    namespace: Annotated[str, typer.Option(help="user or organisation that will pay and own the model")] = None,
     where: Annotated[str, typer.Option(help="hf looks at the token too; local does not need one")] = "hf",
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
@@ -61,7 +64,7 @@ def check(
             *context.args,
         ],
     )
-    found = examine(hub.connect(), module, settings, sample, needs_token=where == "hf")
+    found = examine(hub.connect(hub.LOOK_UP_S), module, settings, sample, where == "hf", namespace)
     if json:
         print_json(as_json(found))
     else:
@@ -69,7 +72,7 @@ def check(
     for problem in found.problems:
         show_problem(problem)
     if not found.ok:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(found.exit_code)
 
 
 def as_json(found: Examination) -> dict[str, Any]:
@@ -92,6 +95,8 @@ def as_json(found: Examination) -> dict[str, Any]:
             "config": settings.dataset_config or None,
             "split": settings.dataset_split or None,
             "rows": sample.rows,
+            "rows_source": sample.rows_source,
+            "duplicates": sample.duplicates,
             "format": sample.format,
             "columns": sample.columns,
             "used": sample.used,
@@ -110,6 +115,10 @@ def as_json(found: Examination) -> dict[str, Any]:
         and {
             "supervised_fraction": round(sample.supervised_fraction, 4),
             "rows_without_answer": sample.rows_without_answer,
+            "length_for_95": sample.length_for(0.95),
+            "length_for_all": sample.length_for(1.0),
+            "eos_supervised_fraction": round(sample.stopping, 4),
+            "changed_rows": len(sample.changed),
             "sample": sample.segments,
         },
         "lora": {"target_modules": found.targets, "coverage": round(found.coverage, 4)},
@@ -132,6 +141,7 @@ def show(found: Examination) -> None:
         facts.add_row("LoRA", f"{found.coverage:.0%} of the linear layers: {', '.join(found.targets)}")
     if sample := found.sample:
         count = f"{sample.rows:,}" if sample.rows is not None else "unknown number of"
+        count = f"about {count}" if sample.rows_source == "estimated" else count
         facts.add_row(
             "data",
             escape(f"{found.settings.dataset}: {count} rows, format {sample.format} ({', '.join(sample.used.values())})"),

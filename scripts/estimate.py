@@ -25,7 +25,10 @@ from unsloth_jobs.output import EXTRA_ARGUMENTS, application, duration, ends_cle
 app = application("What will a run cost, and on which GPU?")
 
 
-@app.command(context_settings=EXTRA_ARGUMENTS, epilog="Exit codes: 0 estimated; 1 nothing fits, or not sound; 2 usage.")
+@app.command(
+    context_settings=EXTRA_ARGUMENTS,
+    epilog="Exit codes: 0 estimated; 1 nothing fits, or not sound; 2 usage; 4 the Hub says no.",
+)
 @ends_clearly
 def estimate(
     context: typer.Context,
@@ -44,14 +47,14 @@ def estimate(
     Example: estimate.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k --epochs 1
     """
     quiet.libraries()
-    api, module = hub.connect(), template.load(script)
+    api, module = hub.connect(hub.LOOK_UP_S), template.load(script)
     settings = template.settings(
         module, [f"--base-model={model}", f"--dataset={dataset}", f"--num-epochs={epochs}", *context.args]
     )
     found = examine(api, module, settings, sample, needs_token=False)
     if not found.ok:
         problem = next(problem for problem in found.problems if problem.severity == "error")
-        raise UserError(problem.code, problem.message, problem.fix)
+        raise UserError(problem.code, problem.message, problem.fix, found.exit_code)
     for problem in found.problems:
         show_problem(problem)
     flavors, source = hardware.current(api)

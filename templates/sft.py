@@ -164,6 +164,7 @@ PAIRS = (
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
+MEDIA = {"image", "images", "audio", "video"}
 
 
 class Format(NamedTuple):
@@ -205,6 +206,12 @@ def detect_format(columns: Iterable[str], prompt_column: str = "", completion_co
             "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
             if "prompt" in columns
             else "Choose a data set with messages, or with a question and an answer in each row.",
+        )
+    if media := [name for name in columns if name in MEDIA]:
+        raise Stop(
+            "unknown_columns",
+            f"The rows hold {', '.join(media)}, and only text can be learned.",
+            "Choose a data set with messages, or with a question and an answer in each row.",
         )
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
@@ -302,6 +309,9 @@ class Example(NamedTuple):
     labels: list[int]
     total_tokens: int  # before the cut at max_length
     total_supervised: int
+
+    def cut(self, max_length: int) -> Example:
+        return self._replace(input_ids=self.input_ids[:max_length], labels=self.labels[:max_length])
 
 
 class Renderer:
@@ -421,8 +431,11 @@ class Renderer:
         return (start, end) if start < end else None
 
     def encode(self, row: Mapping[str, Any], max_length: int) -> Example:
-        """Token ids and labels of a normalised row, cut at max_length tokens."""
-        text, spans = self.render(row)
+        """Token ids and labels of a normalised row, cut at max_length tokens. Raises ValueError as render does."""
+        return self.tokens_of(*self.render(row)).cut(max_length)
+
+    def tokens_of(self, text: str, spans: list[Span]) -> Example:
+        """Token ids and labels of a rendered row, whole."""
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, labels = encoding["input_ids"], [IGNORE] * len(encoding["input_ids"])
         remaining = iter(spans)
@@ -433,7 +446,7 @@ class Renderer:
             # A token that straddles the start is the first one the model writes: " answer" after "[/INST]".
             if left < end and right > start:
                 labels[position] = ids[position]
-        return Example(ids[:max_length], labels[:max_length], len(ids), sum(label != IGNORE for label in labels))
+        return Example(ids, labels, len(ids), sum(label != IGNORE for label in labels))
 
 
 def as_messages(row: Mapping[str, Any]) -> list[dict]:
@@ -481,6 +494,36 @@ def make_renderer(tokenizer: Any, layout: Format) -> Renderer:
             f"A question and an answer cannot be rendered with this model's chat template: {error}",
             "Choose another version of this model: its template is not for plain conversations.",
         ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Models: which can learn to continue a conversation.
+
+
+def require_decoder(config: Mapping[str, Any]) -> None:
+    """Raises Stop where a model's config.json describes one that this template cannot train."""
+    kind = (config.get("architectures") or ["unknown"])[0]
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if config.get("is_encoder_decoder"):
+        raise Stop(
+            "encoder_decoder",
+            f"{kind} reads with an encoder and writes with a decoder; this template trains decoders only.",
+            "Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.",
+        )
+    if re.search(r"For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering|PreTraining)$", kind) or (
+        re.search(r"Bert|Electra|MPNet", kind) and not kind.endswith(("ForCausalLM", "LMHeadModel"))
+    ):
+        raise Stop(
+            "not_a_decoder",
+            f"{kind} is an encoder or a classifier: it does not write text.",
+            "Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.",
+        )
+    if method in ("gptq", "awq"):
+        raise Stop(
+            "quantized_model",
+            f"The weights are quantised with {method}, which cannot be trained with LoRA here.",
+            "Choose the original 16-bit model, or its bitsandbytes 4-bit version.",
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -578,11 +621,15 @@ def load_rows(settings: Settings, streaming: bool = False) -> Any:
             "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
         ) from error
     except Exception as error:  # each file format has its own errors: an empty file, a broken line, a wrong type
-        raise Stop(
-            "dataset_unreadable",
-            f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
-            "Look at its files: an empty one, or rows whose columns differ, cannot be loaded.",
-        ) from error
+        raise unreadable(settings, error) from error
+
+
+def unreadable(settings: Settings, error: Exception) -> Stop:
+    return Stop(
+        "dataset_unreadable",
+        f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
+        "Look at its files: an empty one, or rows whose columns differ, cannot be loaded.",
+    )
 
 
 def data_source(settings: Settings) -> dict[str, Any]:
@@ -1115,9 +1162,11 @@ def train(settings: Settings) -> None:
     from unsloth import FastLanguageModel
 
     # isort: split
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    revision = settings.base_model_revision or None
+    require_decoder(AutoConfig.from_pretrained(settings.base_model, revision=revision).to_dict())
+    tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=revision)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
     require_supervised(masks)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROWS, Commands
-from hub import Hub
+from conftest import ROOT, ROWS, Commands, make_tokenizer
+from hub import Hub, Organization
 from safetensors.numpy import save_file
 
 ADA = "hf_adaadaadaada"
@@ -41,6 +46,83 @@ def hub(tmp_path: Path, tiny_model: Path):
 @pytest.fixture
 def commands(hub: Hub, tmp_path: Path) -> Commands:
     return Commands(hub.env(token=ADA), tmp_path)
+
+
+# Runs check.py's command once for each line of arguments: the libraries take longer to import than a check takes.
+MANY_CHECKS = """
+import contextlib, io, json, os, sys
+sys.path.insert(0, sys.argv[1])
+import check, typer
+command = typer.main.get_command(check.app)
+for line in sys.stdin:
+    token, *words = json.loads(line)
+    os.environ["HF_TOKEN"] = token
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = command.main([*words, "--json"], standalone_mode=False)
+    print(json.dumps({"exit_code": code or 0, **json.loads(said.getvalue())}), flush=True)
+"""
+
+
+class Checker:
+    """check.py in one process, with the real clients; each call answers with the JSON and the exit code."""
+
+    def __init__(self, env: dict[str, str], cwd: Path):
+        self.errors = (cwd / "stderr").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", MANY_CHECKS, str(ROOT / "scripts")],
+            env=Commands(env, cwd).env | {"HF_HUB_ETAG_TIMEOUT": "2"},
+            cwd=cwd,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
+
+    def __call__(self, *words: str, token: str = ADA) -> dict[str, Any]:
+        self.process.stdin.write(json.dumps([token, *words]) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, Path(self.errors.name).read_text()
+        found = json.loads(line)
+        assert all(problem["message"] and problem["fix"] for problem in found["problems"])
+        return found | {"codes": {problem["code"]: problem for problem in found["problems"]}}
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+        assert not [token for token in (ADA, "hf_") if token in Path(self.errors.name).read_text()]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Hub]:
+    """A Hub for checks that only read; each test adds what it looks at."""
+    root = tmp_path_factory.mktemp("shared")
+    with Hub(root, execute_jobs=False) as hub:
+        hub.add_user("ada", token=ADA)
+        hub.add_repo("ada/tiny", tiny_model)
+        write_rows(root / "docs", {"train.jsonl": [json.loads(line) for line in ROWS.read_text().splitlines()]})
+        hub.add_repo("ada/docs", root / "docs", type="dataset")
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def check(shared: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checker]:
+    checker = Checker(shared.env(token=ADA), tmp_path_factory.mktemp("checks"))
+    yield checker
+    checker.close()
+
+
+def write_rows(folder: Path, files: dict[str, list[dict]]) -> Path:
+    for name, rows in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def chat(question: str, answer: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def wide_model(folder: Path, tiny: Path, layers: int, hidden: int) -> Path:
@@ -98,8 +180,9 @@ def test_a_person_sees_what_is_learned(commands):
         ("ada/tiny", "ada/docs --max-length 8", {"nothing_supervised"}),
     ],
 )
-def test_what_is_wrong_is_said_with_its_fix(commands, model, dataset, codes):
-    found = commands.json("check.py", model, *dataset.split(), code=1)
+def test_what_is_wrong_is_said_with_its_fix(check, model, dataset, codes):
+    found = check(model, *dataset.split())
+    assert found["exit_code"] == 1
     assert found["ok"] is False
     errors = [problem for problem in found["problems"] if problem["severity"] == "error"]
     assert {problem["code"] for problem in errors} == codes
@@ -157,3 +240,323 @@ def test_a_csv_on_this_machine_is_a_data_set(commands, tmp_path):
     (tmp_path / "support.csv").write_text("question,answer\n" + "How do I log in?,Use the blue button.\n" * 60)
     found = commands.json("check.py", "ada/tiny", "support.csv")
     assert (found["dataset"]["format"], found["dataset"]["rows"]) == ("prompt-completion", 60)
+
+
+def test_a_token_that_cannot_do_the_work_is_known_before_submit(shared, check):
+    everything = ["repo.write", "job.write"]
+    shared.add_user("ada", token="hf_readreadread", role="read")
+    shared.add_user("ada", token="hf_nojobsnojobs", role="fineGrained", permissions=["repo.write", "repo.content.read"])
+    shared.add_user("ada", token="hf_norepopaying", role="fineGrained", permissions=["job.write"])
+    shared.add_user("ada", token="hf_finefinefine", role="fineGrained", permissions=everything)
+    shared.add_user("eve", token="hf_eveeveeveeve", can_pay=False)
+    orgs = [Organization("rich"), Organization("poor", can_pay=False), Organization("library", role="read")]
+    shared.add_user("kim", token="hf_kimkimkimkim", can_pay=False, orgs=orgs)
+
+    def problem(token: str, *words: str) -> tuple[int, dict]:
+        shared.journal.clear()
+        found = check("ada/tiny", "ada/docs", *words, token=token)
+        assert len(shared.journal.requests(path="whoami")) == (1 if token else 0)
+        return found["exit_code"], found["codes"]
+
+    code, problems = problem("hf_readreadread")
+    assert code == 4 and "write repositories" in problems["token_cannot_write"]["message"]
+    code, problems = problem("hf_nojobsnojobs")
+    assert code == 4 and "start jobs" in problems["token_cannot_write"]["message"]
+    assert "write repositories" in problem("hf_norepopaying")[1]["token_cannot_write"]["message"]
+    assert problem("hf_finefinefine") == (0, {})
+    assert problem("hf_eveeveeveeve", "--namespace", "ada")[1].keys() == {"not_a_member"}
+    code, problems = problem("hf_eveeveeveeve")
+    assert code == 0 and problems["no_billing"]["severity"] == "warning"
+    code, problems = problem("hf_kimkimkimkim")
+    assert code == 0 and "--namespace rich." in problems["no_billing"]["fix"]
+    assert problem("hf_kimkimkimkim", "--namespace", "rich") == (0, {})
+    assert problem("hf_kimkimkimkim", "--namespace", "poor")[1].keys() == {"no_billing"}
+    assert "token_cannot_write" in problem("hf_kimkimkimkim", "--namespace", "library")[1]
+    code, problems = problem("")
+    assert (code, problems.keys()) == (4, {"no_token"})
+    code, problems = problem("hf_unknownunknown")
+    assert (code, problems.keys()) == (4, {"bad_token"})
+
+
+def test_an_id_that_is_almost_right_is_corrected(shared, check, tiny_model):
+    for name in ("acme/LFM2-350M", "acme/LFM2-700M", "acme/other"):
+        shared.add_repo(name, tiny_model)
+    found = check("acme/LFM2-35M", "ada/dcos")
+    fixes = [problem["fix"] for problem in found["problems"]]
+    assert fixes[0].startswith("Did you mean acme/LFM2-350M or acme/LFM2-700M?") and "ada/docs" in fixes[1]
+    assert "acme/LFM2-350M" in check("LFM2-350M", "ada/docs")["codes"]["not_found"]["fix"]
+    assert "Did you mean" not in check("zzz/quite-different", "ada/docs")["codes"]["not_found"]["fix"]
+
+
+def model_folder(folder: Path, config: dict | None, tensors: dict[str, np.ndarray] | None, tokenizer: Any = None) -> Path:
+    """A model's repository of these parts; any of them can be missing."""
+    folder.mkdir()
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    if tensors is not None:
+        save_file(tensors, folder / "model.safetensors")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def llama_tensors(hidden: int = 64, inner: int = 96, words: int = 512, packed: bool = False) -> dict[str, np.ndarray]:
+    """One layer, in 16 bits or as bitsandbytes packs its linear weights."""
+    tensors = {
+        "model.embed_tokens.weight": np.zeros((words, hidden), np.float16),
+        "model.norm.weight": np.zeros(hidden, np.float16),
+    }
+    shapes = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden // 2, hidden), "mlp.down_proj": (hidden, inner)}
+    for name, (out, into) in shapes.items():
+        weight = f"model.layers.0.{name}.weight"
+        if packed:
+            tensors[weight] = np.zeros((out * into // 2, 1), np.uint8)
+            tensors[weight + ".absmax"] = np.zeros(out * into // 64, np.uint8)
+            tensors[weight + ".quant_map"] = np.zeros(16, np.float32)
+            tensors[weight + ".nested_absmax"] = np.zeros(3, np.float32)
+            tensors[weight + ".quant_state.bitsandbytes__nf4"] = np.zeros(80, np.uint8)
+        else:
+            tensors[weight] = np.zeros((out, into), np.float16)
+    return tensors
+
+
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "vocab_size": 512}
+LLAMA_PARAMETERS = 512 * 64 + 64 + 64 * 64 + 32 * 64 + 64 * 96
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_what_is_no_model_to_train_says_what_it_is(shared, check, tmp_path):
+    def add(name: str, config: dict | None, tensors: dict | None = None, **files: bytes) -> None:
+        folder = model_folder(tmp_path / name, config, tensors, make_tokenizer(CHATML))
+        for file, content in files.items():
+            (folder / file.replace("__", ".")).write_bytes(content)
+        shared.add_repo(f"kinds/{name}", folder)
+
+    add("Small-GGUF", LLAMA, model_Q4_K_M__gguf=b"GGUF")
+    add("bare", None, llama_tensors())
+    add("pickled", LLAMA, pytorch_model__bin=b"...")
+    adapter = {"base_model_name_or_path": "ada/tiny", "peft_type": "LORA"}
+    add("adapter", None, adapter_config__json=json.dumps(adapter).encode(), adapter_model__safetensors=b"...")
+    add("bert", LLAMA | {"architectures": ["BertModel"]}, llama_tensors())
+    add("masked", LLAMA | {"architectures": ["ModernBertForMaskedLM"]}, llama_tensors())
+    add("judge", LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, llama_tensors())
+    add("t5", LLAMA | {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, llama_tensors())
+    add("awq", LLAMA | {"quantization_config": {"quant_method": "awq"}}, llama_tensors())
+    add("seeing", LLAMA | {"vision_config": {"hidden_size": 32}}, llama_tensors())
+    found = {
+        name: check(f"kinds/{name}", "ada/docs", "--sample", "20") for name in sorted(path.name for path in tmp_path.iterdir())
+    }
+    assert {name: (one["exit_code"], *one["codes"]) for name, one in found.items()} == {
+        "Small-GGUF": (1, "gguf_only"),
+        "adapter": (1, "adapter_repo"),
+        "awq": (1, "quantized_model"),
+        "bare": (1, "no_config"),
+        "bert": (1, "not_a_decoder"),
+        "judge": (1, "not_a_decoder"),
+        "masked": (1, "not_a_decoder"),
+        "pickled": (1, "no_safetensors"),
+        "seeing": (0, "vision_model"),
+        "t5": (1, "encoder_decoder"),
+    }
+    assert found["Small-GGUF"]["problems"][0]["fix"].endswith(": kinds/Small")
+    assert found["adapter"]["problems"][0]["fix"].endswith(": ada/tiny")
+
+
+def test_parameters_are_counted_exactly_in_every_form(shared, check, tmp_path):
+    tokenizer, words = make_tokenizer(CHATML), np.zeros((512, 64), np.float16)
+    config = LLAMA | {"tie_word_embeddings": True}
+    shared.add_repo("forms/tied", model_folder(tmp_path / "tied", config, llama_tensors(), tokenizer))
+    twice = llama_tensors() | {"lm_head.weight": words}
+    shared.add_repo("forms/tied-saved-twice", model_folder(tmp_path / "twice", config, twice, tokenizer))
+    shared.add_repo("forms/untied", model_folder(tmp_path / "untied", LLAMA, twice, tokenizer))
+    shared.add_repo("forms/packed", model_folder(tmp_path / "packed", LLAMA, llama_tensors(packed=True), tokenizer))
+    sharded, whole = model_folder(tmp_path / "sharded", LLAMA, None, tokenizer), llama_tensors()
+    index = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(whole)}
+    for file in set(index.values()):
+        save_file({name: whole[name] for name in whole if index[name] == file}, sharded / file)
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    shared.add_repo("forms/sharded", sharded)
+
+    found = {
+        name: check(f"forms/{name}", "ada/docs", "--sample", "20")
+        for name in ("tied", "tied-saved-twice", "untied", "packed", "sharded")
+    }
+    assert {name: one["model"]["parameters"] for name, one in found.items()} == {
+        "tied": LLAMA_PARAMETERS,
+        "tied-saved-twice": LLAMA_PARAMETERS,
+        "untied": LLAMA_PARAMETERS + 512 * 64,
+        "packed": LLAMA_PARAMETERS,
+        "sharded": LLAMA_PARAMETERS,
+    }
+    assert check(str(sharded), "ada/docs")["model"]["parameters"] == LLAMA_PARAMETERS
+    # k_proj's share of the LoRA: the true shapes, (32, 64) of (64, 64), (32, 64) and (64, 96)
+    for name in ("tied", "packed"):
+        part = check(f"forms/{name}", "ada/docs", "--target-modules", "k_proj", "--sample", "20")
+        assert part["lora"]["coverage"] == pytest.approx(96 / (128 + 96 + 160), abs=1e-4)
+
+
+def test_a_model_needs_a_tokenizer_and_for_chats_a_template(shared, check, tmp_path):
+    shared.add_repo("kinds/mute", model_folder(tmp_path / "mute", LLAMA, llama_tensors()))
+    shared.add_repo("kinds/base", model_folder(tmp_path / "base", LLAMA, llama_tensors(), make_tokenizer(None)))
+    assert "no_tokenizer" in check("kinds/mute", "ada/docs")["codes"]
+    assert "no_chat_template" in check("kinds/base", "ada/docs")["codes"]
+
+
+def card(info: dict) -> str:
+    return f"---\n{json.dumps({'dataset_info': info})}\n---\n"
+
+
+def test_data_that_cannot_be_learned_says_why(shared, check, tmp_path):
+    long = [chat("How?", "word " * 200 + str(number)) for number in range(60)]
+    kinds = {
+        "preferences": {"train.jsonl": [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 60},
+        "pictures": {"train.jsonl": [{"image": "a.png", "label": 3}] * 60},
+        "empty": {"train.jsonl": []},
+        "silent": {"train.jsonl": [chat(f"What is {number}?", " ") for number in range(60)]},
+        "broken": {"train.jsonl": [chat("a", "b")] * 60},
+        "two": {"english/train.jsonl": long, "german/train.jsonl": long},
+        "three": {"train.jsonl": [chat(f"What is {number}?", "A number.") for number in range(3)]},
+        "long": {"train.jsonl": long},
+        "gated": {"train.jsonl": long},
+        "private": {"train.jsonl": long},
+    }
+    for name, files in kinds.items():
+        folder = write_rows(tmp_path / name, files)
+        if name == "two":
+            configs = [{"config_name": one, "data_files": f"{one}/*.jsonl"} for one in ("english", "german")]
+            (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+        if name == "broken":
+            with (folder / "train.jsonl").open("a") as file:
+                file.write('{"messages": [{"role": "user", "content"\n')
+        shared.add_repo(f"data/{name}", folder, type="dataset")
+    shared.store.repos["dataset", "data/gated"].gated = "manual"
+    shared.store.repos["dataset", "data/private"].private = True
+    found = {name: check("ada/tiny", f"data/{name}", "--max-length", "64") for name in kinds}
+    assert {name: (one["exit_code"], *one["codes"]) for name, one in found.items()} == {
+        "preferences": (1, "preference_data"),
+        "pictures": (1, "unknown_columns"),
+        "empty": (1, "dataset_unreadable"),
+        "silent": (1, "nothing_supervised"),
+        "broken": (1, "dataset_unreadable"),
+        "two": (1, "config_needed"),
+        "three": (0, "few_rows"),
+        "long": (0, "no_eos"),
+        "gated": (1, "gated"),
+        "private": (1, "not_found"),
+    }
+    assert "only text can be learned" in found["pictures"]["problems"][0]["message"]
+    assert "60 × no answer" in found["silent"]["problems"][0]["message"]
+    assert "--dataset-config english" in found["two"]["problems"][0]["fix"]
+    assert "hf auth login" in found["private"]["problems"][0]["fix"]
+
+
+def test_the_length_that_keeps_the_answers_is_told_and_keeps_them(shared, check, tmp_path):
+    rows = [chat("word " * (5 * number), f"Yes, {number}.") for number in range(1, 101)]
+    shared.add_repo("data/growing", write_rows(tmp_path, {"train.jsonl": rows}), type="dataset")
+    assert check("ada/tiny", "data/growing", "--max-length", "8")["codes"]["nothing_supervised"]
+    short = check("ada/tiny", "data/growing", "--max-length", "100")
+    problem, mask = short["codes"]["rows_lost"], short["mask"]
+    assert "answer cut away" in problem["message"]
+    assert f"--max-seq-length {mask['length_for_all']}" in problem["fix"]
+    most = check("ada/tiny", "data/growing", "--max-length", str(mask["length_for_95"]))["mask"]
+    every = check("ada/tiny", "data/growing", "--max-length", str(mask["length_for_all"]))
+    less = check("ada/tiny", "data/growing", "--max-length", str(mask["length_for_all"] - 1))["mask"]
+    assert 0 < most["rows_without_answer"] <= 5
+    assert (every["mask"]["rows_without_answer"], every["mask"]["eos_supervised_fraction"], every["codes"]) == (0, 1.0, {})
+    assert less["eos_supervised_fraction"] == 0.99
+
+
+def test_rows_that_repeat_are_counted(shared, check, tmp_path):
+    rows = [chat(f"What is {number}?", "A number.") for number in range(90)]
+    shared.add_repo("data/some", write_rows(tmp_path / "a", {"train.jsonl": rows + rows[:4]}), type="dataset")
+    shared.add_repo("data/many", write_rows(tmp_path / "b", {"train.jsonl": rows + rows[:10]}), type="dataset")
+    some, many = (check("ada/tiny", f"data/{name}") for name in ("some", "many"))
+    assert (some["dataset"]["duplicates"], list(some["codes"])) == (4, [])
+    assert (many["dataset"]["duplicates"], list(many["codes"])) == (10, ["duplicates"])
+
+
+def test_rows_are_counted_by_the_best_source_there_is_and_only_the_sample_is_read(shared, check, tmp_path):
+    lines = [chat(f"What is {number:05}?", "A number.") for number in range(400)]
+    files = {f"data/train-{part:05}-of-00010.jsonl": lines for part in range(10)}
+    split = {"name": "train", "num_examples": 40_000_000, "num_bytes": 1}
+    huge = write_rows(tmp_path / "huge", files)
+    (huge / "README.md").write_text(card({"splits": [split]}))
+    shared.add_repo("data/huge", huge, type="dataset")
+    shared.add_repo("data/plain", write_rows(tmp_path / "plain", files), type="dataset")
+
+    def counted(name: str, *words: str) -> tuple[int | None, str | None]:
+        dataset = check("ada/tiny", name, *words)["dataset"]
+        return dataset["rows"], dataset["rows_source"]
+
+    shared.journal.clear()
+    assert counted("data/huge", "--sample", "20") == (40_000_000, "metadata")
+    read = {record.path for record in shared.journal.requests("GET", r"datasets/data/huge/resolve/.*\.jsonl")}
+    assert read and all("train-00000" in path for path in read)
+    assert not shared.journal.requests(path="/viewer")
+    assert counted("data/plain", "--sample", "20") == (4000, "viewer")
+    shared.faults.add(path="/viewer", status=500)
+    try:
+        assert counted("data/plain", "--sample", "20") == (4000, "estimated")
+        assert counted("ada/docs", "--sample", "20")[0] == pytest.approx(320, rel=0.2)
+        assert counted("ada/docs", "--sample", "320") == (320, "counted")
+        assert counted(str(tmp_path / "plain" / "data" / "train-00000-of-00010.jsonl"), "--sample", "20") == (400, "estimated")
+    finally:
+        shared.faults.clear()
+
+
+FAULTS = {
+    "down": ({"drop": "before"}, "hub_unreachable"),
+    "slow": ({"delay": 4}, "hub_unreachable"),
+    "busy": ({"status": 429, "headers": {"Retry-After": "3600"}}, "rate_limited"),
+    "broken": ({"status": 500}, "hub_error"),
+    "refused": ({"status": 401, "body": {"error": "Invalid credentials in Authorization header"}}, "bad_token"),
+    "forbidden": ({"status": 403, "body": {"error": "Not with this token"}}, "forbidden"),
+}
+QUICK = {"busy", "refused", "forbidden"}  # which the client does not ask again, while it reads rows
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_hub_that_does_not_answer_ends_the_check_in_seconds_and_says_so(shared, check, fault):
+    what, code = FAULTS[fault]
+    places = ["/api/whoami", "/api/models/ada/tiny", "/api/datasets/ada/docs"]
+    for place in places + ["ada/docs/resolve/.*jsonl"] * (fault in QUICK):
+        shared.faults.add(path=place, **what)
+        began = time.monotonic()
+        found = check("ada/tiny", "ada/docs", "--sample", "5")
+        shared.faults.clear()
+        assert (found["exit_code"], *found["codes"]) == (4, code), place
+        assert time.monotonic() - began < 10
+
+
+THINKING = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] if not loop.last else m.content }}")
+
+
+def test_what_the_chat_template_drops_and_rows_that_never_stop_are_told(shared, check, tmp_path):
+    thought = [
+        *chat("What is 2?", "<think>easy</think>Two.")["messages"],
+        *chat("And 3?", "<think>hm</think>Three.")["messages"],
+    ]
+    rows = {"train.jsonl": [{"messages": thought}] + [chat(f"What is {number}?", "A number.") for number in range(60)]}
+    shared.add_repo("data/thoughts", write_rows(tmp_path / "rows", rows), type="dataset")
+    templates = {
+        "forgets": THINKING,
+        "keeps": CHATML,
+        "endless": CHATML.replace("<|im_end|>", "").replace("<|im_start|>", "## "),
+    }
+    for name, template in templates.items():
+        tokenizer = make_tokenizer(template)
+        if name == "endless":
+            tokenizer.eos_token = None
+        shared.add_repo(f"masks/{name}", model_folder(tmp_path / name, LLAMA, llama_tensors(), tokenizer))
+    found = {name: check(f"masks/{name}", "data/thoughts") for name in templates}
+    assert {name: list(one["codes"]) for name, one in found.items()} == {
+        "forgets": ["answers_changed"],
+        "keeps": [],
+        "endless": ["no_eos"],
+    }
+    assert found["forgets"]["mask"]["changed_rows"] == 1
+    assert "<think>easy</think>Two." in found["forgets"]["codes"]["answers_changed"]["message"]
+    assert [one["mask"]["eos_supervised_fraction"] for one in found.values()] == [1.0, 1.0, 0.0]

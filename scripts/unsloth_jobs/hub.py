@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import math
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
 from huggingface_hub import HfApi
@@ -22,31 +23,43 @@ from huggingface_hub.errors import (
     HTTPError,
     JobNotFoundError,
     LocalTokenNotFoundError,
-    NotASafetensorsRepoError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils._http import default_client_factory
 
 from .errors import HUB, UserError
 
+T = TypeVar("T")
 TIMEOUT_S = 30
+LOOK_UP_S = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT  # what the ecosystem waits for metadata: 10 s, unless set
+VIEWER_S = 5
+LONGEST_PAUSE_S = 5  # a Hub that asks for more is reported instead of waited for
 LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/settings/tokens"
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
-def _client():
-    client = default_client_factory()  # which waits for ever where a call sets no timeout of its own
-    client.timeout = TIMEOUT_S
-    return client
-
-
-def connect() -> HfApi:
+def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     """The Hub's client, at HF_ENDPOINT, with the token of HF_TOKEN or of `hf auth login`."""
-    huggingface_hub.set_client_factory(_client)
+
+    def client() -> Any:
+        made = default_client_factory()  # which waits for ever where a call sets no timeout of its own
+        made.timeout = timeout_s
+        made.event_hooks["response"].append(end_long_pauses)
+        return made
+
+    huggingface_hub.set_client_factory(client)
     huggingface_hub.utils.disable_progress_bars()
     return HfApi(library_name="unsloth-jobs")
+
+
+def end_long_pauses(response: Any) -> None:
+    """The client sleeps as long as Retry-After says, five times over. Raises HfHubHTTPError where that is long."""
+    pause = response.headers.get("retry-after", "")
+    if response.status_code == 429 and pause.isdigit() and int(pause) > LONGEST_PAUSE_S:
+        raise HfHubHTTPError(f"Retry after {pause} seconds", response=response)
 
 
 def redact(text: str) -> str:
@@ -64,7 +77,6 @@ def asking(about: str) -> Iterator[None]:
             "gated",
             f"{about} is gated and this token has no access to it.",
             f"Accept its terms at {page(about)}, then try again.",
-            HUB,
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(
@@ -87,10 +99,38 @@ def asking(about: str) -> Iterator[None]:
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise UserError(
             "hub_unreachable",
-            f"The Hub at {endpoint()} did not answer: {redact(str(error)).rstrip('.')}.",
+            f"The Hub at {endpoint()} did not answer: {redact(str(error) or type(error).__name__).rstrip('.')}.",
             "Check the network and HF_ENDPOINT, then try again.",
             HUB,
         ) from error
+
+
+def look_up(api: HfApi, kind: str, name: str, look: Callable[[], T]) -> T:
+    """What look returns of a model or a data set. Raises UserError, with similar ids where there is none of this name."""
+    try:
+        with asking(f"{kind} {name}"):
+            return look()
+    except UserError as error:
+        near = similar(api, kind, name) if error.problem.code == "not_found" else []
+        if not near:
+            raise
+        told = error.problem
+        raise UserError(told.code, told.message, f"Did you mean {' or '.join(near)}? {told.fix}", error.exit_code) from error
+
+
+def similar(api: HfApi, kind: str, name: str) -> list[str]:
+    """Up to three ids on the Hub that are spelt almost like this one; none where the search fails: it is a courtesy."""
+    owner, _, short = name.rpartition("/")
+    search = api.list_models if kind == "model" else api.list_datasets
+    words = sorted(re.split(r"[-_.]", short), key=len, reverse=True)
+    wanted: list[dict[str, str]] = [{"search": short}, {"search": words[0]}, *([{"author": owner}] if owner else [])]
+    try:
+        with asking(f"{kind} {name}"):
+            ids = {found.id for query in wanted for found in search(**query, limit=50)}
+    except UserError:
+        return []
+    by_spelling = {(one if owner else one.rpartition("/")[2]).lower(): one for one in sorted(ids)}
+    return [by_spelling[one] for one in difflib.get_close_matches(name.lower(), by_spelling, n=3)]
 
 
 def page(about: str) -> str:
@@ -137,6 +177,8 @@ def endpoint() -> str:
 
 # ---- the token
 
+NEEDED_RIGHTS = {"repo.write": "write repositories", "job.write": "start jobs"}
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -147,12 +189,24 @@ class Identity:
     can_pay: bool
     organizations: dict[str, bool]  # name -> can pay
     scopes: dict[str, frozenset[str]] = field(default_factory=dict)
+    read_only: frozenset[str] = frozenset()  # organisations in which the user may only read
 
     def may(self, permission: str, owner: str) -> bool:
         """Whether the token carries a permission ("repo.write", "job.write") for an owner."""
+        if owner in self.read_only:
+            return False
         if self.role == "fineGrained":
             return permission in self.scopes.get(owner, frozenset())
         return self.role == "write" and (owner == self.name or owner in self.organizations)
+
+    def pays(self, owner: str) -> bool:
+        return self.can_pay if owner == self.name else self.organizations.get(owner, False)
+
+    @property
+    def payers(self) -> list[str]:
+        """Owners that can pay and for whom this token may write and start jobs."""
+        owners = [self.name, *self.organizations]
+        return [one for one in owners if self.pays(one) and all(self.may(right, one) for right in NEEDED_RIGHTS)]
 
 
 def whoami(api: HfApi) -> Identity:
@@ -171,7 +225,29 @@ def whoami(api: HfApi) -> Identity:
         can_pay=bool(answer.get("canPay")),
         organizations={org["name"]: bool(org.get("canPay")) for org in answer.get("orgs", ())},
         scopes=scopes,
+        read_only=frozenset(org["name"] for org in answer.get("orgs", ()) if org.get("roleInOrg") == "read"),
     )
+
+
+def writable_namespace(identity: Identity, namespace: str | None) -> str:
+    """The account that the job and its result belong to, once the token may do both. Raises UserError."""
+    owner = namespace or identity.name
+    if owner != identity.name and owner not in identity.organizations:
+        raise UserError(
+            "not_a_member",
+            f"The token of {identity.name} has no access to {owner}.",
+            "Use one of: " + ", ".join(f"--namespace {one}" for one in [identity.name, *identity.organizations]),
+            HUB,
+        )
+    for right, what in NEEDED_RIGHTS.items():
+        if not identity.may(right, owner):
+            raise UserError(
+                "token_cannot_write",
+                f"The {identity.role} token of {identity.name} may not {what} for {owner}.",
+                "Make a write token at https://huggingface.co/settings/tokens, then `hf auth login`.",
+                HUB,
+            )
+    return owner
 
 
 # ---- the model
@@ -190,22 +266,44 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """Number of weights. Packed 4-bit tensors hold two in a byte; their scales are not weights."""
-        total = 0
-        for name, (dtype, shape) in self.tensors.items():
-            if re.search(r"\.weight\.(absmax|quant_map|quant_state|nested_)", name):
-                continue
-            total += math.prod(shape) * (2 if dtype in ("U8", "I8") and name.endswith(".weight") else 1)
-        return total
+        """Number of weights, each counted once."""
+        return sum(self.count(name) for name in self.tensors if not NO_PARAMETER.search(name) and not self.is_copy(name))
+
+    def count(self, name: str) -> int:
+        """Weights in a tensor; a packed one holds two in a byte."""
+        return math.prod(self.tensors[name][1]) * (2 if self.is_packed(name) else 1)
+
+    def is_packed(self, name: str) -> bool:
+        return self.tensors[name][0] in ("U8", "I8") and name.endswith(".weight") and f"{name}.absmax" in self.tensors
+
+    def is_copy(self, name: str) -> bool:
+        """Whether this is an output layer that was saved although it shares the input embedding's weights."""
+        tied = self.config.get("tie_word_embeddings") or text_config(self.config).get("tie_word_embeddings")
+        return bool(tied) and name.endswith("lm_head.weight") and any("embed_tokens" in other for other in self.tensors)
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """Shape (out, in) of each two-dimensional weight by its module's name."""
         return {
-            name.removesuffix(".weight"): (shape[0], shape[1])
+            name.removesuffix(".weight"): self.unpacked(name) if self.is_packed(name) else (shape[0], shape[1])
             for name, (_, shape) in self.tensors.items()
             if name.endswith(".weight") and len(shape) == 2
         }
+
+    def unpacked(self, name: str) -> tuple[int, int]:
+        """Shape of a packed layer. Each one in a decoder reads or writes the hidden state, so one side is its width."""
+        hidden = text_config(self.config).get("hidden_size") or 1
+        other = self.count(name) // hidden
+        writes = name.removesuffix(".weight").endswith(("o_proj", "out_proj", "down_proj", "w2"))
+        return (hidden, other) if writes else (other, hidden)
+
+
+NO_PARAMETER = re.compile(r"\.weight\.(absmax|quant_map|quant_state|nested_)|rotary_emb\.inv_freq$")
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that describes the language model."""
+    return config.get("text_config") or config
 
 
 def model(api: HfApi, name: str, revision: str | None = None) -> Model:
@@ -215,20 +313,15 @@ def model(api: HfApi, name: str, revision: str | None = None) -> Model:
         return local_model(folder)
     if name.startswith((".", "/", "~")):
         raise UserError("not_found", f"There is no model folder {name}.", "Correct the path, or name a model on the Hub.")
+    info = look_up(api, "model", name, lambda: api.model_info(name, revision=revision, timeout=LOOK_UP_S))
     with asking(f"model {name}"):
-        info = api.model_info(name, revision=revision)
         if info.gated:
             api.auth_check(name)
-        config = json.loads(Path(api.hf_hub_download(name, "config.json", revision=info.sha)).read_text("utf-8"))
-    try:
-        with asking(f"model {name}"):
-            metadata = api.get_safetensors_metadata(name, revision=info.sha, timeout=TIMEOUT_S)
-    except NotASafetensorsRepoError as error:
-        raise UserError(
-            "no_safetensors",
-            f"{name} has no safetensors weights.",
-            "Choose the original repository of this model, not a GGUF or a converted one.",
-        ) from error
+    read = lambda file: json.loads(Path(api.hf_hub_download(name, file, revision=info.sha)).read_text("utf-8"))  # noqa: E731
+    with asking(f"model {name}"):
+        require_weights(name, {sibling.rfilename for sibling in info.siblings or ()}, read)
+        config = read("config.json")
+        metadata = api.get_safetensors_metadata(name, revision=info.sha, timeout=LOOK_UP_S)
     tensors = {
         tensor: (facts.dtype, tuple(facts.shape))
         for file in metadata.files_metadata.values()
@@ -238,18 +331,40 @@ def model(api: HfApi, name: str, revision: str | None = None) -> Model:
 
 
 def local_model(folder: Path) -> Model:
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except OSError as error:
-        raise UserError("not_a_model", f"{folder} holds no config.json.", "Name a folder that holds a model.") from error
-    tensors = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    read = lambda file: json.loads((folder / file).read_text("utf-8"))  # noqa: E731
+    require_weights(str(folder), {path.name for path in folder.iterdir()}, read)
+    config, tensors = read("config.json"), {}
+    for path in sorted(folder.glob("model*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         tensors |= {name: (facts["dtype"], tuple(facts["shape"])) for name, facts in header.items() if name != "__metadata__"}
-    if not tensors:
-        raise UserError("no_safetensors", f"{folder} holds no safetensors weights.", "Save the model with transformers.")
     return Model(str(folder), None, architecture(config), config, False, tensors)
+
+
+def require_weights(name: str, files: set[str], read: Callable[[str], dict[str, Any]]) -> None:
+    """Raises UserError where these files are not a whole model in safetensors, and says what they are instead."""
+    whole = {"model.safetensors", "model.safetensors.index.json"} & files
+    if whole and "config.json" in files:
+        return
+    if "adapter_config.json" in files and not whole:
+        base = read("adapter_config.json").get("base_model_name_or_path") or "the model that it was trained on"
+        raise UserError("adapter_repo", f"{name} is a LoRA adapter, not a whole model.", f"Name its base model: {base}")
+    if any(file.endswith(".gguf") for file in files) and not whole:
+        original = re.sub(r"[-_.]gguf$", "", name, flags=re.IGNORECASE)
+        raise UserError(
+            "gguf_only",
+            f"{name} holds GGUF files, which are for running a model, not for training it.",
+            f"Name the model that they were made from: {original if original != name else 'its card says which'}",
+        )
+    if "config.json" not in files:
+        raise UserError(
+            "no_config", f"{name} holds no config.json, so it is no model for transformers.", "Name the model's own repository."
+        )
+    raise UserError(
+        "no_safetensors",
+        f"{name} has no weights in model.safetensors.",
+        "Choose the original repository of this model, or save it again with transformers' save_pretrained.",
+    )
 
 
 def architecture(config: dict[str, Any]) -> str:
@@ -263,8 +378,39 @@ def dataset_revision(api: HfApi, name: str, revision: str | None = None) -> str 
     """The commit that a data set's revision stands at; None for one on this machine. Raises UserError."""
     if is_local(name):
         return None
+    info = look_up(api, "data set", name, lambda: api.dataset_info(name, revision=revision, timeout=LOOK_UP_S))
+    if info.gated:
+        with asking(f"data set {name}"):
+            api.auth_check(name, repo_type="dataset")
+    return info.sha
+
+
+def viewer_rows(api: HfApi, name: str, config: str, split: str) -> tuple[int, str] | None:
+    """Rows of a split by the dataset viewer, and how it knows; None where it does not: it is only a shortcut."""
+    server = os.environ.get("HF_DATASETS_SERVER") or endpoint().replace("://", "://datasets-server.")
+    try:
+        with asking(f"data set {name}"):
+            answer = get_session().get(
+                f"{server}/size", params={"dataset": name}, headers=build_hf_headers(token=api.token), timeout=VIEWER_S
+            )
+            hf_raise_for_status(answer)
+            splits = answer.json()["size"]["splits"]
+    except (UserError, ValueError, KeyError, TypeError):
+        return None
+    said = next((one for one in splits if (one.get("config"), one.get("split")) == (config, split)), {})
+    if said.get("estimated_num_rows"):
+        return said["estimated_num_rows"], "estimated"
+    return (said["num_rows"], "viewer") if said.get("num_rows") and not answer.json().get("partial") else None
+
+
+def file_sizes(api: HfApi, name: str, revision: str, urls: list[str]) -> int | None:
+    """Bytes of these files of a data set; None where one of them is elsewhere."""
+    paths = [url.partition(f"@{revision}/")[2] for url in urls]
+    if not all(paths):
+        return None
     with asking(f"data set {name}"):
-        return api.dataset_info(name, revision=revision).sha
+        found = api.get_paths_info(name, paths, repo_type="dataset", revision=revision)
+    return sum(file.size for file in found) if len(found) == len(paths) else None
 
 
 def is_local(name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from . import hardware, hub, template
-from .errors import APPROVAL, HUB, USAGE, UserError
+from .errors import APPROVAL, USAGE, UserError
 
 DEFAULT_FLAVOR, DEFAULT_TIMEOUT = "l4x1", "4h"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -85,7 +85,7 @@ def make(api: HfApi, script: Path, arguments: list[str], where: str, flavor: str
     if where == "local":
         machine, owner = hardware.LOCAL, None
     else:
-        owner = writable_namespace(hub.whoami(api), namespace)
+        owner = hub.writable_namespace(hub.whoami(api), namespace)
         machine = hardware.find(hardware.live(api)[0], flavor)
     if settings:
         arguments = arguments + pinned(api, module, settings, arguments, owner)
@@ -115,27 +115,6 @@ def make(api: HfApi, script: Path, arguments: list[str], where: str, flavor: str
         trackio_space=value("trackio_space"),
         output_dir=str(Path(save_local).resolve()) if save_local and where == "local" else None,
     )
-
-
-def writable_namespace(identity: hub.Identity, namespace: str | None) -> str:
-    """The account that the job and its result belong to, once the token may do both. Raises UserError."""
-    owner = namespace or identity.name
-    if owner != identity.name and owner not in identity.organizations:
-        raise UserError(
-            "not_a_member",
-            f"The token of {identity.name} has no access to {owner}.",
-            "Use one of: " + ", ".join([identity.name, *identity.organizations]),
-            HUB,
-        )
-    for permission, what in (("repo.write", "write repositories"), ("job.write", "start jobs")):
-        if not identity.may(permission, owner):
-            raise UserError(
-                "token_cannot_write",
-                f"The {identity.role} token of {identity.name} may not {what} for {owner}.",
-                "Make a write token at https://huggingface.co/settings/tokens, then `hf auth login`.",
-                HUB,
-            )
-    return owner
 
 
 def pinned(api: HfApi, module: Any, settings: Any, arguments: list[str], owner: str | None) -> list[str]:
