@@ -21,7 +21,7 @@ from unsloth_jobs import places, records
 from unsloth_jobs.diagnosis import Diagnosis, diagnose, saved
 from unsloth_jobs.errors import FAILED, USAGE, UserError
 from unsloth_jobs.events import Summary, summarise
-from unsloth_jobs.jobs import Job
+from unsloth_jobs.jobs import Job, Place
 from unsloth_jobs.output import application, diagnostics, dollars, duration, ends_clearly, people, print_json, table
 from unsloth_jobs.plan import Plan
 
@@ -78,8 +78,7 @@ class Status:
         return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
 
 
-def look(job_id: str, namespace: str | None) -> Status:
-    job_id, place = places.id_of(job_id), places.of(job_id, namespace)
+def look(place: Place, job_id: str) -> Status:
     job = place.inspect(job_id)
     lines = place.logs(job_id, tail=LOG_TAIL) if job.stage != "SCHEDULING" else ()
     summary = summarise(lines)
@@ -134,10 +133,10 @@ def as_table(status: Status) -> Table:
     return grid
 
 
-def watch(job_id: str, namespace: str | None) -> Status:
+def watch(place: Place, job_id: str) -> Status:
     """Show a job until it ends, on a terminal as one live table, elsewhere as a line for each new step."""
     pause = WATCH_EVERY_S["local" if job_id.startswith("local-") else "hf"]
-    status, said = look(job_id, namespace), ""
+    status, said = look(place, job_id), ""
     with Live(as_table(status), console=people, auto_refresh=False, transient=True) as live:
         while not status.job.ended:
             line = line_of(status)
@@ -147,7 +146,7 @@ def watch(job_id: str, namespace: str | None) -> Status:
                 diagnostics.print(line, markup=False)
                 said = line
             time.sleep(pause)
-            status = look(job_id, namespace)
+            status = look(place, job_id)
     return status
 
 
@@ -162,7 +161,7 @@ def show_all(namespace: str | None, json: bool) -> None:
     statuses = []
     for job_id in records.job_ids():
         try:
-            statuses.append(look(job_id, namespace))
+            statuses.append(look(places.of(job_id, namespace), job_id))
         except UserError as error:
             diagnostics.print(f"{job_id}: {error.problem.message}", markup=False)
     if json:
@@ -203,9 +202,10 @@ def status(
         return show_all(namespace, json)
     if job is None:
         raise UserError("no_job", "No job was named.", "Pass a job id, or --all.", USAGE)
+    job_id, place = places.id_of(job), places.of(job, namespace)
     if cancel:
-        places.of(job, namespace).cancel(job)
-    found = watch(job, namespace) if watch_ else look(job, namespace)
+        place.cancel(job_id)
+    found = watch(place, job_id) if watch_ else look(place, job_id)
     print_json(as_json(found)) if json else people.print(as_table(found))
     if found.job.stage in ("ERROR", "DELETED"):
         raise typer.Exit(FAILED)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from .hub import redact
@@ -55,12 +56,12 @@ class Summary:
 def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
     """Read a log from its beginning or its tail."""
     last: dict[str, dict[str, Any]] = {}
-    kept: list[str] = []
+    kept: deque[str] = deque(maxlen=keep)
     for line in lines:
         if event := parse(line):
             last[event["event"]] = event
         elif text := clean(line).strip():
-            kept = [*kept[-keep + 1 :], text]
+            kept.append(text)
     step, evaluation = last.get("progress", {}), last.get("eval", {})
     progress = Progress(
         number(step.get("step")), number(step.get("total_steps")), number(step.get("loss")), number(evaluation.get("eval_loss"))
@@ -71,7 +72,3 @@ def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
 
 def number(value: Any) -> Any:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def as_json(progress: Progress) -> dict[str, Any]:
-    return asdict(progress)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import psutil
 
+from unsloth_jobs.hub import TOKEN
 from unsloth_jobs.records import read, write
 
-SECRET = re.compile(rb"hf_[A-Za-z0-9]{8,}")
+SECRET = re.compile(TOKEN.pattern.encode())
 GRACE_S = 20  # between asking a job to end and ending it
 # Of the environment that started the job, these would mislead it: triton takes CC for its compiler.
 NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
