@@ -34,7 +34,7 @@ def hub(tmp_path: Path):
 
 
 @pytest.mark.parametrize("source", ["file", "url"])
-def test_it_reaches_the_hub_as_it_stands(hub, tmp_path, source):
+def test_it_reaches_the_hub_as_it_stands(hub, source):
     script = "templates/sft.py"
     if source == "url":
         hub.add_repo("ada/jobs", SFT.parent, type="dataset")

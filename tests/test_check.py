@@ -30,16 +30,13 @@ FLAVOR_KEYS = {"flavor", "fits", "vram_gb", "needed_gb", "hours_low", "hours_hig
 
 
 @pytest.fixture
-def hub(tmp_path: Path, tiny_model: Path):
+def hub(tmp_path: Path, tiny_model: Path, docs: Path):
     with Hub(tmp_path / "hub", execute_jobs=False) as hub:
         hub.add_user("ada", token=ADA)
         hub.add_user("bob", token="hf_bobbobbobbob")
         hub.add_repo("ada/tiny", tiny_model)
         hub.add_repo("ada/gated", tiny_model, gated="manual")
-        rows = tmp_path / "rows"
-        rows.mkdir()
-        (rows / "train.jsonl").write_bytes(ROWS.read_bytes())
-        hub.add_repo("ada/docs", rows, type="dataset")
+        hub.add_repo("ada/docs", docs, type="dataset")
         yield hub
 
 
