@@ -46,7 +46,7 @@ def main() -> None:
         linears = sft.adaptable(model.linears)
         tokens, (inner, width) = int(row["length"]) * int(row["batch"]), memory.widths(linears)
         rest = float(row["allocated_gib"]) * GIB - memory.weights_bytes(model, linears, settings.load_in_16bit)
-        rest -= int(row["trainable"]) * memory.ADAPTER_BYTES
+        rest -= int(row["trainable"]) * (memory.ADAPTER_BYTES + memory.OPTIMIZER_BYTES)
         # Where the logits or the convolutions' workspace are the peak, the rows say nothing of the layers.
         elsewhere = row["shape"].startswith("gemma") or (row["shape"].startswith("lfm2") and tokens < 8192)
         if (row["shape"], row["precision"]) not in HELD_OUT and not elsewhere:
@@ -66,7 +66,7 @@ def settings_of(row: dict[str, str]):
 def report(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
     errors: dict[str, list[float]] = {"fitted": [], "held out": []}
     for row in rows:
-        predicted = memory.peak_bytes(models[row["shape"]], sft, settings_of(row)) / GIB
+        predicted = memory.memory(models[row["shape"]], sft, settings_of(row)).peak * memory.GB / GIB
         error = predicted / float(row["allocated_gib"]) - 1
         part = "held out" if (row["shape"], row["precision"]) in HELD_OUT else "fitted"
         errors[part].append(error)

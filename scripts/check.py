@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.text import Text
-from unsloth_jobs import hub, quiet, template
+from unsloth_jobs import hub, quiet, rows, template
 from unsloth_jobs.examine import Examination, examine
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, show_problem, table
 
@@ -76,7 +76,8 @@ def check(
 
 
 def as_json(found: Examination) -> dict[str, Any]:
-    model, sample, settings = found.model, found.sample, found.settings
+    model, table, sample, settings = found.model, found.table, found.sample, found.settings
+    total = sample and sample.total
     return {
         "ok": found.ok,
         "problems": [asdict(problem) for problem in found.problems],
@@ -86,20 +87,23 @@ def as_json(found: Examination) -> dict[str, Any]:
             "revision": model.revision,
             "architecture": model.architecture,
             "parameters": model.parameters,
+            "context_length": model.context_length,
             "gated": model.gated,
         },
-        "dataset": sample
+        "dataset": table
         and {
             "id": settings.dataset,
             "revision": settings.dataset_revision or None,
-            "config": settings.dataset_config or None,
-            "split": settings.dataset_split or None,
-            "rows": sample.rows,
-            "rows_source": sample.rows_source,
-            "duplicates": sample.duplicates,
-            "format": sample.format,
-            "columns": sample.columns,
-            "used": sample.used,
+            "config": table.config,
+            "split": table.split,
+            "rows": table.rows,
+            "rows_source": table.rows_source,
+            "bytes": table.size,
+            "duplicates": table.duplicates,
+            "format": table.format,
+            "columns": table.columns,
+            "used": table.used,
+            "unused": table.unused,
         },
         "tokens": sample
         and {
@@ -108,7 +112,9 @@ def as_json(found: Examination) -> dict[str, Any]:
             "p50": sample.percentile(0.5),
             "p95": sample.percentile(0.95),
             "max": sample.percentile(1.0),
-            "total": round(sample.mean * sample.rows) if sample.rows is not None else None,
+            "total": total and total[0],
+            "total_low": total and total[1],
+            "total_high": total and total[2],
             "rows_cut": sample.cut,
         },
         "mask": sample
@@ -121,36 +127,37 @@ def as_json(found: Examination) -> dict[str, Any]:
             "changed_rows": len(sample.changed),
             "sample": sample.segments,
         },
-        "lora": {"target_modules": found.targets, "coverage": round(found.coverage, 4)},
+        "lora": {
+            "target_modules": found.lora.targets,
+            "coverage": round(found.lora.coverage, 4),
+            "linear_share": round(found.lora.linear_share, 4),
+        },
         "identity": found.identity
         and {
             "name": found.identity.name,
             "role": found.identity.role,
             "can_pay": found.identity.can_pay,
             "organizations": found.identity.organizations,
+            "payers": found.identity.payers,
+            "owner": found.owner,
+            "may_write": found.identity.may("repo.write", found.owner),
+            "may_start_jobs": found.identity.may("job.write", found.owner),
         },
     }
 
 
 def show(found: Examination) -> None:
     facts = table("what", "found")
-    if found.identity:
-        facts.add_row("token", escape(f"{found.identity.name}, {found.identity.role}"))
+    if identity := found.identity:
+        facts.add_row("token", escape(f"{identity.name}, {identity.role}; can pay: {', '.join(identity.payers) or 'nobody'}"))
     if model := found.model:
-        facts.add_row("model", escape(f"{model.id}, {model.architecture}, {model.parameters:,} parameters"))
-        facts.add_row("LoRA", f"{found.coverage:.0%} of the linear layers: {', '.join(found.targets)}")
+        length = f", {model.context_length:,} tokens of context" if model.context_length else ""
+        facts.add_row("model", escape(f"{model.id}, {model.architecture}, {model.parameters:,} parameters{length}"))
+        facts.add_row("LoRA", escape(f"{found.lora.linear_share:.0%} of the linear weights: {', '.join(found.lora.targets)}"))
+    if found.table:
+        facts.add_row("data", escape(described(found.table, found.settings.dataset)))
     if sample := found.sample:
-        count = f"{sample.rows:,}" if sample.rows is not None else "unknown number of"
-        count = f"about {count}" if sample.rows_source == "estimated" else count
-        facts.add_row(
-            "data",
-            escape(f"{found.settings.dataset}: {count} rows, format {sample.format} ({', '.join(sample.used.values())})"),
-        )
-        facts.add_row(
-            "tokens",
-            f"mean {sample.mean:.0f}, median {sample.percentile(0.5)}, 95% under {sample.percentile(0.95)}, "
-            f"longest {sample.percentile(1.0)} (first {sample.sampled} rows); {sample.cut} cut",
-        )
+        facts.add_row("tokens", lengths(sample))
         facts.add_row(
             "learned", f"{sample.supervised_fraction:.1%} of the tokens; {sample.rows_without_answer} rows without an answer"
         )
@@ -159,6 +166,28 @@ def show(found: Examination) -> None:
         people.print("\n[bold]A row as the model sees it[/]; what it learns to write stands in [green]⟦ ⟧[/]:")
         people.print(Text.assemble(*(shown(part) for part in found.sample.segments)))
     people.print("[green]Sound.[/]" if found.ok else "[red]Not sound:[/]")
+
+
+def described(data: rows.Table, name: str) -> str:
+    """A data set in two lines: which part of it and how much, which columns are read and which are not."""
+    part = f" ({data.config}, {data.split})" if data.split else ""
+    about = "about " * (data.rows_source == "estimated")
+    count = f"{about}{data.rows:,}" if data.rows is not None else "unknown number of"
+    size = f", {data.size / 1e6:,.1f} MB" if data.size is not None else ""
+    unused = f"; not used: {', '.join(data.unused)}" if data.unused else ""
+    return f"{name}{part}: {count} rows{size}\nformat {data.format} ({', '.join(data.used.values())}){unused}"
+
+
+def lengths(sample: rows.Sample) -> str:
+    """Tokens of the sampled rows and, from them, of all."""
+    said = (
+        f"mean {sample.mean:.0f}, median {sample.percentile(0.5)}, 95% under {sample.percentile(0.95)}, "
+        f"longest {sample.percentile(1.0)} (first {sample.sampled} rows); {sample.cut} cut at {sample.max_length}"
+    )
+    if sample.total:
+        total, low, high = sample.total
+        said += f"\nin all {total:,}" + (f" (95% sure: {low:,} to {high:,})" if low < high and not sample.drifts else "")
+    return said
 
 
 def shown(part: dict[str, Any]) -> tuple[str, str]:

@@ -11,14 +11,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from unsloth_jobs import cost, hardware, hub, memory, quiet, template
-from unsloth_jobs.errors import FAILED, UserError
+from unsloth_jobs import cost, hardware, hub, ledger, memory, quiet, records, template
+from unsloth_jobs.errors import FAILED, Problem, UserError
 from unsloth_jobs.examine import examine
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, duration, ends_clearly, people, print_json, show_problem, table
 
@@ -55,8 +55,6 @@ def estimate(
     if not found.ok:
         problem = next(problem for problem in found.problems if problem.severity == "error")
         raise UserError(problem.code, problem.message, problem.fix, found.exit_code)
-    for problem in found.problems:
-        show_problem(problem)
     flavors, source = hardware.current(api)
     chosen = [hardware.find(flavors, flavor)] if flavor else flavors
     rows = found.sample.rows if found.sample.rows is not None else settings.num_samples
@@ -67,9 +65,21 @@ def estimate(
             "Pass --num-samples N or --max-steps N.",
         )
     per_row = found.sample.tokens_per_row(settings.max_seq_length)
-    size = cost.work(rows or settings.max_steps * settings.batch_size * settings.gradient_accumulation, per_row, settings)
-    ranked = cost.candidates(chosen, found.model, memory.needed_gb(found.model, module, settings), size, per_row)
+    size = cost.work(
+        rows or settings.max_steps * settings.batch_size * settings.gradient_accumulation,
+        per_row,
+        settings,
+        found.sample.mean_error(settings.max_seq_length),
+    )
+    pinned = replace(settings, base_model_revision=found.model.revision or "", dataset_revision=found.settings.dataset_revision)
+    key = ledger.key(pinned, script)
+    past = ledger.Ledger(ledger.entries(records.runs()), key.pace)
+    needs = cost.needs(found.model, module, settings)
+    ranked = cost.candidates(chosen, found.model, needs, size, past)
     best = cost.recommend(ranked, flavors)
+    records.remember_estimate(key.run, {one.flavor: cost.as_estimate(one) for one in ranked if one.fits})
+    parts = memory.memory(found.model, module, settings)
+    problems = [*found.problems, *([] if best else [nothing_fits(flavor, ranked)])]
     if json:
         print_json(
             {
@@ -77,23 +87,29 @@ def estimate(
                 "flavors": [asdict(one) for one in ranked],
                 "recommended": best and asdict(best),
                 "tokens": round(size.tokens),
+                "memory": {f"{name}_gb": round(value, 3) for name, value in parts.by_part().items()},
                 "ok": best is not None,
+                "problems": [asdict(problem) for problem in problems],
             }
         )
     else:
-        show(ranked, best, source, size)
+        show(ranked, best, source, size, parts)
+    for problem in problems:
+        show_problem(problem)
     if best is None:
-        raise UserError(
-            "nothing_fits",
-            "The run fits on no flavor.",
-            f"On {flavor}: {ranked[0].reason}. Leave --flavor out to see the others."
-            if flavor
-            else "Lower --batch-size or --max-seq-length, or choose a smaller model.",
-            FAILED,
-        )
+        raise typer.Exit(FAILED)
 
 
-def show(ranked: list[cost.Candidate], best: cost.Recommended | None, source: str, size: cost.Work) -> None:
+def nothing_fits(flavor: str | None, ranked: list[cost.Candidate]) -> Problem:
+    fix = "Lower --batch-size or --max-seq-length, or choose a smaller model."
+    if flavor:
+        fix = f"On {flavor}: {ranked[0].reason}. Leave --flavor out to see the others."
+    return Problem("nothing_fits", "error", "The run fits on no flavor.", fix)
+
+
+def show(
+    ranked: list[cost.Candidate], best: cost.Recommended | None, source: str, size: cost.Work, parts: memory.Memory
+) -> None:
     rows = table("", "flavor", "needs GB", "has GB", "time h", "run $")
     reasons: dict[str, list[str]] = {}
     for one in ranked:
@@ -112,12 +128,23 @@ def show(ranked: list[cost.Candidate], best: cost.Recommended | None, source: st
     people.print(rows)
     for reason, names in reasons.items():
         people.print(f"[dim]Not for this run: {', '.join(names)} ({escape(reason)})[/]")
-    people.print(f"\n{size.tokens:,.0f} tokens to train on. Prices: {source}", markup=False)
+    shares = ", ".join(f"{name} {value:.1f}" for name, value in parts.by_part().items() if value >= 0.05)
+    people.print(f"\nGPU memory in GB: {shares}")
+    people.print(f"{size.tokens:,.0f} tokens to train on. Prices: {source}", markup=False)
+    if chosen := next((one for one in ranked if best and one.flavor == best.flavor), None):
+        people.print(f"Time: {told(chosen)}")
     if best:
         people.print(
             f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
             f"(ends after {duration(best.timeout_s)} at the latest)"
         )
+
+
+def told(one: cost.Candidate) -> str:
+    """Where the time of a run goes, and what the estimate rests on."""
+    minutes = ", ".join(f"{name} {low / 60:.0f}–{high / 60:.0f}" for name, (low, high) in one.seconds.items())
+    narrower = "; submit.py --smoke measures it for a few cents" if one.basis == "shapes" else ""
+    return f"{minutes} min on {one.flavor}, from {one.basis}{narrower}"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class Status:
     summary: Summary
     plan: Plan | None
     diagnosis: Diagnosis | None
+    estimate: dict[str, Any] | None = None
 
     @property
     def spent_usd(self) -> float | None:
@@ -82,8 +83,13 @@ def look(place: Place, job_id: str) -> Status:
     job = place.inspect(job_id)
     lines = place.logs(job_id, tail=LOG_TAIL) if job.stage != "SCHEDULING" else ()
     summary = summarise(lines)
-    plan = records.run_plan(job_id)
-    return Status(job, summary, plan, diagnose(job, summary, plan.output_repo if plan else None))
+    run = records.run_of(job_id)
+    plan = Plan.from_json(run["plan"]) if run else None
+    found = Status(job, summary, plan, diagnose(job, summary, plan.output_repo if plan else None), run and run["estimate"])
+    if job.ended and plan:
+        outcome = {"stage": job.stage, "elapsed_s": job.elapsed_s, "spent_usd": found.spent_usd}
+        records.remember_outcome(job_id, outcome | {"done": summary.event("done") or None})
+    return found
 
 
 def as_json(status: Status) -> dict[str, Any]:
@@ -96,6 +102,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "eta_s": None if job.ended else status.summary.eta_s,
         "spent_usd": status.spent_usd,
         "max_usd": status.plan.max_usd if status.plan else None,
+        "estimate": status.estimate,
         "url": job.url,
         "message": job.message,
         "phase": status.phase if job.stage == "RUNNING" else None,
@@ -124,13 +131,21 @@ def as_table(status: Status) -> Table:
     left = "" if job.ended or eta is None else f", {duration(eta)} left"
     grid.add_row("time", duration(job.elapsed_s) + left)
     if status.plan:
-        grid.add_row("spent", f"{dollars(status.spent_usd)} of at most {dollars(status.plan.max_usd)}")
+        foreseen = "; estimated {} to {}".format(*map(dollars, whole)) if (whole := estimated_usd(status)) else ""
+        grid.add_row("spent", f"{dollars(status.spent_usd)} of at most {dollars(status.plan.max_usd)}{foreseen}")
     if (done := status.summary.event("done")) and done.get("base_loss"):
         grid.add_row("learned", f"held-out loss {done['base_loss']:.4f} → {done['tuned_loss']:.4f}")
     if status.diagnosis:
         grid.add_row("cause", f"[bold]{status.diagnosis.code}[/]: {escape(status.diagnosis.message)}")
     grid.add_row("next", escape(status.next))
     return grid
+
+
+def estimated_usd(status: Status) -> tuple[float, float] | None:
+    """What the run was estimated to cost; None where it was not, or is only a smoke run of it."""
+    if status.estimate is None or status.plan.smoke:
+        return None
+    return status.estimate["usd_low"], status.estimate["usd_high"]
 
 
 def watch(place: Place, job_id: str) -> Status:
@@ -159,7 +174,7 @@ def line_of(status: Status) -> str:
 
 def show_all(namespace: str | None, json: bool) -> None:
     statuses = []
-    for job_id in records.job_ids():
+    for job_id in (run["job_id"] for run in records.runs()):
         try:
             statuses.append(look(places.of(job_id, namespace), job_id))
         except UserError as error:

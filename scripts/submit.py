@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -22,7 +21,7 @@ from unsloth_jobs.errors import APPROVAL, USAGE, UserError
 from unsloth_jobs.hf_jobs import HFJobs
 from unsloth_jobs.jobs import Job, Place
 from unsloth_jobs.local_jobs import LocalJobs
-from unsloth_jobs.output import application, duration, ends_clearly, people, print_json
+from unsloth_jobs.output import application, duration, ends_clearly, people, print_json, show_problem
 
 app = application("Show the plan of a run and, once it is approved, start it.")
 
@@ -40,8 +39,12 @@ def submit(
     ] = None,
     where: Annotated[str, typer.Option(help="hf: Hugging Face Jobs; local: a background process here")] = "hf",
     flavor: Annotated[str, typer.Option(help="machine to rent; estimate.py recommends one")] = plan.DEFAULT_FLAVOR,
-    timeout: Annotated[str, typer.Option(help="end the job after 30m, 4h, 1d")] = plan.DEFAULT_TIMEOUT,
-    max_usd: Annotated[float, typer.Option(help="refuse a plan that can cost more")] = None,
+    timeout: Annotated[str, typer.Option(help="end the job after 30m, 4h, 1d (default: 4h; 20m for a smoke run)")] = None,
+    max_usd: Annotated[float, typer.Option(help="refuse a plan that can cost more (a smoke run: 1)")] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="let Hugging Face start a failed job again, up to N starts")] = 1,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help=f"the same run for {plan.SMOKE_STEPS} steps, to measure its time and test it whole")
+    ] = False,
     namespace: Annotated[str, typer.Option(help="user or organisation that pays and owns the model")] = None,
     approve: Annotated[str, typer.Option(metavar="PLAN_ID", help="start exactly the plan that has this id")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="start without asking; on hf it needs --max-usd")] = False,
@@ -59,20 +62,28 @@ def submit(
     if yes and where == "hf" and max_usd is None:
         raise UserError("no_ceiling", "--yes starts a paid job without asking.", "Add --max-usd N.", USAGE)
     api = hub.connect()
-    made = plan.make(api, script, list(arguments or []), where, flavor, timeout, namespace)
+    wish = plan.Wish(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
+    made = plan.make(api, wish)
+    estimate = records.recall_estimate(made.run_key, made.flavor)
     if not json and not approve:
-        show(made)
-    plan.require_budget(made, max_usd)
+        show(made, estimate)
+    problems = plan.time_problems(made, estimate)
+    for problem in problems:
+        show_problem(problem)
+    plan.require_budget(made, max_usd if max_usd is not None or not smoke else plan.SMOKE_MAX_USD)
     if approve:
         plan.require_approval(made, approve, records.recall_plan(approve))
     records.remember_plan(made)
-    if not (approve or yes or asked(json)):
+    approved = approve and "--approve" or yes and "--yes" or asked(json) and "asked"
+    if not approved:
         if json:
-            print_json({"plan_id": made.plan_id, "plan": asdict(made), "approved": False})
+            shown = {"plan_id": made.plan_id, "plan": asdict(made), "estimate": estimate, "approved": False}
+            print_json(shown | {"problems": [asdict(problem) for problem in problems]})
         else:
             people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
-    report(made, *start(HFJobs(api, made.namespace) if where == "hf" else LocalJobs(), made), json)
+    place = HFJobs(api, made.namespace) if where == "hf" else LocalJobs()
+    report(made, *start(place, made, approved, estimate), json)
 
 
 def approving(plan_id: str) -> str:
@@ -85,16 +96,16 @@ def asked(json: bool) -> bool:
     return not json and sys.stdin.isatty() and typer.confirm("\nStart it?", default=False)
 
 
-def start(place: Place, made: plan.Plan) -> tuple[Job, bool]:
+def start(place: Place, made: plan.Plan, approved: str, estimate: dict[str, Any] | None) -> tuple[Job, bool]:
     """The job of this plan, and whether it was there already: an approved plan is paid for once."""
     if job := place.find(made):
         return job, True
-    job = place.submit(made)
-    records.remember_run(job.job_id, made, time.time())
+    job = place.submit(made, estimate)
+    records.remember_run(job.job_id, made, approved, estimate)
     return job, False
 
 
-def show(made: plan.Plan) -> None:
+def show(made: plan.Plan, estimate: dict[str, Any] | None) -> None:
     lines = {
         "script": made.script,
         "arguments": " ".join(made.arguments),
@@ -104,14 +115,21 @@ def show(made: plan.Plan) -> None:
         "dashboard": made.dashboard_url or ("none" if made.where == "hf" else "trackio show --project unsloth-jobs"),
         "runs on": made.flavor if made.where == "hf" else "this machine",
         "paid by": made.namespace or "nobody",
-        "timeout": duration(made.timeout_s),
+        "timeout": duration(made.timeout_s) + (f", at most {made.attempts} times" if made.attempts > 1 else ""),
         "price": f"${made.usd_per_minute * 60:.2f} an hour",
+        **({"estimate": estimated(estimate)} if made.where == "hf" else {}),
         "costs at most": f"${made.max_usd:.2f}",
         "secrets": ", ".join(made.secrets) or "none",
     }
-    people.print(f"[bold]Plan {made.plan_id}[/]")
+    people.print(f"[bold]Plan {made.plan_id}[/]" + (f", a smoke run of {plan.SMOKE_STEPS} steps" if made.smoke else ""))
     for name, value in lines.items():
         people.print(f"  {name:14} {escape(value)}", soft_wrap=True)
+
+
+def estimated(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
+        return "none was made from here with these arguments (estimate.py)"
+    return "{hours_low:.1f}–{hours_high:.1f} h, ${usd_low:.2f}–{usd_high:.2f} for the whole run".format(**estimate)
 
 
 def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:

@@ -526,6 +526,15 @@ def require_decoder(config: Mapping[str, Any]) -> None:
         )
 
 
+OVERFLOW_IN_FP16 = ("gemma", "qwen3_5")  # model types whose activations leave fp16's range: NaN instead of a loss
+
+
+def needs_bf16(config: Mapping[str, Any]) -> bool:
+    """Whether a model with this config.json can only be trained on a GPU with bf16 (not on a T4)."""
+    kinds = (config.get("model_type"), (config.get("text_config") or {}).get("model_type"))
+    return any(str(kind).startswith(OVERFLOW_IN_FP16) for kind in kinds)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # LoRA: which linear layers get an adapter, and what share of them that is.
 
@@ -773,6 +782,13 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def peak_gb() -> float | None:
+    """GB of GPU memory that the tensors of this run took at most; None without a GPU."""
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1e9, 3) if torch.cuda.is_available() else None
+
+
 def versions() -> dict[str, str]:
     from importlib.metadata import version
 
@@ -829,24 +845,65 @@ def attach_adapter(model: Any, settings: Settings) -> Any:
     return model
 
 
-def progress_callback(settings: Settings, api: Any) -> Any:
+@dataclass
+class Pace:
+    """Seconds and tokens of the optimizer steps so far. The first compiles for a minute or so: the timed ones come after."""
+
+    steps: int = 0
+    tokens: Any = 0  # numbers or, so that the GPU need not be waited for, tensors
+    timed_tokens: Any = 0
+    first_step_s: float = 0.0
+    train_s: float = 0.0
+    evaluations: int = 0
+    evaluation_s: float = 0.0  # of the newest one
+
+    def step_begins(self) -> None:
+        self.since = time.monotonic()
+
+    def step_holds(self, tokens: Any) -> None:
+        self.step_tokens = tokens
+
+    def step_ends(self) -> None:
+        seconds = time.monotonic() - self.since
+        self.steps += 1
+        self.tokens += self.step_tokens
+        if self.steps == 1:
+            self.first_step_s = seconds
+            return
+        self.train_s += seconds
+        self.timed_tokens += self.step_tokens
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a step after the first."""
+        return self.train_s / (self.steps - 1) if self.steps > 1 else None
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "tokens": int(self.tokens),
+            "timed_tokens": int(self.timed_tokens),
+            "first_step_s": round(self.first_step_s, 2),
+            "train_s": round(self.train_s, 2),
+            "evaluations": self.evaluations,
+            "evaluation_s": round(self.evaluation_s, 2),
+        }
+
+
+def progress_callback(settings: Settings, api: Any, pace: Pace) -> Any:
     """A trainer callback that prints events and, with a repository, keeps the newest checkpoint off this machine."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.start, self.measured = time.monotonic(), None
+            self.start = time.monotonic()
 
         def on_step_end(self, args, state, control, **kwargs):
-            if self.measured is None:  # the first step compiles for a minute or so, and says nothing about the others
-                self.measured = time.monotonic(), state.global_step
+            pace.step_ends()
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" not in (logs or {}):
                 return
-            now, (since, first) = time.monotonic(), self.measured
-            steps = state.global_step - first
-            eta = (now - since) / steps * (state.max_steps - state.global_step) if steps else None
+            eta = None if pace.step_s is None else pace.step_s * (state.max_steps - state.global_step)
             emit(
                 "progress",
                 step=state.global_step,
@@ -854,11 +911,13 @@ def progress_callback(settings: Settings, api: Any) -> Any:
                 loss=round(float(logs["loss"]), 4),
                 learning_rate=logs.get("learning_rate"),
                 epoch=round(state.epoch or 0, 3),
-                elapsed_s=round(now - self.start, 1),
+                elapsed_s=round(time.monotonic() - self.start, 1),
                 eta_s=None if eta is None else round(eta, 1),
             )
 
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            pace.evaluations += 1
+            pace.evaluation_s = metrics["eval_runtime"]
             emit("eval", step=state.global_step, eval_loss=round(float(metrics["eval_loss"]), 4))
 
         def on_save(self, args, state, control, **kwargs):
@@ -925,6 +984,15 @@ def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, setting
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
+    pace = Pace()
+
+    class TimedTrainer(SFTTrainer):
+        def get_batch_samples(self, *args, **kwargs):
+            pace.step_begins()
+            batches, items = super().get_batch_samples(*args, **kwargs)
+            pace.step_holds(sum(batch["attention_mask"].sum() for batch in batches))
+            return batches, items
+
     on_gpu = torch.cuda.is_available()
     bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     config = SFTConfig(
@@ -962,14 +1030,15 @@ def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, setting
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings.seed,
     )
-    trainer = SFTTrainer(
+    trainer = TimedTrainer(
         model=model,
         processing_class=tokenizer,
         args=config,
         train_dataset=train,
         eval_dataset=held_out,
-        callbacks=[progress_callback(settings, api), trackio_callback()],
+        callbacks=[progress_callback(settings, api, pace), trackio_callback()],
     )
+    trainer.pace = pace
     trainer.remove_callback(PrinterCallback)  # the events say it
     return trainer
 
@@ -1222,6 +1291,8 @@ def train(settings: Settings) -> None:
         base_loss=base_loss,
         tuned_loss=tuned_loss,
         steps=trainer.state.global_step,
+        **trainer.pace.figures(),
+        peak_gb=peak_gb(),
         path=str(folder.resolve()),
         repo=settings.output_repo or None,
         duration_s=round(time.monotonic() - began, 1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -17,8 +17,25 @@ T = TypeVar("T")
 MIN_COVERAGE = 0.9
 MIN_STOPPING = 0.99
 MAX_DUPLICATES = 0.05
-FEW_ROWS = 50
+FEW_ROWS, MANY_ROWS = 50, 10_000
 EXAMPLE = 80  # characters
+TEXT_MODEL = "LiquidAI/LFM2.5-1.2B-Instruct"
+# Model types that this transformers has and the template's, which is older, has not; a test compares the two.
+NOT_ON_THE_JOB = {
+    "bailing_hybrid", "beam", "dots3_note", "dots3_note_text", "flint", "granite_docling", "hyperclovax_vision_v2",
+    "inkling2", "inkling2_text", "internlm3", "iquestcoder", "kolibri1", "lfm3", "lfm3_vl", "minicpm_ocr",
+    "minicpmv4_7", "mistral_large4", "molmo2", "moss_transcribe_diarize", "muse_spark", "nemotron_h_omni",
+    "unlimited_ocr",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The modules that get an adapter, and what share of the decoder they hold, a mixture's experts included."""
+
+    targets: list[str]
+    coverage: float  # of the possible LoRA parameters
+    linear_share: float  # of the linear weights
 
 
 @dataclass(frozen=True)
@@ -28,10 +45,11 @@ class Examination:
     template: ModuleType
     settings: Any
     identity: hub.Identity | None
+    owner: str | None  # who would pay and own the result
     model: hub.Model | None
-    sample: rows.Sample | None
-    targets: list[str]
-    coverage: float
+    table: rows.Table | None
+    sample: rows.Sample | None  # the table with its tokens, which need the model's tokenizer
+    lora: Lora
     problems: tuple[Problem, ...]
     exit_code: int = FAILED  # where not ok: HUB if the Hub kept something from being looked at
 
@@ -47,28 +65,36 @@ def examine(
     with ThreadPoolExecutor() as pool:
         identity = pool.submit(attempt, lambda: hub.whoami(api)) if needs_token else None
         model = pool.submit(attempt, lambda: hub.model(api, settings.base_model, settings.base_model_revision or None))
-        revision = pool.submit(attempt, lambda: hub.dataset_revision(api, settings.dataset, settings.dataset_revision or None))
-        (found_identity, *faults), (found_model, *more), (found_revision, *others) = (
-            part.result() if part else (None,) for part in (identity, model, revision)
-        )
-    faults += more + others
-    if found_identity:
-        faults += attempt(lambda: hub.writable_namespace(found_identity, namespace))[1:]
-    if found_model:
-        faults += attempt(lambda: require_decoder(template, found_model))[1:]
-    sample = None
-    if not others:
-        settings = replace(settings, dataset_revision=found_revision or "")
-    if found_model and not others:
-        settings = replace(settings, base_model_revision=found_model.revision or "")
-        sample, *unreadable = attempt(lambda: rows.sample(api, template, settings, limit))
-        faults += unreadable
-    targets, coverage, lora_problems = lora(template, settings, found_model)
-    told = dict.fromkeys(fault.problem for fault in faults)  # one bad token is refused at each look-up
+        data = pool.submit(look_at_data, api, template, settings, limit)
+        (identity, *faults), (model, *more) = (part.result() if part else (None,) for part in (identity, model))
+        settings, table, unreadable = data.result()
+    faults += more + unreadable
+    owner, sample, refused = identity and (namespace or identity.name), None, []
+    if identity:
+        faults += attempt(lambda: hub.writable_namespace(identity, namespace))[1:]
+    if model:
+        settings = replace(settings, base_model_revision=model.revision or "")
+        refused = attempt(lambda: require_trainable(template, model))[1:]
+    if model and table:
+        sample, *untold = attempt(lambda: rows.sample(template, settings, table))
+        faults += untold
+    adapter, lora_problems = lora(template, settings, model)
+    unusual = judged_model(model) if model and not refused else []
+    told = dict.fromkeys(fault.problem for fault in (*faults, *refused))  # one bad token is refused at each look-up
     exit_code = HUB if any(fault.exit_code == HUB for fault in faults) else FAILED
-    found = Examination(template, settings, found_identity, found_model, sample, targets, coverage, (), exit_code)
-    problems = (*told, *lora_problems, *judged_owner(found, namespace), *judged_model(found), *judged_rows(found))
+    found = Examination(template, settings, identity, owner, model, table, sample, adapter, (), exit_code)
+    problems = (*told, *lora_problems, *judged_owner(found), *unusual, *judged_rows(found))
     return replace(found, problems=problems)
+
+
+def look_at_data(api: HfApi, template: ModuleType, settings: Any, limit: int) -> tuple[Any, rows.Table | None, list[UserError]]:
+    """The settings with the data set's revision pinned, its table at that revision, and what could not be looked at."""
+    revision, *missing = attempt(lambda: hub.dataset_revision(api, settings.dataset, settings.dataset_revision or None))
+    if missing:
+        return settings, None, missing
+    settings = replace(settings, dataset_revision=revision or "")
+    table, *unreadable = attempt(lambda: rows.table(api, template, settings, limit))
+    return settings, table, unreadable
 
 
 def attempt(look: Callable[[], T]) -> tuple[T] | tuple[None, UserError]:
@@ -79,44 +105,88 @@ def attempt(look: Callable[[], T]) -> tuple[T] | tuple[None, UserError]:
         return None, error
 
 
-def require_decoder(template: ModuleType, model: hub.Model) -> None:
-    """Raises UserError where the template itself would refuse the model."""
+def require_trainable(template: ModuleType, model: hub.Model) -> None:
+    """Raises UserError where the template, or the transformers that Unsloth builds on, would refuse the model."""
     try:
         template.require_decoder(model.config)
     except template.Stop as stop:
         raise UserError(stop.code, f"{model.id}: {stop.message}", stop.fix) from stop
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    kind, other = model.config.get("model_type"), f"Choose a model that transformers has the code of, {TEXT_MODEL} for one."
+    if kind not in CONFIG_MAPPING_NAMES or kind in NOT_ON_THE_JOB:
+        if "auto_map" in model.config:
+            raise UserError(
+                "remote_code",
+                f"{model.id} ({kind}) runs only with Python code from its own repository, and the job runs none from there.",
+                other,
+            )
+        raise UserError(
+            "unknown_architecture", f"The job's transformers, and with it Unsloth, does not know {kind!r} models.", other
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise UserError(
+            "not_a_decoder",
+            f"{model.id}: {kind} models do not write text.",
+            f"Choose a model whose architecture ends in ForCausalLM, such as {TEXT_MODEL}.",
+        )
 
 
-def lora(template: ModuleType, settings: Any, model: hub.Model | None) -> tuple[list[str], float, list[Problem]]:
-    """The modules that get an adapter, the share of the possible LoRA that is, and what is wrong with it."""
+def lora(template: ModuleType, settings: Any, model: hub.Model | None) -> tuple[Lora, list[Problem]]:
+    """What the adapter would reach, and what is wrong with that."""
+    nothing = Lora([], 0.0, 0.0)
     if model is None:
-        return [], 0.0, []
+        return nothing, []
+    layers = template.adaptable({name: shape for name, shape in model.linears.items() if not hub.EXPERTS.search(name)})
+    experts = [shape for shapes in model.experts.values() for shape in shapes]
     try:
-        targets = template.lora_targets(model.linears, settings.target_modules)
+        targets = template.lora_targets(layers, settings.target_modules)
     except template.Stop as stop:
-        return [], 0.0, [Problem(stop.code, "error", stop.message, stop.fix)]
-    reached = [name for name in model.linears if template.leaf(name) in targets]
-    coverage = template.coverage(model.linears, reached)
-    if coverage >= MIN_COVERAGE:
-        return targets, coverage, []
-    return (
-        targets,
-        coverage,
-        [
+        return nothing, [Problem(stop.code, "error", stop.message, stop.fix)]
+    reached = {name: shape for name, shape in layers.items() if template.leaf(name) in targets}
+    everything = [*layers.values(), *experts]
+    adapter = Lora(
+        targets, share(template.lora_size, reached.values(), everything), share(weights, reached.values(), everything)
+    )
+    of_layers = template.coverage(layers, reached)
+    problems = []
+    if of_layers < MIN_COVERAGE:
+        problems.append(
             Problem(
                 "low_coverage",
                 "warning",
-                f"These modules hold {coverage:.0%} of the LoRA that the model could have.",
-                "Leave --target-modules out, to adapt each linear layer.",
+                f"{', '.join(targets)}: these modules hold {of_layers:.0%} of the LoRA that the model's linear layers could have.",
+                f"To adapt each of them: --target-modules {','.join(template.lora_targets(layers))} (or auto, the default).",
             )
-        ],
-    )
+        )
+    if experts:
+        problems.append(
+            Problem(
+                "experts_not_adapted",
+                "warning",
+                f"The experts hold {share(weights, experts, everything):.0%} of the linear weights, and no adapter reaches them: "
+                f"only the other layers learn ({', '.join(template.lora_targets(layers))}).",
+                f"Fine for a style or a format. To teach more, choose a dense model: {TEXT_MODEL}, for one.",
+            )
+        )
+    return adapter, problems
 
 
-def judged_owner(found: Examination, namespace: str | None) -> list[Problem]:
+def weights(shapes: Iterable[tuple[int, int]]) -> int:
+    return sum(out * into for out, into in shapes)
+
+
+def share(measure: Callable[[Iterable[tuple[int, int]]], int], part: Iterable, whole: Iterable) -> float:
+    return measure(part) / max(measure(whole), 1)
+
+
+def judged_owner(found: Examination) -> list[Problem]:
     """Who pays. Only a hint, since no call tells the credit that is left: the Hub decides when the job is submitted."""
-    identity = found.identity
-    owner = identity and (namespace or identity.name)
+    identity, owner = found.identity, found.owner
     if identity is None or identity.pays(owner) or (owner != identity.name and owner not in identity.organizations):
         return []
     instead = " or ".join(f"--namespace {payer}" for payer in identity.payers)
@@ -131,41 +201,100 @@ def judged_owner(found: Examination, namespace: str | None) -> list[Problem]:
     ]
 
 
-def judged_model(found: Examination) -> list[Problem]:
-    if found.model is None or "vision_config" not in found.model.config:
-        return []
-    return [
-        Problem(
-            "vision_model",
-            "warning",
-            f"{found.model.id} also reads pictures; this run trains its language part, on text.",
-            "Choose a text-only model unless you need the pictures later: LiquidAI/LFM2.5-1.2B-Instruct, for one.",
+def judged_model(model: hub.Model) -> list[Problem]:
+    """What of a model that can be trained is not as usual."""
+    problems = []
+    if "vision_config" in model.config:
+        problems.append(
+            Problem(
+                "vision_model",
+                "warning",
+                f"{model.id} also reads pictures; this run trains its language part, on text.",
+                f"Choose a text-only model unless you need the pictures later: {TEXT_MODEL}, for one.",
+            )
         )
-    ]
+    method = (model.config.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
+    if method != "bitsandbytes":
+        problems.append(
+            Problem(
+                "prequantized",
+                "warning",
+                f"The weights of {model.id} are quantised with {method}: Unsloth loads them in a way of its own instead of in "
+                "4 bits, so the memory estimate does not hold.",
+                "Choose the model's 16-bit version, or make a trial run first: --max-steps 5.",
+            )
+        )
+    return problems
 
 
 def judged_rows(found: Examination) -> list[Problem]:
-    """What the sampled rows say, beyond what could not be looked at."""
-    sample = found.sample
-    if sample is None:
-        return []
-    problems = [*judged_answers(sample), *judged_texts(sample, found.settings.dataset)]
-    if sample.rows is not None and sample.rows < FEW_ROWS:
+    """What the rows say, beyond what could not be looked at."""
+    table, sample = found.table, found.sample
+    problems = []
+    if sample:
+        problems += [*judged_answers(sample), *judged_lengths(sample, found.model), *judged_texts(sample)]
+    if table:
+        problems += judged_table(table, found.settings.dataset)
+    return problems
+
+
+def judged_table(table: rows.Table, dataset: str) -> list[Problem]:
+    """How many rows there are, and whether each stands there once."""
+    problems = []
+    if table.duplicates > MAX_DUPLICATES * table.sampled:
+        problems.append(
+            Problem(
+                "duplicates",
+                "warning",
+                f"{table.duplicates} of the first {table.sampled} rows stand there before: they are learned more than once.",
+                f"Keep one of each: awk '!seen[$0]++' {dataset} > unique.jsonl"
+                if dataset.endswith(".jsonl")
+                else "Keep one of each, or train fewer passes: --num-epochs 1.",
+            )
+        )
+    if table.rows is not None and table.rows < FEW_ROWS:
         problems.append(
             Problem(
                 "few_rows",
                 "warning",
-                f"The data set has {sample.rows} rows.",
+                f"The data set has {table.rows} row{'s' * (table.rows != 1)}.",
                 "A few hundred good rows teach a style; fewer are mostly learned by heart.",
             )
         )
-    if sample.rows is None:
+    if table.rows is None:
         problems.append(
             Problem(
                 "rows_unknown",
                 "warning",
                 "The data set does not say how many rows it has.",
                 "Pass --num-samples N to bound the run, and with it its cost.",
+            )
+        )
+    return problems
+
+
+def judged_lengths(sample: rows.Sample, model: hub.Model) -> list[Problem]:
+    """Whether the rows' lengths tell those of the rest, and fit the model. A limit that no row reaches does no harm."""
+    problems = []
+    if sample.drifts:
+        problems.append(
+            Problem(
+                "rows_sorted",
+                "warning",
+                f"Lengths change along the first {sample.sampled} rows, as in sorted data: the others may be longer or shorter, "
+                "so the number of tokens, and with it the cost, is uncertain.",
+                f"Look at more rows: --sample {min(sample.rows or MANY_ROWS, MANY_ROWS)}",
+            )
+        )
+    limit = model.context_length
+    over = sum(row.trained > limit for row in sample.kept) if limit else 0
+    if over:
+        problems.append(
+            Problem(
+                "over_context",
+                "warning",
+                f"{over} of {sample.sampled} rows are longer than the {limit} tokens that {model.id} was made to read.",
+                f"Cut them there: --max-seq-length {limit}. Or choose a model with a longer context.",
             )
         )
     return problems
@@ -215,30 +344,18 @@ def judged_answers(sample: rows.Sample) -> list[Problem]:
     return problems
 
 
-def judged_texts(sample: rows.Sample, dataset: str) -> list[Problem]:
-    """Whether the rows are what they seem: each one once, and each answer as it stands."""
-    problems = []
-    if sample.duplicates > MAX_DUPLICATES * sample.sampled:
-        problems.append(
-            Problem(
-                "duplicates",
-                "warning",
-                f"{sample.duplicates} of the first {sample.sampled} rows stand there before: they are learned more than once.",
-                f"Keep one of each: awk '!seen[$0]++' {dataset} > unique.jsonl"
-                if dataset.endswith(".jsonl")
-                else "Keep one of each, or train fewer passes: --num-epochs 1.",
-            )
+def judged_texts(sample: rows.Sample) -> list[Problem]:
+    """Whether the answers are learned as they stand."""
+    if not sample.changed:
+        return []
+    example = sample.changed[0].strip()[:EXAMPLE]
+    return [
+        Problem(
+            "answers_changed",
+            "warning",
+            f"In {len(sample.changed)} of {sample.sampled} rows the model's chat template leaves out or changes a part of an "
+            f"answer, so it is not learned as it stands: {example!r}.",
+            "Fine for thoughts of earlier turns, which most templates drop. To learn them, end each row with the turn that "
+            "holds them, or choose a model whose template keeps them.",
         )
-    if sample.changed:
-        example = sample.changed[0].strip()[:EXAMPLE]
-        problems.append(
-            Problem(
-                "answers_changed",
-                "warning",
-                f"In {len(sample.changed)} of {sample.sampled} rows the model's chat template leaves out or changes a part of an "
-                f"answer, so it is not learned as it stands: {example!r}.",
-                "Fine for thoughts of earlier turns, which most templates drop. To learn them, end each row with the turn that "
-                "holds them, or choose a model whose template keeps them.",
-            )
-        )
-    return problems
+    ]

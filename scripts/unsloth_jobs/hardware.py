@@ -31,13 +31,16 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Flavor:
-    """A machine. vram_gb is the total over its GPUs; usd_per_minute is charged from its start to the job's end."""
+    """A machine. vram_gb is the total over its GPUs; disk_gb is 0 where it is not known; usd_per_minute is charged from
+    its start to the job's end.
+    """
 
     name: str
     usd_per_minute: float
     vram_gb: float = 0.0
     gpus: int = 0
     accelerator: str = ""
+    disk_gb: float = 0.0
 
     @property
     def gpu(self) -> GPU | None:
@@ -57,7 +60,7 @@ def snapshot() -> tuple[list[Flavor], str]:
     """The flavors as they were on a stated day, and where they come from."""
     data = json.loads(SNAPSHOT.read_text("utf-8"))
     flavors = [
-        Flavor(item["name"], item["usd_per_hour"] / 60, item["vram_gb"], item["gpus"], item["accelerator"])
+        Flavor(item["name"], item["usd_per_hour"] / 60, item["vram_gb"], item["gpus"], item["accelerator"], item["disk_gb"])
         for item in data["flavors"]
     ]
     return flavors, f"snapshot of {data['date']} ({data['source']})"
@@ -84,6 +87,7 @@ def from_hub(item) -> Flavor:
         gigabytes(accelerator.vram) if accelerator else 0.0,
         int(accelerator.quantity) if accelerator else 0,
         accelerator.model if accelerator else "",
+        gigabytes(item.ephemeral_storage),
     )
 
 

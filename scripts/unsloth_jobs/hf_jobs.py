@@ -6,12 +6,13 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from huggingface_hub import HfApi, get_token
 
 from .errors import HUB, UserError
 from .hub import LOGIN, asking, redact
-from .jobs import Job
+from .jobs import RUN_VARIABLE, Job, run_facts
 from .plan import Plan
 
 PLAN_LABEL = "unsloth-jobs-plan"
@@ -23,12 +24,13 @@ class HFJobs:
     def __init__(self, api: HfApi, namespace: str | None = None):
         self.api, self.namespace = api, namespace
 
-    def submit(self, plan: Plan) -> Job:
+    def submit(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Job:
         token = get_token()
         if token is None:
             raise UserError("no_token", "No Hugging Face token was found.", LOGIN + ".", HUB)
         # Unsloth trains on the CPU when it sees no GPU: on a machine paid for its GPU it must fail instead.
         env = {} if plan.flavor.startswith("cpu") else {"UNSLOTH_DISABLE_CPU_FALLBACK": "1"}
+        env[RUN_VARIABLE] = run_facts(plan, estimate)
         try:
             # The client prints where it keeps the script: that is no part of our answer on stdout.
             with asking(f"the job for {plan.namespace}"), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -38,6 +40,7 @@ class HFJobs:
                     script_args=list(plan.arguments),
                     flavor=plan.flavor,
                     timeout=plan.timeout_s,
+                    attempts=plan.attempts if plan.attempts > 1 else None,
                     secrets={"HF_TOKEN": token},
                     env=env,
                     labels={PLAN_LABEL: plan.plan_id},

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import math
 import os
 import re
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,8 @@ TIMEOUT_S = 30
 LOOK_UP_S = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT  # what the ecosystem waits for metadata: 10 s, unless set
 VIEWER_S = 5
 LONGEST_PAUSE_S = 5  # a Hub that asks for more is reported instead of waited for
+PATIENCE_S = 4  # after which a read that fails again and again is reported; the client would go on for half a minute
+MANY_FILES = 1000  # whose sizes are not asked for
 LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/settings/tokens"
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
@@ -44,10 +48,13 @@ TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     """The Hub's client, at HF_ENDPOINT, with the token of HF_TOKEN or of `hf auth login`."""
 
+    failing: dict[str, float] = {}  # URL -> when it first failed, of those that did not succeed since
+
     def client() -> Any:
         made = default_client_factory()  # which waits for ever where a call sets no timeout of its own
         made.timeout = timeout_s
         made.event_hooks["response"].append(end_long_pauses)
+        made.send = functools.partial(send_or_give_up, made.send, failing)
         return made
 
     huggingface_hub.set_client_factory(client)
@@ -60,6 +67,28 @@ def end_long_pauses(response: Any) -> None:
     pause = response.headers.get("retry-after", "")
     if response.status_code == 429 and pause.isdigit() and int(pause) > LONGEST_PAUSE_S:
         raise HfHubHTTPError(f"Retry after {pause} seconds", response=response)
+
+
+def send_or_give_up(send: Callable, failing: dict[str, float], request: Any, **options: Any) -> Any:
+    """Send a request. On a read that has failed for PATIENCE_S it raises what the client does not try again."""
+    url, began = str(request.url), time.monotonic()
+
+    def is_over() -> bool:
+        return request.method == "GET" and time.monotonic() - failing.setdefault(url, began) > PATIENCE_S
+
+    try:
+        response = send(request, **options)
+    except HfHubHTTPError:
+        raise
+    except HTTPError as error:
+        if is_over():
+            raise HTTPError(str(error) or type(error).__name__) from error
+        raise
+    if response.status_code != 429 and response.status_code < 500:
+        failing.pop(url, None)
+    elif is_over():
+        raise HfHubHTTPError(f"Status {response.status_code}", response=response)
+    return response
 
 
 def redact(text: str) -> str:
@@ -274,7 +303,9 @@ class Model:
         return math.prod(self.tensors[name][1]) * (2 if self.is_packed(name) else 1)
 
     def is_packed(self, name: str) -> bool:
-        return self.tensors[name][0] in ("U8", "I8") and name.endswith(".weight") and f"{name}.absmax" in self.tensors
+        """Whether a tensor holds two weights in a byte: bitsandbytes' layers, and MXFP4's experts."""
+        marked = f"{name}.absmax" in self.tensors if name.endswith(".weight") else name.endswith("_blocks")
+        return marked and self.tensors[name][0] in ("U8", "I8")
 
     def is_copy(self, name: str) -> bool:
         """Whether this is an output layer that was saved although it shares the input embedding's weights."""
@@ -290,6 +321,29 @@ class Model:
             if name.endswith(".weight") and len(shape) == 2
         }
 
+    @property
+    def experts(self) -> dict[str, list[tuple[int, int]]]:
+        """Shape of each expert's weight by the tensor that holds it: one file keeps them apart, another one stacked.
+
+        transformers stacks them all when it loads them, so none is a linear layer that an adapter could be put on.
+        """
+        apart = {name: [shape] for name, shape in self.linears.items() if EXPERTS.search(name)}
+        stacked = {
+            name: [(shape[1], math.prod(shape[2:]) * (2 if self.is_packed(name) else 1))] * shape[0]
+            for name, (_, shape) in self.tensors.items()
+            if EXPERTS.search(name) and len(shape) > 2 and not NO_PARAMETER.search(name)
+        }
+        return apart | stacked
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model was made to read, with the scaling of positions that its configuration turns on."""
+        config = text_config(self.config)
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        original = scaling.get("original_max_position_embeddings") or 0
+        stated = next((config[key] for key in CONTEXT_KEYS if config.get(key)), 0)
+        return max(stated, round(original * (scaling.get("factor") or 1))) or None
+
     def unpacked(self, name: str) -> tuple[int, int]:
         """Shape of a packed layer. Each one in a decoder reads or writes the hidden state, so one side is its width."""
         hidden = text_config(self.config).get("hidden_size") or 1
@@ -298,7 +352,11 @@ class Model:
         return (hidden, other) if writes else (other, hidden)
 
 
-NO_PARAMETER = re.compile(r"\.weight\.(absmax|quant_map|quant_state|nested_)|rotary_emb\.inv_freq$")
+NO_PARAMETER = re.compile(
+    r"\.weight\.(absmax|quant_map|quant_state|nested_)|_scales$|\.(weight|input)_scale(_inv)?$|rotary_emb\.inv_freq$"
+)
+EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -404,12 +462,15 @@ def viewer_rows(api: HfApi, name: str, config: str, split: str) -> tuple[int, st
 
 
 def file_sizes(api: HfApi, name: str, revision: str, urls: list[str]) -> int | None:
-    """Bytes of these files of a data set; None where one of them is elsewhere."""
+    """Bytes of these files of a data set; None where one of them is elsewhere, they are many, or the Hub does not say."""
     paths = [url.partition(f"@{revision}/")[2] for url in urls]
-    if not all(paths):
+    if not all(paths) or len(paths) > MANY_FILES:
         return None
-    with asking(f"data set {name}"):
-        found = api.get_paths_info(name, paths, repo_type="dataset", revision=revision)
+    try:
+        with asking(f"data set {name}"):
+            found = api.get_paths_info(name, paths, repo_type="dataset", revision=revision)
+    except UserError:
+        return None
     return sum(file.size for file in found) if len(found) == len(paths) else None
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from .plan import Plan
 
+RUN_VARIABLE = "UNSLOTH_JOBS_RUN"  # what a template may know of its own run: run_facts
 TERMINAL = {"COMPLETED", "ERROR", "CANCELED", "DELETED"}
 
 
@@ -41,7 +43,7 @@ class Job:
 class Place(Protocol):
     """Where jobs run. Each method raises UserError where the place says no or does not answer."""
 
-    def submit(self, plan: Plan) -> Job: ...
+    def submit(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Job: ...
 
     def inspect(self, job_id: str) -> Job: ...
 
@@ -51,3 +53,9 @@ class Place(Protocol):
 
     def find(self, plan: Plan) -> Job | None:
         """A job of this very plan that is waiting, running or done: submitting it again would pay twice."""
+
+
+def run_facts(plan: Plan, estimate: dict[str, Any] | None) -> str:
+    """JSON for the job's environment: its deadline and price, and what it was estimated to cost."""
+    facts = {"plan_id": plan.plan_id, "flavor": plan.flavor, "timeout_s": plan.timeout_s, "usd_per_minute": plan.usd_per_minute}
+    return json.dumps(facts | {"estimate": estimate})

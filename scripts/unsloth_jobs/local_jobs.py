@@ -15,12 +15,13 @@ from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from . import records
 from .errors import USAGE, UserError
-from .jobs import Job
+from .jobs import RUN_VARIABLE, Job, run_facts
 from .plan import Plan
 
 PREFIX = "local-"
@@ -28,7 +29,7 @@ POLL_S = 0.5
 
 
 class LocalJobs:
-    def submit(self, plan: Plan) -> Job:
+    def submit(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Job:
         uv = os.environ.get("UV") or shutil.which("uv")
         if uv is None:
             raise UserError("no_uv", "uv is not installed, and jobs run through it.", "pip install uv", USAGE)
@@ -48,7 +49,7 @@ class LocalJobs:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env=os.environ | {"PYTHONPATH": package},
+                env=os.environ | {"PYTHONPATH": package, RUN_VARIABLE: run_facts(plan, estimate)},
                 **detached(),
             )
         return self.inspect(job_id)

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,16 +14,19 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from . import hardware, hub, template
-from .errors import APPROVAL, USAGE, UserError
+from . import hardware, hub, ledger, template
+from .errors import APPROVAL, USAGE, Problem, UserError
 
-DEFAULT_FLAVOR, DEFAULT_TIMEOUT = "l4x1", "4h"
+DEFAULT_FLAVOR, DEFAULT_TIMEOUT_S = "l4x1", 4 * 3600
+SMOKE_STEPS, SMOKE_TIMEOUT_S, SMOKE_MAX_USD = 24, 20 * 60, 1.0
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run, whole. usd_per_minute: the price when the plan was made; max_usd: what the timeout costs if used up."""
+    """One run, whole. usd_per_minute: the price when the plan was made; max_usd: what all attempts cost if each uses up
+    the timeout; run_key, pace_key: of the run that the user asked for, also where this is a smoke run of it.
+    """
 
     where: str
     script: str
@@ -41,6 +45,10 @@ class Plan:
     output_repo: str | None
     output_dir: str | None
     trackio_space: str | None
+    attempts: int = 1
+    smoke: bool = False
+    run_key: str | None = None
+    pace_key: str | None = None
 
     @property
     def plan_id(self) -> str:
@@ -78,19 +86,39 @@ def takes_settings(script: Path) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name == "parse_args" for node in tree.body)
 
 
-def make(api: HfApi, script: Path, arguments: list[str], where: str, flavor: str, timeout: str, namespace: str | None) -> Plan:
+@dataclass(frozen=True)
+class Wish:
+    """What submit.py was asked for. timeout: text such as 4h, or None for the default."""
+
+    script: Path
+    arguments: list[str]
+    where: str
+    flavor: str
+    timeout: str | None
+    namespace: str | None
+    attempts: int = 1
+    smoke: bool = False
+
+
+def make(api: HfApi, wish: Wish) -> Plan:
     """Look up all that a plan fixes: identity, price, revisions, repository. Raises UserError."""
+    script, where, arguments = wish.script, wish.where, wish.arguments
     module = template.load(script) if takes_settings(script) else None
     settings = template.settings(module, arguments) if module else None
     if where == "local":
         machine, owner = hardware.LOCAL, None
     else:
-        owner = hub.writable_namespace(hub.whoami(api), namespace)
-        machine = hardware.find(hardware.live(api)[0], flavor)
+        owner = hub.writable_namespace(hub.whoami(api), wish.namespace)
+        machine = hardware.find(hardware.live(api)[0], wish.flavor)
+    key = None
     if settings:
         arguments = arguments + pinned(api, module, settings, arguments, owner)
         settings = template.settings(module, arguments)
-    limit = seconds(timeout)
+        key = ledger.key(settings, script)
+    if wish.smoke:
+        arguments = arguments + smoke_flags(settings)
+        settings = template.settings(module, arguments)
+    limit = seconds(wish.timeout) if wish.timeout else default_timeout(machine, wish.smoke)
     value = lambda name: getattr(settings, name, None) or None  # noqa: E731
     dataset, revision = value("dataset"), value("dataset_revision")
     if dataset and Path(dataset).is_file():
@@ -103,8 +131,9 @@ def make(api: HfApi, script: Path, arguments: list[str], where: str, flavor: str
         arguments=tuple(arguments),
         flavor=machine.name,
         timeout_s=limit,
+        attempts=wish.attempts,
         usd_per_minute=machine.usd_per_minute,
-        max_usd=round(limit / 60 * machine.usd_per_minute, 2),
+        max_usd=round(limit / 60 * machine.usd_per_minute * wish.attempts, 2),
         namespace=owner,
         secrets=("HF_TOKEN",) if where == "hf" else (),
         model=value("base_model"),
@@ -114,7 +143,28 @@ def make(api: HfApi, script: Path, arguments: list[str], where: str, flavor: str
         output_repo=value("output_repo"),
         trackio_space=value("trackio_space"),
         output_dir=str(Path(save_local).resolve()) if save_local and where == "local" else None,
+        smoke=wish.smoke,
+        run_key=key and key.run,
+        pace_key=key and key.pace,
     )
+
+
+def smoke_flags(settings: Any) -> list[str]:
+    """What makes a run of the template a short trial of itself, with a result of its own. Raises UserError."""
+    if settings is None:
+        raise UserError(
+            "no_smoke", "A smoke run needs a script that takes --max-steps.", "Use templates/sft.py, or a copy.", USAGE
+        )
+    repository = [f"--output-repo={settings.output_repo}-smoke"] if settings.output_repo else []
+    return [f"--max-steps={SMOKE_STEPS}", *repository]
+
+
+def default_timeout(machine: hardware.Flavor, smoke: bool) -> int:
+    """Seconds. A smoke run ends, at the latest, when it has cost SMOKE_MAX_USD."""
+    if not smoke:
+        return DEFAULT_TIMEOUT_S
+    affordable = SMOKE_MAX_USD / machine.usd_per_minute * 60 if machine.usd_per_minute else SMOKE_TIMEOUT_S
+    return int(min(SMOKE_TIMEOUT_S, affordable))
 
 
 def pinned(api: HfApi, module: Any, settings: Any, arguments: list[str], owner: str | None) -> list[str]:
@@ -169,6 +219,26 @@ def require_budget(plan: Plan, max_usd: float | None) -> None:
         raise UserError(
             "over_budget",
             f"On {plan.flavor} the run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
-            f"Pass --timeout {int(max_usd / plan.usd_per_minute)}m at most, a cheaper --flavor, or a higher --max-usd.",
+            f"Pass --timeout {int(max_usd / plan.usd_per_minute / plan.attempts)}m at most, a cheaper --flavor, or a higher --max-usd.",
             APPROVAL,
         )
+
+
+def time_problems(plan: Plan, estimate: dict[str, Any] | None) -> list[Problem]:
+    """What the estimate says of the timeout. Raises UserError where not even the best case ends before it."""
+    if estimate is None or plan.smoke:
+        return []
+    low, high, asked = (f"{hours:.1f} h" for hours in (estimate["hours_low"], estimate["hours_high"], plan.timeout_s / 3600))
+    enough = math.ceil(estimate["hours_high"] * 60 / 10) * 10
+    fix = f"Pass --timeout {enough}m; a job that reaches its timeout is ended."
+    if plan.timeout_s < estimate["hours_low"] * 3600:
+        raise UserError(
+            "timeout_short", f"The run takes {low} to {high} on {plan.flavor}, and would be ended after {asked}.", fix, USAGE
+        )
+    if plan.timeout_s < estimate["hours_high"] * 3600:
+        return [
+            Problem(
+                "timeout_tight", "warning", f"The run may take up to {high} on {plan.flavor}, and is ended after {asked}.", fix
+            )
+        ]
+    return []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
+import re
 import statistics
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +21,13 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from . import hub
 from .errors import UserError
 
+DRIFT = 4  # standard errors; chance goes beyond them once in ten thousand data sets
+
 
 @dataclass(frozen=True)
 class Row:
     """One row. Lengths are in tokens; what cannot be rendered has only its reason in `lost`."""
 
-    content: str  # as normalised, to tell a duplicate
     lost: str = ""  # why it teaches nothing
     length: int = 0  # before the cut
     trained: int = 0  # after it
@@ -34,21 +38,46 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The first rows of a data set, through the template's own functions. Lengths are before the cut."""
+class Table:
+    """A data set before any model reads it: what it holds, and its first rows."""
 
-    format: str
+    config: str | None  # as chosen; None for a file on this machine
+    split: str | None
+    layout: Any  # the template's Format
     columns: list[str]
-    used: dict[str, str]
     rows: int | None  # of the whole split, where that can be known
     rows_source: str | None  # "counted", "metadata", "viewer" or "estimated"
-    looked_at: list[Row] = field(repr=False)
-    segments: list[dict[str, Any]] = field(repr=False)
-    max_length: int
+    size: int | None  # bytes of the split's files
+    first: list[dict[str, Any]] = field(repr=False)
+
+    @property
+    def format(self) -> str:
+        return self.layout.name
+
+    @property
+    def used(self) -> dict[str, str]:
+        return self.layout.columns
+
+    @property
+    def unused(self) -> list[str]:
+        return [name for name in self.columns if name not in self.used.values()]
 
     @property
     def sampled(self) -> int:
-        return len(self.looked_at)
+        return len(self.first)
+
+    @property
+    def duplicates(self) -> int:
+        return self.sampled - len({json.dumps(row, sort_keys=True, default=str) for row in self.first})
+
+
+@dataclass(frozen=True)
+class Sample(Table):
+    """The first rows of a data set, through the template's own functions. Lengths are before the cut."""
+
+    looked_at: list[Row] = field(repr=False)
+    segments: list[dict[str, Any]] = field(repr=False)
+    max_length: int
 
     @property
     def kept(self) -> list[Row]:
@@ -76,10 +105,6 @@ class Sample:
         return sum(row.learned for row in self.kept) / max(sum(row.trained for row in self.kept), 1)
 
     @property
-    def duplicates(self) -> int:
-        return self.sampled - len({row.content for row in self.looked_at})
-
-    @property
     def stopping(self) -> float:
         """Share of the rows that end by teaching the model to stop."""
         return statistics.fmean(row.stops for row in self.kept) if self.kept else 0.0
@@ -93,6 +118,23 @@ class Sample:
     def mean(self) -> float:
         return statistics.fmean(self.lengths) if self.lengths else 0.0
 
+    @property
+    def total(self) -> tuple[int, int, int] | None:
+        """Tokens of the whole split before the cut, and the ends of their 95% interval by the spread among the sampled."""
+        if self.rows is None:
+            return None
+        error = self.mean_error(self.percentile(1.0))
+        return tuple(round(self.mean * self.rows * share) for share in (1, 1 - error, 1 + error))
+
+    @property
+    def drifts(self) -> bool:
+        """Whether lengths change along the sample, as in sorted data: then the first rows do not speak for the rest."""
+        half = len(self.lengths) // 2
+        if half < 2 or self.sampled == self.rows:
+            return False
+        difference = statistics.fmean(self.lengths[half:]) - statistics.fmean(self.lengths[:half])
+        return abs(difference) > DRIFT * 2 * statistics.stdev(self.lengths) / math.sqrt(len(self.lengths))
+
     def percentile(self, share: float) -> int:
         return sorted(self.lengths)[min(int(share * len(self.lengths)), len(self.lengths) - 1)] if self.lengths else 0
 
@@ -105,21 +147,46 @@ class Sample:
         """Mean tokens of a row as trained: cut at max_length."""
         return statistics.fmean(min(length, max_length) for length in self.lengths) if self.lengths else 0.0
 
-
-def sample(api: HfApi, template: ModuleType, settings: Any, limit: int) -> Sample:
-    """Read, normalise, render, tokenise and mask up to `limit` rows. Raises UserError with the template's reason."""
-    with hub.asking(f"data set {settings.dataset}"):
-        try:
-            return _sample(api, template, settings, limit)
-        except template.Stop as stop:
-            if fault := hub_fault(stop):
-                raise fault from stop
-            raise UserError(stop.code, hub.redact(stop.message), stop.fix) from stop
+    def mean_error(self, max_length: int) -> float:
+        """Relative 95% uncertainty of tokens_per_row; 0 where each row was looked at."""
+        if len(self.lengths) < 2 or self.rows == self.sampled:
+            return 0.0
+        spread = statistics.stdev(min(length, max_length) for length in self.lengths)
+        return 1.96 * spread / math.sqrt(len(self.lengths)) / self.tokens_per_row(max_length)
 
 
-def hub_fault(error: BaseException | None) -> Exception | None:
-    """What the Hub's client raised, where that is what an error comes from."""
-    while error and not isinstance(error, (HfHubHTTPError, HTTPError)):
+def table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> Table:
+    """Read up to `limit` rows and find how they are laid out. Raises UserError."""
+    with hub.asking(f"data set {settings.dataset}"), reasons(template):
+        return read_table(api, template, settings, limit)
+
+
+def sample(template: ModuleType, settings: Any, table: Table) -> Sample:
+    """Normalise, render, tokenise and mask a table's first rows. Raises UserError."""
+    with hub.asking(f"model {settings.base_model}"), reasons(template):
+        return tokenise(template, settings, table)
+
+
+@contextlib.contextmanager
+def reasons(template: ModuleType) -> Iterator[None]:
+    """Turn the template's reason to stop into a UserError, or into the fault of the Hub that it comes from."""
+    try:
+        yield
+    except template.Stop as stop:
+        if fault := cause(stop, HfHubHTTPError, HTTPError):
+            raise fault from stop
+        if re.search("image|audio|video", str(cause(stop, ImportError))):  # whose decoders this environment leaves out
+            raise UserError(
+                "unknown_columns",
+                "The rows hold pictures or sound, and only text can be learned.",
+                "Choose a data set with messages, or with a question and an answer in each row.",
+            ) from stop
+        raise UserError(stop.code, hub.redact(stop.message), stop.fix) from stop
+
+
+def cause(error: BaseException | None, *kinds: type[Exception]) -> Exception | None:
+    """The exception of one of these kinds that an error comes from, if there is one."""
+    while error and not isinstance(error, kinds):
         error = error.__cause__ or error.__context__
     return error
 
@@ -134,24 +201,33 @@ def end_soon() -> None:
     config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
 
 
-def _sample(api: HfApi, template: ModuleType, settings: Any, limit: int) -> Sample:
+def read_table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> Table:
     end_soon()
     stream = template.load_rows(settings, streaming=True)
     taken = first_rows(template, settings, stream, limit + 1)
     if not taken:
         raise template.Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    layout = template.detect_format(taken[0].keys(), settings.prompt_column, settings.completion_column)
+    columns = list(taken[0])
+    layout = template.detect_format(columns, settings.prompt_column, settings.completion_column)
+    split, alone = str(stream.split), Path(settings.dataset).expanduser().is_file()
+    files = files_of(template, settings, split)
+    size = bytes_of(api, settings, files)
+    count, source = (len(taken), "counted") if len(taken) <= limit else count_rows(api, settings, stream, files, size, taken)
+    config = stream.info.config_name or "default"
+    return Table(None if alone else config, None if alone else split, layout, columns, count, source, size, taken[:limit])
+
+
+def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
     tokenizer = load_tokenizer(template, settings)
-    renderer = template.make_renderer(tokenizer, layout)
+    renderer = template.make_renderer(tokenizer, table.layout)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     looked_at, shown = [], []
-    for raw in taken[:limit]:
-        row, example = look(template, renderer, layout, special, raw, settings.max_seq_length)
+    for raw in table.first:
+        row, example = look(template, renderer, table.layout, special, raw, settings.max_seq_length)
         looked_at.append(row)
         if not row.lost and not shown:
             shown = template.segments(tokenizer, example)
-    count, source = (len(taken), "counted") if len(taken) <= limit else count_rows(api, template, settings, stream, taken)
-    return Sample(layout.name, list(taken[0].keys()), layout.columns, count, source, looked_at, shown, settings.max_seq_length)
+    return Sample(**vars(table), looked_at=looked_at, segments=shown, max_length=settings.max_seq_length)
 
 
 def first_rows(template: ModuleType, settings: Any, stream: Any, count: int) -> list[dict[str, Any]]:
@@ -177,19 +253,17 @@ def load_tokenizer(template: ModuleType, settings: Any) -> Any:
 
 def look(template: ModuleType, renderer: Any, layout: Any, special: set[int], raw: Any, max_length: int) -> tuple[Row, Any]:
     """What becomes of one row, and the example that is trained on (None where there is none)."""
-    content = json.dumps(raw, sort_keys=True, default=str)
     try:
         row = template.normalise_row(raw, layout)
         text, spans = renderer.render(row)
     except ValueError as error:
-        return Row(content, lost=str(error)), None
+        return Row(lost=str(error)), None
     whole = renderer.tokens_of(text, spans)
     example = whole.cut(max_length)
     learned = [token for token in example.labels if token != template.IGNORE]
     places = [place for place, token in enumerate(whole.labels) if token != template.IGNORE]
     lost = "" if learned else "answer cut away" if places else "no answer"
     return Row(
-        content,
         lost,
         length=whole.total_tokens,
         trained=len(example.input_ids),
@@ -211,7 +285,7 @@ def dropped_text(template: ModuleType, row: dict[str, Any], learned: str) -> str
 
 
 def count_rows(
-    api: HfApi, template: ModuleType, settings: Any, stream: Any, taken: list[dict[str, Any]]
+    api: HfApi, settings: Any, stream: Any, files: list[str], size: int | None, taken: list[dict[str, Any]]
 ) -> tuple[int | None, str | None]:
     """Rows of the split and who says so: the data set's own metadata, the viewer, or else the size of its files."""
     split, splits = str(stream.split), stream.info.splits or {}
@@ -220,19 +294,23 @@ def count_rows(
     local = hub.is_local(settings.dataset)
     if not local and (said := hub.viewer_rows(api, settings.dataset, stream.info.config_name or "default", split)):
         return said
-    size = bytes_of(api, template, settings, split)
-    if size is None:
+    # Other kinds are compressed or quoted, so that their size does not tell the rows.
+    if size is None or not all(Path(file).suffix in (".jsonl", ".json") for file in files):
         return None, None
     return round(size / statistics.fmean(map(stored_bytes, taken))), "estimated"
 
 
-def bytes_of(api: HfApi, template: ModuleType, settings: Any, split: str) -> int | None:
-    """Size of the split's files; None for kinds that are compressed, where it does not tell the rows."""
+def files_of(template: ModuleType, settings: Any, split: str) -> list[str]:
+    """Paths or URLs of the files that a split is read from."""
     from datasets import load_dataset_builder
 
     source = {name: value for name, value in template.data_source(settings).items() if name != "split"}
-    files = [str(file) for file in load_dataset_builder(**source).config.data_files[split]]
-    if not all(Path(file).suffix in (".jsonl", ".json") for file in files):
+    return [str(file) for file in (load_dataset_builder(**source).config.data_files or {}).get(split, ())]
+
+
+def bytes_of(api: HfApi, settings: Any, files: list[str]) -> int | None:
+    """Size of these files; None where it is not known."""
+    if not files:
         return None
     if hub.is_local(settings.dataset):
         return sum(Path(file).stat().st_size for file in files)

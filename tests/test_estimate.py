@@ -1,0 +1,153 @@
+"""What a run will cost, and how runs that are over sharpen it: the real commands against the test Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import SFT, Commands
+from hub import Hub
+from unsloth_jobs.ledger import Ledger, Range, entries
+
+ADA = "hf_adaadaadaada"
+RUN = ["ada/tiny", "ada/docs"]
+TRAIN = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "50"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, tiny_model: Path, docs: Path, request: pytest.FixtureRequest):
+    with Hub(tmp_path / "hub", execute_jobs=getattr(request, "param", False), scheduling=0.05) as hub:
+        hub.add_user("ada", token=ADA)
+        hub.add_repo("ada/tiny", tiny_model)
+        hub.add_repo("ada/docs", docs, type="dataset")
+        yield hub
+
+
+@pytest.fixture
+def commands(hub: Hub, tmp_path: Path) -> Commands:
+    return Commands(hub.env(token=ADA), tmp_path)
+
+
+def estimate(commands: Commands, *words: str, code: int = 0) -> dict:
+    found = commands.json("estimate.py", *RUN, "--epochs", "50", *words, code=code)
+    return found | {"by": {one["flavor"]: one for one in found["flavors"]}}
+
+
+def submit(commands: Commands, *options: str, code: int = 0, train=TRAIN) -> dict:
+    return commands.json("submit.py", str(SFT), *options, "--", *train, code=code)
+
+
+def finish(hub: Hub, commands: Commands, job: str, train_s: float) -> None:
+    """Let a job end as a smoke run of 24 steps does: 23 timed steps of 16,000 tokens."""
+    hub.jobs.wait(job)
+    done = {"event": "done", "steps": 24, "tokens": 16_000, "timed_tokens": 15_000, "first_step_s": 40.0, "train_s": train_s}
+    done |= {"evaluations": 5, "evaluation_s": 2.0, "base_loss": 2.0, "tuned_loss": 1.9, "repo": "ada/tiny-docs-smoke"}
+    hub.jobs.set(job, stage="COMPLETED", logs=["EVENT " + json.dumps(done)])
+    commands.json("status.py", job)
+
+
+def width(one: dict) -> float:
+    return one["hours_high"] / one["hours_low"]
+
+
+def test_the_memory_is_the_sum_of_its_parts_and_follows_the_settings(hub, commands):
+    found = estimate(commands)
+    assert {"weights_gb", "adapter_gb", "optimizer_gb", "activations_gb", "logits_gb", "cuda_gb"} <= found["memory"].keys()
+    assert sum(found["memory"].values()) == pytest.approx(found["by"]["l4x1"]["needed_gb"], abs=0.02)
+    longer, wider = estimate(commands, "--max-seq-length", "4096"), estimate(commands, "--lora-r", "64")
+    assert longer["memory"]["activations_gb"] > found["memory"]["activations_gb"]
+    assert wider["memory"]["adapter_gb"] == pytest.approx(4 * found["memory"]["adapter_gb"], abs=0.002)
+    assert estimate(commands, "--load-in-16bit")["memory"]["weights_gb"] > found["memory"]["weights_gb"]
+
+
+def test_each_flavor_that_does_not_fit_says_why(hub, commands):
+    found = estimate(commands, "--batch-size", "512", "--max-seq-length", "8192")
+    assert "of memory" in found["by"]["l4x1"]["reason"]
+    assert found["by"]["cpu-basic"]["reason"] == "no GPU"
+    assert "several GPUs" in found["by"]["l4x4"]["reason"]
+    refused = estimate(commands, "--batch-size", "4096", "--max-seq-length", "65536", code=1)
+    assert refused["recommended"] is None
+
+
+def test_an_unknown_flavor_is_said(hub, commands):
+    refused = commands.json("estimate.py", *RUN, "--flavor", "h900", code=2)
+    assert refused["problems"][0]["code"] == "unknown_flavor"
+    assert "l4x1" in refused["problems"][0]["fix"]
+
+
+def test_a_smoke_run_is_short_cheap_and_leaves_the_result_s_repository_alone(hub, commands):
+    estimate(commands)
+    shown = submit(commands, "--smoke", code=3)
+    made = shown["plan"]
+    assert (made["smoke"], made["timeout_s"], made["output_repo"]) == (True, 1200, "ada/tiny-docs-smoke")
+    assert "--max-steps=24" in made["arguments"]
+    assert made["max_usd"] < 0.3
+    assert submit(commands, "--smoke", "--flavor", "h200", code=3)["plan"]["max_usd"] <= 1.0
+    assert submit(commands, "--smoke", "--timeout", "9h", code=3)["problems"][0]["code"] == "over_budget"
+    assert made["pace_key"] == submit(commands, code=3)["plan"]["pace_key"]
+
+
+def test_a_smoke_run_s_step_time_makes_the_estimate_narrow_and_true(hub, commands):
+    before = estimate(commands)["by"]["l4x1"]
+    assert before["basis"] == "shapes"
+    job = submit(commands, "--smoke", "--yes", "--max-usd", "1")["job_id"]
+    finish(hub, commands, job, train_s=150.0)  # 0.01 s a token
+    found = estimate(commands)
+    after = found["by"]["l4x1"]
+    assert after["basis"] == f"measured by {job}"
+    low, high = after["seconds"]["training"]
+    assert low < found["tokens"] * 0.01 < high
+    assert width(after) < width(before)
+    assert found["by"]["a10g-small"]["basis"] == "shapes"  # another GPU was not measured
+
+
+def test_finished_runs_of_other_models_move_the_estimate(hub, commands):
+    before = estimate(commands)["by"]["l4x1"]
+    pace = before["seconds_per_token"]
+    slow = 2 * (pace[0] * pace[1]) ** 0.5
+    job = submit(commands, "--yes", "--max-usd", "9")["job_id"]
+    finish(hub, commands, job, train_s=slow * 15_000)
+    other = estimate(commands, "--max-seq-length", "1024")["by"]["l4x1"]
+    assert other["basis"] == "shapes and 1 run on l4x1"
+    low, high = other["seconds_per_token"]
+    train_low, train_high = other["seconds"]["training"]
+    assert train_high / max(train_low, 1) < (high / low)
+
+
+def test_a_timeout_that_the_estimate_exceeds_is_refused_or_warned_of(hub, commands):
+    assert submit(commands, code=3)["estimate"] is None  # nothing was estimated yet
+    one = estimate(commands)["by"]["l4x1"]
+    refused = submit(commands, "--timeout", f"{int(one['hours_low'] * 60) - 1}m", code=2)
+    assert refused["problems"][0]["code"] == "timeout_short"
+    tight = submit(commands, "--timeout", f"{int(one['hours_high'] * 60) - 1}m", code=3)
+    assert [problem["code"] for problem in tight["problems"]] == ["timeout_tight"]
+    enough = submit(commands, "--timeout", "72h", code=3)
+    assert enough["problems"] == []
+    assert enough["estimate"]["usd_high"] == one["usd_high"]
+
+
+def test_all_attempts_are_in_the_highest_cost(hub, commands):
+    shown = submit(commands, "--timeout", "2h", "--attempts", "3", code=3)
+    assert shown["plan"]["max_usd"] == pytest.approx(3 * 2 * 0.8, abs=0.01)
+    submit(commands, "--timeout", "2h", "--attempts", "3", "--approve", shown["plan_id"])
+    [request] = [r.json for r in hub.journal.requests(method="POST", path=r"^/api/jobs/ada$") if r.status == 200]
+    assert request["attempts"] == 3
+
+
+@pytest.mark.parametrize("hub", [True], indirect=True)
+def test_a_real_smoke_run_measures_itself_and_its_record_keeps_it(hub, commands, training_python, tmp_path):
+    words = ["--smoke", "--flavor", "cpu-upgrade", "--yes", "--max-usd", "1"]
+    job = submit(commands, *words, train=[*TRAIN, "--max-seq-length", "256", "--trackio-space="])
+    status = commands.json("status.py", job["job_id"], "--watch")
+    assert (status["stage"], status["progress"]["total_steps"]) == ("COMPLETED", 24)
+    [path] = (tmp_path / "hub").rglob(f"runs/{job['job_id']}.json")
+    run = json.loads(path.read_text())
+    assert run["approved"] == "--yes"
+    done = run["outcome"]["done"]
+    assert 0 < done["timed_tokens"] < done["tokens"]
+    assert 0 < done["train_s"] < run["outcome"]["elapsed_s"]
+    [entry] = entries([run])
+    assert entry.seconds_per_token == pytest.approx(done["train_s"] / done["timed_tokens"])
+    assert Ledger((entry,), entry.pace).sharpen("cpu-upgrade", Range(1, 2)).basis == f"measured by {job['job_id']}"
+    assert "adapter_model.safetensors" in hub.files("ada/tiny-docs-smoke")
