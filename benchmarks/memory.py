@@ -100,7 +100,7 @@ def measure(sft, model, tokenizer, settings, rows: int) -> dict:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    trainer = sft.build_trainer(model, tokenizer, data, None, settings, None)
+    trainer = sft.build_trainer(model, tokenizer, data, None, settings, packed=True)
     trainer.train()
     gib = 2**30
     on_gpu = torch.cuda.is_available()
@@ -146,6 +146,7 @@ def main() -> None:
     )  # fmt: skip
     weights = torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0
     architecture = type(model).__name__
+    sft.keep_rows_apart(model)
     model = sft.attach_adapter(model, settings)
     versions = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("unsloth", "torch", "transformers", "trl"))
     options.out.parent.mkdir(parents=True, exist_ok=True)

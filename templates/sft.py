@@ -42,9 +42,14 @@ torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 bui
 from __future__ import annotations
 
 import argparse
+import bisect
+import gc
+import inspect
 import json
+import math
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -79,15 +84,17 @@ class Settings:
     # Training
     num_epochs: float = setting(1.0, "passes over the training rows")
     max_steps: int = setting(0, "stop after N optimizer steps, whatever --num-epochs says (0: no limit)")
-    batch_size: int = setting(4, "rows per device and forward pass")
-    gradient_accumulation: int = setting(4, "forward passes per optimizer step")
+    batch_size: int = setting(4, "rows of full length in one forward pass, at most")
+    gradient_accumulation: int = setting(4, "times --batch-size: the rows of an optimizer step")
     learning_rate: float = setting(2e-4, "peak learning rate")
     max_seq_length: int = setting(2048, "tokens per row; what is longer is cut, and said")
+    packing: bool = setting(True, "fill each sequence with several rows, kept apart; rows alone where a model cannot")
     lora_r: int = setting(16, "rank of the LoRA matrices")
     lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
     target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
     min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of what was asked for")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
+    resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
     seed: int = setting(3407, "seed of the split, the order of rows and the adapter's first values")
     # Results
     output_repo: str = setting("", "Hub repository that receives checkpoints, adapter and card; created where missing")
@@ -724,6 +731,9 @@ def split_rows(rows: Any, settings: Settings) -> tuple[Any, Any]:
     return parts["train"], parts["test"].select(range(min(held_out, settings.max_eval_rows)))
 
 
+SETTINGS_FILE = "training_settings.json"
+
+
 def open_repository(settings: Settings) -> Any:
     """Create the output repository and make its first commit, so that a push that cannot work fails now, not at the end."""
     from huggingface_hub import HfApi
@@ -742,7 +752,7 @@ def open_repository(settings: Settings) -> Any:
         api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
         api.upload_file(
             path_or_fileobj=json.dumps(asdict(settings), indent=1).encode(),
-            path_in_repo="training_settings.json",
+            path_in_repo=SETTINGS_FILE,
             repo_id=settings.output_repo,
             commit_message="Training begins",
         )
@@ -765,6 +775,60 @@ def require_gpu_where_paid() -> None:
             "no_gpu",
             f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU.",
             "Submit it again; if it happens twice, choose another flavor.",
+        )
+
+
+def run_facts() -> dict[str, Any]:
+    """What submit.py told of this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
+    try:
+        return json.loads(os.environ.get("UNSLOTH_JOBS_RUN", "{}"))
+    except ValueError:
+        return {}
+
+
+def billed_since() -> float:
+    """Epoch seconds at which this job began: its container's first process, or what the local place states."""
+    import psutil
+
+    process = psutil.Process(1) if os.environ.get("JOB_ID") else psutil.Process()
+    return run_facts().get("started") or process.create_time()
+
+
+class Ending:
+    """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM)."""
+
+    LONGEST_MARGIN_S = 300
+
+    def __init__(self):
+        self.reason = ""
+        self.training = False
+        timeout = run_facts().get("timeout_s")
+        self.deadline = billed_since() + timeout if timeout else None
+        self.margin = min(0.05 * timeout, self.LONGEST_MARGIN_S) if timeout else 0.0
+
+    def listen(self) -> None:
+        signal.signal(signal.SIGTERM, self.on_sigterm)
+
+    def on_sigterm(self, *_: Any) -> None:
+        self.reason = "cancelled"
+        if not self.training:  # nothing new has been learned that could be saved
+            raise Stop("cancelled", "The run was told to end.", "Submit it again; with --resume it goes on where it was.")
+
+    def due(self, saving_s: float) -> bool:
+        """Whether to stop now, when what comes before the next such question takes this many seconds."""
+        if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
+            self.reason = "deadline"
+        return bool(self.reason)
+
+    def require_none(self, state: Any, where: str) -> None:
+        """Raises Stop where training ended early. What was learned is saved by then."""
+        if state.global_step >= state.max_steps:
+            return
+        why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}[self.reason]
+        raise Stop(
+            self.reason,
+            f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
+            "Submit the same command with --resume at its end: it goes on from there.",
         )
 
 
@@ -822,6 +886,9 @@ def attach_adapter(model: Any, settings: Settings) -> Any:
         use_gradient_checkpointing="unsloth",
         random_state=settings.seed,
     )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # small updates are lost in 16 bits, where a backend made it so
     prefix = "base_model.model."
     adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
     share = coverage(asked, adapted)
@@ -845,6 +912,153 @@ def attach_adapter(model: Any, settings: Settings) -> Any:
     return model
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# Packing: several rows share one sequence of max_seq_length tokens, so that nothing is spent on padding and each
+# forward pass has the same shape (a new one costs a GPU seconds). Rows must not see each other: attention is told by
+# position_ids that start anew, convolutions by seq_idx, and rows_leak finds the models that listen to neither.
+
+
+def pack(lengths: list[int], size: int) -> list[list[int]]:
+    """Row numbers by sequence, so that each holds at most size tokens: the longest row first, each where least is left."""
+    sequences: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, number of the sequence), ascending
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        at = bisect.bisect_left(room, (lengths[row], -1))
+        left, number = room.pop(at) if at < len(room) else (size, len(sequences))
+        if number == len(sequences):
+            sequences.append([])
+        sequences[number].append(row)
+        bisect.insort(room, (left - lengths[row], number))
+    return sequences
+
+
+class Batching(NamedTuple):
+    """Sequences per forward pass, and forward passes per optimizer step. A sequence is one row, or several packed."""
+
+    micro: int
+    accumulation: int
+
+    @classmethod
+    def of(cls, settings: Settings, rows_per_sequence: float = 1.0) -> Batching:
+        """As many sequences a step as hold the rows asked for, in as few passes as --batch-size allows."""
+        sequences = max(round(settings.batch_size * settings.gradient_accumulation / rows_per_sequence), 1)
+        accumulation = math.ceil(sequences / settings.batch_size)
+        return cls(round(sequences / accumulation), accumulation)
+
+    def smaller(self, error: Exception) -> Batching:
+        """The same rows per step, fewer of them at once. Raises Stop when it is one already."""
+        if self.micro == 1:
+            raise Stop(
+                "out_of_vram",
+                f"The GPU's memory does not hold one sequence at a time: {str(error).splitlines()[0]}",
+                "Choose a flavor with more GPU memory (estimate.py lists them), or a smaller --max-seq-length.",
+            ) from error
+        factor = next(factor for factor in range(2, self.micro + 1) if self.micro % factor == 0)
+        made = Batching(self.micro // factor, self.accumulation * factor)
+        emit(
+            "warning",
+            code="out_of_vram",
+            message=f"Out of GPU memory with {self.micro} sequences at once. Going on with {made.micro} in {made.accumulation} "
+            "passes per step: the same training, in less memory.",
+        )
+        return made
+
+
+class Collator:
+    """Sequences, each a list of row numbers, as one line of `sequences` × `size` tokens: always the same shape."""
+
+    def __init__(self, tokens: Any, size: int, sequences: int, filler: int):
+        self.tokens, self.size, self.sequences, self.filler = tokens, size, sequences, filler
+
+    def __call__(self, chosen: list[dict[str, list[int]]]) -> dict[str, Any]:
+        rows = [row for sequence in chosen for row in self.filled(sequence["rows"])]
+        missing = self.sequences - len(chosen)  # in the last batch of an epoch
+        return as_batch(rows + missing * [self.fill(self.size)])
+
+    def filled(self, numbers: list[int]) -> list[tuple[list[int], list[int]]]:
+        columns = self.tokens[numbers]
+        rows = list(zip(columns["input_ids"], columns["labels"], strict=True))
+        left = self.size - sum(len(ids) for ids, _ in rows)
+        return [*rows, self.fill(left)] if left else rows
+
+    def fill(self, length: int) -> tuple[list[int], list[int]]:
+        """A row of its own, so that the lengths add up; nothing of it is learned."""
+        return [self.filler] * length, [IGNORE] * length
+
+
+def as_batch(rows: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
+    """Rows (input_ids, labels) one after the other, with all that tells a model where each begins. Shapes: (1, tokens)."""
+    import torch
+
+    lengths = torch.tensor([len(ids) for ids, _ in rows], dtype=torch.int32)
+    return {
+        "input_ids": torch.tensor([[token for ids, _ in rows for token in ids]]),
+        # A row's first token is predicted from nothing: its label would be learned from the row before it.
+        "labels": torch.tensor([[label for _, labels in rows for label in (IGNORE, *labels[1:])]]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "seq_idx": torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32), lengths)[None],
+        "packed_seq_lengths": lengths,
+    }
+
+
+def keep_rows_apart(model: Any) -> None:
+    """Give LFM2's short convolutions a kernel that stops at row borders. Call it once the model is loaded.
+
+    transformers' own falls back to a plain convolution, which ignores seq_idx and is compiled anew for each length.
+    """
+    for kind in {type(module) for module in model.modules()}:
+        forward = inspect.unwrap(kind.forward)
+        if "seq_idx" in inspect.signature(forward).parameters and "causal_conv1d_fn" in forward.__globals__:
+            forward.__globals__["causal_conv1d_fn"] = row_convolution
+
+
+def row_convolution(hidden_states, weight, bias=None, activation=None, seq_idx=None, **_):
+    """causal_conv1d_fn of the causal_conv1d package: (batch, channels, tokens) with weight (channels, taps)."""
+    import torch.nn.functional as F
+
+    taps, tokens = weight.shape[-1], hidden_states.shape[-1]
+    result = hidden_states * weight[:, -1, None]
+    for back in range(1, taps):
+        earlier = F.pad(hidden_states, (back, 0))[..., :tokens]
+        if seq_idx is not None:
+            earlier = earlier * (F.pad(seq_idx, (back, 0), value=-1)[..., :tokens] == seq_idx)[:, None]
+        result = result + earlier * weight[:, -1 - back, None]
+    result = result if bias is None else result + bias[:, None]
+    return result if activation is None else F.silu(result)
+
+
+def rows_leak(model: Any, size: int) -> bool:
+    """Whether a row's loss changes with the row that is packed before it: then this model cannot be trained packed."""
+    import torch
+
+    half, vocabulary = size // 2, model.get_input_embeddings().num_embeddings
+
+    def loss(step: int) -> float:
+        before, row = ([(factor * place) % (vocabulary - 1) + 1 for place in range(half)] for factor in (step, 5))
+        # Only a row's first tokens are near enough to its border to see far over it.
+        learned = row[:8] + [IGNORE] * (half - 8)
+        batch = as_batch([(before, [IGNORE] * half), (row, learned)])
+        with torch.no_grad():
+            return model(**{name: value.to(model.device) for name, value in batch.items()}, use_cache=False).loss.item()
+
+    one, other = loss(3), loss(7)
+    return not abs(one - other) <= 1e-5 * abs(one)
+
+
+def can_pack(model: Any, settings: Settings) -> bool:
+    """Whether rows stay apart in this model when they are packed; said, where not."""
+    if not settings.packing:
+        return False
+    try:
+        leak = rows_leak(model, settings.max_seq_length)
+    except Exception as error:  # a forward that does not take a packed batch at all
+        leak = f"{type(error).__name__}: {error}"
+    if leak:
+        said = "" if leak is True else f" ({leak})"
+        emit("warning", code="not_packed", message=f"Rows would see each other in this model: each is trained alone.{said}")
+    return not leak
+
+
 @dataclass
 class Pace:
     """Seconds and tokens of the optimizer steps so far. The first compiles for a minute or so: the timed ones come after."""
@@ -856,6 +1070,8 @@ class Pace:
     train_s: float = 0.0
     evaluations: int = 0
     evaluation_s: float = 0.0  # of the newest one
+    saving_s: float = 0.0  # of the newest checkpoint, its push included
+    checkpoint: Path | None = None
 
     def step_begins(self) -> None:
         self.since = time.monotonic()
@@ -864,6 +1080,10 @@ class Pace:
         self.step_tokens = tokens
 
     def step_ends(self) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # its last work belongs to this step
         seconds = time.monotonic() - self.since
         self.steps += 1
         self.tokens += self.step_tokens
@@ -889,20 +1109,31 @@ class Pace:
         }
 
 
-def progress_callback(settings: Settings, api: Any, pace: Pace) -> Any:
+def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending) -> Any:
     """A trainer callback that prints events and, with a repository, keeps the newest checkpoint off this machine."""
+    import torch
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             self.start = time.monotonic()
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()  # loading takes more for a moment, and is over
 
         def on_step_end(self, args, state, control, **kwargs):
             pace.step_ends()
+            if ending.due(2 * pace.saving_s + pace.evaluation_s + (pace.step_s or 0)):
+                control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" not in (logs or {}):
                 return
+            if not math.isfinite(logs["loss"]):
+                raise Stop(
+                    "loss_not_finite",
+                    f"The loss is {logs['loss']} at step {state.global_step}: nothing can be learned from here on.",
+                    "Lower --learning-rate to a third. On a T4 choose l4x1 instead: many models overflow without bf16.",
+                )
             eta = None if pace.step_s is None else pace.step_s * (state.max_steps - state.global_step)
             emit(
                 "progress",
@@ -911,6 +1142,7 @@ def progress_callback(settings: Settings, api: Any, pace: Pace) -> Any:
                 loss=round(float(logs["loss"]), 4),
                 learning_rate=logs.get("learning_rate"),
                 epoch=round(state.epoch or 0, 3),
+                tokens=int(pace.tokens),
                 elapsed_s=round(time.monotonic() - self.start, 1),
                 eta_s=None if eta is None else round(eta, 1),
             )
@@ -921,10 +1153,13 @@ def progress_callback(settings: Settings, api: Any, pace: Pace) -> Any:
             emit("eval", step=state.global_step, eval_loss=round(float(metrics["eval_loss"]), 4))
 
         def on_save(self, args, state, control, **kwargs):
+            began = time.monotonic()
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
             pushed = push_folder(
                 api, settings.output_repo, folder, f"Checkpoint at step {state.global_step}", path_in_repo="last-checkpoint"
             )
+            pace.checkpoint, pace.saving_s = folder, time.monotonic() - began
             emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
 
     return Progress()
@@ -979,19 +1214,57 @@ def run_name(settings: Settings) -> str:
     return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]
 
 
-def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, settings: Settings, api: Any) -> Any:
+def build_trainer(
+    model: Any,
+    tokenizer: Any,
+    train: Any,
+    held_out: Any,
+    settings: Settings,
+    packed: bool = False,
+    batching: Batching | None = None,
+    api: Any = None,
+    ending: Ending | None = None,
+) -> Any:
+    """TRL's trainer over rows as tokens (columns input_ids, labels, length), packed or each row by itself."""
     import torch
+    from datasets import Dataset, concatenate_datasets
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    pace = Pace()
+    size, pace = settings.max_seq_length, Pace()
+    sequences = pack(train["length"], size) if packed else train
+    batching = batching or Batching.of(settings, len(train) / len(sequences))
+    real_share = sum(train["length"]) / (len(sequences) * size)
+    collator = None
+    if packed:
+        rows, first = concatenate_datasets([train, held_out] if held_out else [train]), len(train)
+        collator = Collator(rows, size, batching.micro, tokenizer.pad_token_id)
+        train = Dataset.from_dict({"rows": sequences})
+        if held_out:
+            numbers = [[first + row for row in sequence] for sequence in pack(held_out["length"], size)]
+            held_out = Dataset.from_dict({"rows": numbers})
 
-    class TimedTrainer(SFTTrainer):
+    class Trainer(SFTTrainer):
         def get_batch_samples(self, *args, **kwargs):
             pace.step_begins()
             batches, items = super().get_batch_samples(*args, **kwargs)
-            pace.step_holds(sum(batch["attention_mask"].sum() for batch in batches))
+            pace.step_holds(
+                sum(real_share * batch["input_ids"].numel() if packed else batch["attention_mask"].sum() for batch in batches)
+            )
             return batches, items
+
+        def evaluate(self, *args, **kwargs):
+            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
+            began, total, learned = time.monotonic(), 0.0, 0
+            self.model.eval()
+            for batch in map(self._prepare_inputs, self.get_eval_dataloader()):
+                loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
+                here = learned_tokens(batch["labels"])
+                total, learned = total + loss.item() * here, learned + here
+            metrics = {"eval_loss": total / learned, "eval_runtime": time.monotonic() - began}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
 
     on_gpu = torch.cuda.is_available()
     bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -999,25 +1272,27 @@ def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, setting
         output_dir=str(Path(settings.save_local) / "checkpoints"),
         num_train_epochs=settings.num_epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        per_device_train_batch_size=batching.micro,
+        gradient_accumulation_steps=batching.accumulation,
         learning_rate=settings.learning_rate,
         warmup_steps=0.03,
         optim="adamw_8bit" if on_gpu else "adamw_torch",
         bf16=bf16,
         fp16=on_gpu and not bf16,
-        # Rows of like length in one batch: on a GPU each new shape costs time, and padding is paid for.
-        train_sampling_strategy="group_by_length",
+        # Where rows are not packed, those of like length share a batch: each new shape costs time, and padding is paid for.
+        train_sampling_strategy="random" if packed else "group_by_length",
         length_column_name="length",
         pad_to_multiple_of=64 if on_gpu else 8,
-        # Evaluation is where runs die of memory, so one row at a time.
-        per_device_eval_batch_size=1,
+        remove_unused_columns=not packed,
+        # Evaluation is where runs die of memory, so one row at a time; packed, in the shape that training takes too.
+        per_device_eval_batch_size=batching.micro if packed else 1,
         eval_strategy="steps" if held_out else "no",
         eval_steps=0.25,
         save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
         save_total_limit=2,
         logging_steps=0.005,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it waits for the GPU after each forward pass; progress_callback stops at NaN
         disable_tqdm=True,
         report_to="none",  # Trackio is told by a callback of its own
         project="unsloth-jobs",
@@ -1025,34 +1300,129 @@ def build_trainer(model: Any, tokenizer: Any, train: Any, held_out: Any, setting
         trackio_space_id=settings.trackio_space or None,
         trackio_static_space_id=False,
         hub_private_repo=True,
-        max_length=settings.max_seq_length,
+        max_length=size,
         # Rows arrive as tokens and labels: nothing after this point may change what is learned.
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings.seed,
     )
-    trainer = TimedTrainer(
+    trainer = Trainer(
         model=model,
         processing_class=tokenizer,
         args=config,
+        data_collator=collator,
         train_dataset=train,
         eval_dataset=held_out,
-        callbacks=[progress_callback(settings, api, pace), trackio_callback()],
+        callbacks=[progress_callback(settings, api, pace, ending or Ending()), trackio_callback()],
     )
-    trainer.pace = pace
+    trainer.pace, trainer.batching = pace, batching
     trainer.remove_callback(PrinterCallback)  # the events say it
     return trainer
+
+
+def learned_tokens(labels: Any) -> int:
+    """How many tokens of a row, or of a batch of them, are learned: all that have a label but the first."""
+    import torch
+
+    return int((torch.as_tensor(labels)[..., 1:] != IGNORE).sum())
 
 
 def require_masked_batch(trainer: Any, supervised_fraction: float) -> None:
     """Stop when the batch that the trainer really builds does not carry the labels that were computed."""
     batch = next(iter(trainer.get_train_dataloader()))
-    learned, present = int((batch["labels"] != IGNORE).sum()), int(batch["attention_mask"].sum())
+    learned, present = int((batch["labels"] != IGNORE).sum()), int(batch.get("attention_mask", batch["labels"]).numel())
     if learned == 0 or (supervised_fraction < 1 and learned == present):
         raise Stop(
             "masks_lost",
             f"The trainer's batch has {learned} supervised tokens of {present}, where {supervised_fraction:.0%} were computed.",
             "Use the versions that this script pins: another trainer masks in another way.",
         )
+
+
+# Settings that decide which rows a step sees: a run can only go on with those that it began with.
+ORDER = (
+    "base_model", "base_model_revision", "load_in_16bit", "dataset", "dataset_config", "dataset_split", "dataset_revision",
+    "prompt_column", "completion_column", "num_samples", "eval_split", "num_epochs", "max_steps", "batch_size",
+    "gradient_accumulation", "learning_rate", "max_seq_length", "lora_r", "lora_alpha", "target_modules", "seed",
+)  # fmt: skip
+
+
+def newest_checkpoint(settings: Settings) -> Path | None:
+    """The checkpoint with the most steps on this machine; None where there is none."""
+    folders = (Path(settings.save_local) / "checkpoints").glob("checkpoint-*")
+    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file() and (folder / SETTINGS_FILE).is_file()]
+    return max(whole, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+
+
+def checkpoint_to_resume(settings: Settings, api: Any) -> Path | None:
+    """The newest checkpoint here or, after a move to another machine, in the repository. Raises Stop on other settings."""
+    if not settings.resume:
+        set_aside(Path(settings.save_local) / "checkpoints")
+        return None
+    found = newest_checkpoint(settings) or (fetch_checkpoint(settings, api) if api else None)
+    if found is None:
+        return None
+    began = json.loads((found / SETTINGS_FILE).read_text("utf-8"))
+    if changed := [name for name in ORDER if began.get(name, getattr(settings, name)) != getattr(settings, name)]:
+        flags = " ".join(f"--{name.replace('_', '-')} {began[name]}" for name in changed)
+        raise Stop(
+            "resume_mismatch",
+            f"The checkpoint was trained with other settings ({', '.join(changed)}), so its rows cannot be gone on with.",
+            f"Pass what it began with: {flags}. Or leave --resume out, to begin anew.",
+        )
+    return found
+
+
+def set_aside(folder: Path) -> None:
+    """Rename the checkpoints of an earlier run: the trainer would take those with more steps for newer than its own."""
+    if folder.is_dir():
+        kept = folder.rename(f"{folder}-{time.strftime('%Y%m%d-%H%M%S')}")
+        emit("warning", code="checkpoints_kept", message=f"Checkpoints of an earlier run were there; they are kept in {kept}.")
+
+
+def fetch_checkpoint(settings: Settings, api: Any) -> Path | None:
+    """The repository's last-checkpoint, downloaded under the name that the trainer would have given it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folder = Path(settings.save_local) / "checkpoints"
+    try:
+        api.snapshot_download(settings.output_repo, allow_patterns="last-checkpoint/*", local_dir=folder)
+    except HfHubHTTPError as error:
+        raise Stop("resume_failed", f"The checkpoint cannot be downloaded: {error}", "Try again in a minute.") from error
+    fetched = folder / "last-checkpoint"
+    if not (fetched / "trainer_state.json").is_file():
+        return None
+    step = json.loads((fetched / "trainer_state.json").read_text("utf-8"))["global_step"]
+    return fetched.rename(folder / f"checkpoint-{step}")
+
+
+def fit(trainer: Any, make_trainer: Any, checkpoint: Path | None) -> Any:
+    """Train, from a checkpoint where there is one, and return the trainer that came to the end.
+
+    Out of GPU memory the micro-batch is made smaller and the accumulation larger by the same factor, so that each step
+    still sees the same rows, and training goes on from the newest checkpoint. Raises Stop where one row does not fit.
+    """
+    import torch
+
+    trainable = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
+    first = {name: value.detach().cpu().clone() for name, value in trainable.items()}
+    while True:
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            return trainer
+        except torch.OutOfMemoryError as error:
+            batching, checkpoint = trainer.batching.smaller(error), trainer.pace.checkpoint or checkpoint
+        del trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with torch.no_grad():
+            for name, value in trainable.items():  # where no checkpoint was reached, the run begins anew
+                value.copy_(first[name])
+        trainer = make_trainer(batching)
+
+
+def last_loss(trainer: Any) -> float:
+    return next(entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry)
 
 
 def final_loss(trainer: Any) -> float:
@@ -1205,6 +1575,8 @@ def push_merged(model: Any, tokenizer: Any, api: Any, settings: Settings) -> Non
 
 def train(settings: Settings) -> None:
     began = time.monotonic()
+    ending = Ending()
+    ending.listen()
 
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions())
 
@@ -1255,24 +1627,34 @@ def train(settings: Settings) -> None:
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
+    keep_rows_apart(model)
     model = attach_adapter(model, settings)
 
     # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
-    trainer = build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, api)
+    packed = can_pack(model, settings)
+
+    def make_trainer(batching: Batching | None) -> Any:
+        return build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, packed, batching, api, ending)
+
+    checkpoint = checkpoint_to_resume(settings, api)
+    trainer = make_trainer(None)
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
     base_loss = trainer.evaluate()["eval_loss"] if eval_tokens else None
-    outcome = trainer.train()
-    tuned_loss = final_loss(trainer) if eval_tokens else None
+    ending.training = True
+    trainer = fit(trainer, make_trainer, checkpoint)
 
     # ---- the adapter is safe before anything that is merely nice to have
     folder = Path(settings.save_local)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     push_results(api, settings, folder)
+    ending.training = False
+    ending.require_none(trainer.state, settings.output_repo or str(folder))
+    tuned_loss = final_loss(trainer) if eval_tokens else None
     sample = show_answers(model, tokenizer, eval_tokens[0]) if eval_tokens else None
     figures = {
         "Loss on held-out rows, base → tuned": f"{base_loss:.4f} → {tuned_loss:.4f}" if eval_tokens else "not measured",
-        "Training loss": f"{outcome.training_loss:.4f}",
+        "Training loss": f"{last_loss(trainer):.4f}",
         "Steps": trainer.state.global_step,
         "Rows": f"{masks['rows_kept']} trained on, {len(eval_tokens or ())} held out, {masks['rows_without_answer']} left out",
         "Supervised share of the tokens": f"{masks['supervised_fraction']:.1%}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,16 +16,18 @@ import pytest
 from conftest import ROOT, ROWS, Commands, make_tokenizer
 from hub import Hub, Organization
 from safetensors.numpy import save_file
+from unsloth_jobs.examine import NOT_ON_THE_JOB
+from unsloth_jobs.hub import Model
 
 ADA = "hf_adaadaadaada"
 CHECK_KEYS = {
     "ok": None,
     "problems": None,
-    "model": {"id", "revision", "architecture", "parameters", "gated"},
-    "dataset": {"id", "revision", "config", "split", "rows", "format", "columns"},
-    "tokens": {"sampled", "mean", "p50", "p95", "max", "total"},
+    "model": {"id", "revision", "architecture", "parameters", "context_length", "gated"},
+    "dataset": {"id", "revision", "config", "split", "rows", "bytes", "format", "columns", "unused"},
+    "tokens": {"sampled", "mean", "p50", "p95", "max", "total", "total_low", "total_high"},
     "mask": {"supervised_fraction", "rows_without_answer", "sample"},
-    "lora": {"target_modules", "coverage"},
+    "lora": {"target_modules", "coverage", "linear_share"},
 }
 FLAVOR_KEYS = {"flavor", "fits", "vram_gb", "needed_gb", "hours_low", "hours_high", "usd_low", "usd_high"}
 
@@ -148,7 +151,11 @@ def test_a_sound_run_is_described_by_its_contract(hub, commands):
     assert found["model"]["revision"] == hub.store.repos["model", "ada/tiny"].head.sha
     assert (found["dataset"]["rows"], found["dataset"]["format"]) == (320, "messages")
     assert found["tokens"]["total"] == pytest.approx(found["tokens"]["mean"] * 320, rel=0.01)
-    assert found["lora"]["coverage"] == 1.0
+    assert (found["lora"]["coverage"], found["lora"]["linear_share"], found["model"]["context_length"]) == (1.0, 1.0, 512)
+    chosen = {"config": "default", "split": "train", "bytes": ROWS.stat().st_size, "unused": ["source"]}
+    assert found["dataset"] == found["dataset"] | chosen
+    rights = {"owner": "ada", "may_write": True, "may_start_jobs": True, "payers": ["ada"]}
+    assert found["identity"] == found["identity"] | rights
     text = ROWS.read_text().splitlines()[0]
     learned = [part["text"] for part in found["mask"]["sample"] if part["learned"]]
     assert learned == [json.loads(text)["messages"][1]["content"] + "<|im_end|>"]
@@ -196,8 +203,12 @@ def test_a_gated_model_needs_access(hub, tmp_path):
 
 def test_part_of_the_modules_is_a_warning_with_the_share(commands):
     found = commands.json("check.py", "ada/tiny", "ada/docs", "--target-modules", "q_proj,k_proj")
-    assert found["lora"]["coverage"] < 0.2
-    assert [problem["code"] for problem in found["problems"]] == ["low_coverage"]
+    assert found["lora"]["linear_share"] < found["lora"]["coverage"] < 0.2  # narrow layers cost LoRA more than their size
+    [problem] = found["problems"]
+    assert problem["code"] == "low_coverage"
+    [modules] = re.findall(r"--target-modules (\S+)", problem["fix"])
+    mended = commands.json("check.py", "ada/tiny", "ada/docs", "--target-modules", modules)
+    assert (mended["lora"]["coverage"], mended["problems"]) == (1.0, [])
 
 
 def test_the_estimate_uses_the_hub_s_prices_and_ranks_by_dollars_per_run(hub, commands):
@@ -249,9 +260,13 @@ def test_a_token_that_cannot_do_the_work_is_known_before_submit(shared, check):
     orgs = [Organization("rich"), Organization("poor", can_pay=False), Organization("library", role="read")]
     shared.add_user("kim", token="hf_kimkimkimkim", can_pay=False, orgs=orgs)
 
+    rights = {}
+
     def problem(token: str, *words: str) -> tuple[int, dict]:
         shared.journal.clear()
         found = check("ada/tiny", "ada/docs", *words, token=token)
+        if identity := found["identity"]:
+            rights[token] = (identity["may_write"], identity["may_start_jobs"], identity["payers"])
         assert len(shared.journal.requests(path="whoami")) == (1 if token else 0)
         return found["exit_code"], found["codes"]
 
@@ -271,6 +286,11 @@ def test_a_token_that_cannot_do_the_work_is_known_before_submit(shared, check):
     assert "token_cannot_write" in problem("hf_kimkimkimkim", "--namespace", "library")[1]
     code, problems = problem("")
     assert (code, problems.keys()) == (4, {"no_token"})
+    assert rights["hf_readreadread"] == (False, False, [])
+    assert rights["hf_nojobsnojobs"] == (True, False, [])
+    assert rights["hf_norepopaying"] == (False, True, [])
+    assert rights["hf_finefinefine"] == (True, True, ["ada"])
+    assert rights["hf_kimkimkimkim"] == (False, False, ["rich"])  # in the library, as asked last
     code, problems = problem("hf_unknownunknown")
     assert (code, problems.keys()) == (4, {"bad_token"})
 
@@ -343,6 +363,12 @@ def test_what_is_no_model_to_train_says_what_it_is(shared, check, tmp_path):
     add("t5", LLAMA | {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, llama_tensors())
     add("awq", LLAMA | {"quantization_config": {"quant_method": "awq"}}, llama_tensors())
     add("seeing", LLAMA | {"vision_config": {"hidden_size": 32}}, llama_tensors())
+    add("fp8", LLAMA | {"quantization_config": {"quant_method": "fp8"}}, llama_tensors())
+    add("own-code", LLAMA | {"model_type": "ownkind", "auto_map": {"AutoConfig": "own.Config"}}, llama_tensors())
+    add("known-anyway", LLAMA | {"auto_map": {"AutoConfig": "own.Config"}}, llama_tensors())
+    add("untyped", {"architectures": ["LlamaForCausalLM"], "hidden_size": 64}, llama_tensors())
+    add("tomorrow", LLAMA | {"model_type": "lfm3"}, llama_tensors())
+    add("painter", LLAMA | {"architectures": ["ViTModel"], "model_type": "vit"}, llama_tensors())
     found = {
         name: check(f"kinds/{name}", "ada/docs", "--sample", "20") for name in sorted(path.name for path in tmp_path.iterdir())
     }
@@ -352,11 +378,17 @@ def test_what_is_no_model_to_train_says_what_it_is(shared, check, tmp_path):
         "awq": (1, "quantized_model"),
         "bare": (1, "no_config"),
         "bert": (1, "not_a_decoder"),
+        "fp8": (0, "prequantized"),
         "judge": (1, "not_a_decoder"),
+        "known-anyway": (0,),
         "masked": (1, "not_a_decoder"),
+        "own-code": (1, "remote_code"),
+        "painter": (1, "not_a_decoder"),
         "pickled": (1, "no_safetensors"),
         "seeing": (0, "vision_model"),
         "t5": (1, "encoder_decoder"),
+        "tomorrow": (1, "unknown_architecture"),
+        "untyped": (1, "unknown_architecture"),
     }
     assert found["Small-GGUF"]["problems"][0]["fix"].endswith(": kinds/Small")
     assert found["adapter"]["problems"][0]["fix"].endswith(": ada/tiny")
@@ -395,6 +427,93 @@ def test_parameters_are_counted_exactly_in_every_form(shared, check, tmp_path):
         assert part["lora"]["coverage"] == pytest.approx(96 / (128 + 96 + 160), abs=1e-4)
 
 
+MODEL_TYPES = """
+import json
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+print(json.dumps([*{*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES} & {*CONFIG_MAPPING_NAMES}]))
+"""
+
+
+def test_what_the_job_s_older_transformers_lacks_is_known(training_python):
+    here, job = (
+        set(json.loads(subprocess.run([python, "-c", MODEL_TYPES], check=True, capture_output=True, text=True).stdout))
+        for python in (sys.executable, training_python)
+    )
+    assert here - job == NOT_ON_THE_JOB
+    assert job <= here
+
+
+EXPERT = "model.layers.0.mlp.experts"
+
+
+def expert_tensors(form: str, number: int = 4, hidden: int = 64, inner: int = 32) -> dict[str, np.ndarray]:
+    """A mixture's experts, of three stored forms; each time number × (2 × inner × hidden + hidden × inner) weights."""
+    if form == "apart":  # as Qwen3-MoE
+        shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+        return {
+            f"{EXPERT}.{expert}.{name}.weight": np.zeros(shape, np.float16)
+            for expert in range(number)
+            for name, shape in shapes.items()
+        }
+    if form == "stacked":  # as gpt-oss in 16 bits
+        return {
+            f"{EXPERT}.gate_up_proj": np.zeros((number, hidden, 2 * inner), np.float16),
+            f"{EXPERT}.down_proj": np.zeros((number, inner, hidden), np.float16),
+        }
+    blocks = {"gate_up_proj": (number, 2 * inner, hidden // 32), "down_proj": (number, hidden, inner // 32)}
+    return {f"{EXPERT}.{name}_blocks": np.zeros((*shape, 16), np.uint8) for name, shape in blocks.items()} | {
+        f"{EXPERT}.{name}_scales": np.zeros(shape, np.uint8) for name, shape in blocks.items()
+    }
+
+
+@pytest.mark.parametrize("form", ["apart", "stacked", "mxfp4"])
+def test_experts_are_counted_and_known_to_get_no_adapter(shared, check, tmp_path, form):
+    tensors = llama_tensors() | expert_tensors(form)
+    del tensors["model.layers.0.mlp.down_proj.weight"]
+    folder = model_folder(tmp_path / form, LLAMA, tensors, make_tokenizer(CHATML))
+    shared.add_repo(f"experts/{form}", folder)
+    found = check(f"experts/{form}", "ada/docs", "--sample", "20")
+    attention, experts = 64 * 64 + 32 * 64, 4 * 3 * 32 * 64
+    assert found["model"]["parameters"] == 512 * 64 + 64 + attention + experts
+    assert found["lora"]["target_modules"] == ["k_proj", "q_proj"]
+    assert found["lora"]["linear_share"] == pytest.approx(attention / (attention + experts), abs=1e-4)
+    lora = 4 * (3 * 96 if form == "apart" else 128 + 96)  # gate and up in one tensor share their input's half
+    assert found["lora"]["coverage"] == pytest.approx((128 + 96) / (128 + 96 + lora), abs=1e-4)
+    assert list(found["codes"]) == ["experts_not_adapted"]
+    # As on the job, whose transformers stacks the experts whatever their file says.
+    assert "unknown_target" in check(f"experts/{form}", "ada/docs", "--target-modules", "up_proj")["codes"]
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 8192}}, 8192),
+        (
+            {"max_position_embeddings": 131072, "rope_scaling": {"factor": 8.0, "original_max_position_embeddings": 8192}},
+            131072,
+        ),
+        (
+            {"max_position_embeddings": 32768, "rope_parameters": {"factor": 4.0, "original_max_position_embeddings": 32768}},
+            131072,
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, None),
+    ],
+)
+def test_the_context_length_is_what_the_configuration_turns_on(config, length):
+    assert Model("any", None, "Any", config, False, {}).context_length == length
+
+
+def test_rows_beyond_the_context_are_told_and_a_high_limit_alone_is_not(shared, check, tmp_path):
+    rows = [chat("word " * (20 if number % 2 else 200), f"Yes, {number}.") for number in range(60)]
+    shared.add_repo("data/wordy", write_rows(tmp_path, {"train.jsonl": rows}), type="dataset")
+    problem = check("ada/tiny", "data/wordy", "--max-length", "4096")["codes"]["over_context"]
+    assert "30 of 60 rows" in problem["message"] and "--max-seq-length 512" in problem["fix"]
+    assert "over_context" not in check("ada/tiny", "ada/docs", "--max-length", "4096")["codes"]
+
+
 def test_a_model_needs_a_tokenizer_and_for_chats_a_template(shared, check, tmp_path):
     shared.add_repo("kinds/mute", model_folder(tmp_path / "mute", LLAMA, llama_tensors()))
     shared.add_repo("kinds/base", model_folder(tmp_path / "base", LLAMA, llama_tensors(), make_tokenizer(None)))
@@ -408,7 +527,9 @@ def card(info: dict) -> str:
 
 def test_data_that_cannot_be_learned_says_why(shared, check, tmp_path):
     long = [chat("How?", "word " * 200 + str(number)) for number in range(60)]
+    pixel = b"\x89PNG\r\n\x1a\n"  # whatever follows, it is taken for a picture by its name
     kinds = {
+        "photographs": {},
         "preferences": {"train.jsonl": [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 60},
         "pictures": {"train.jsonl": [{"image": "a.png", "label": 3}] * 60},
         "empty": {"train.jsonl": []},
@@ -422,6 +543,10 @@ def test_data_that_cannot_be_learned_says_why(shared, check, tmp_path):
     }
     for name, files in kinds.items():
         folder = write_rows(tmp_path / name, files)
+        if name == "photographs":
+            folder.mkdir()
+            for number in range(3):
+                (folder / f"{number}.png").write_bytes(pixel)
         if name == "two":
             configs = [{"config_name": one, "data_files": f"{one}/*.jsonl"} for one in ("english", "german")]
             (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
@@ -433,6 +558,7 @@ def test_data_that_cannot_be_learned_says_why(shared, check, tmp_path):
     shared.store.repos["dataset", "data/private"].private = True
     found = {name: check("ada/tiny", f"data/{name}", "--max-length", "64") for name in kinds}
     assert {name: (one["exit_code"], *one["codes"]) for name, one in found.items()} == {
+        "photographs": (1, "unknown_columns"),
         "preferences": (1, "preference_data"),
         "pictures": (1, "unknown_columns"),
         "empty": (1, "dataset_unreadable"),
@@ -445,9 +571,46 @@ def test_data_that_cannot_be_learned_says_why(shared, check, tmp_path):
         "private": (1, "not_found"),
     }
     assert "only text can be learned" in found["pictures"]["problems"][0]["message"]
+    assert "only text can be learned" in found["photographs"]["problems"][0]["message"]
     assert "60 × no answer" in found["silent"]["problems"][0]["message"]
     assert "--dataset-config english" in found["two"]["problems"][0]["fix"]
     assert "hf auth login" in found["private"]["problems"][0]["fix"]
+
+
+def test_what_is_missing_does_not_hide_what_is_there(check):
+    model_only, data_only = check("ada/tiny", "ada/dogs"), check("ada/tinny", "ada/docs", "--dataset-split", "train")
+    assert (model_only["dataset"], model_only["lora"]["coverage"]) == (None, 1.0)
+    assert (data_only["model"], data_only["tokens"], data_only["mask"]) == (None, None, None)
+    assert (data_only["dataset"]["rows"], data_only["dataset"]["format"]) == (320, "messages")
+    assert check("ada/tinny", "ada/docs", "--dataset-split", "trian")["codes"].keys() == {"not_found", "unknown_split"}
+
+
+def test_the_part_that_was_chosen_and_the_columns_that_are_left_are_told(shared, check, tmp_path):
+    rows = [{"id": number, "question": f"What is {number}?", "answer": "A number.", "source": "me"} for number in range(60)]
+    folder = write_rows(tmp_path, {"english/test.jsonl": rows})
+    files = [{"split": "test", "path": "english/*"}]
+    configs = [{"config_name": "english", "data_files": files}]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+    shared.add_repo("data/chosen", folder, type="dataset")
+    found = check("ada/tiny", "data/chosen")["dataset"]
+    assert (found["config"], found["split"], found["unused"]) == ("english", "test", ["id", "source"])
+    assert found["bytes"] == (folder / "english" / "test.jsonl").stat().st_size
+    local = check("ada/tiny", str(folder / "english" / "test.jsonl"))["dataset"]
+    assert (local["config"], local["split"], local["bytes"]) == (None, None, found["bytes"])
+
+
+def test_the_total_has_an_interval_that_holds_it_and_sorted_rows_are_told(shared, check, tmp_path):
+    lengths = [1 + 7 * number % 97 for number in range(400)]
+    for name, order in (("mixed", lengths), ("sorted", sorted(lengths))):
+        rows = [chat("word " * length, f"Number {number}.") for number, length in enumerate(order)]
+        shared.add_repo(f"data/{name}", write_rows(tmp_path / name, {"train.jsonl": rows}), type="dataset")
+    mixed, sort = (check("ada/tiny", f"data/{name}", "--sample", "100") for name in ("mixed", "sorted"))
+    every = check("ada/tiny", "data/sorted", "--sample", "400")
+    true = every["tokens"]["total"]
+    assert every["tokens"]["total_low"] == true == every["tokens"]["total_high"]
+    assert mixed["tokens"]["total_low"] < true < mixed["tokens"]["total_high"] < 1.3 * true
+    assert [list(one["codes"]) for one in (mixed, sort, every)] == [[], ["rows_sorted"], []]
+    assert "--sample 400" in sort["codes"]["rows_sorted"]["fix"]
 
 
 def test_the_length_that_keeps_the_answers_is_told_and_keeps_them(shared, check, tmp_path):
@@ -489,11 +652,17 @@ def test_rows_are_counted_by_the_best_source_there_is_and_only_the_sample_is_rea
         return dataset["rows"], dataset["rows_source"]
 
     shared.journal.clear()
+    began = time.monotonic()
     assert counted("data/huge", "--sample", "20") == (40_000_000, "metadata")
     read = {record.path for record in shared.journal.requests("GET", r"datasets/data/huge/resolve/.*\.jsonl")}
     assert read and all("train-00000" in path for path in read)
     assert not shared.journal.requests(path="/viewer")
     assert counted("data/plain", "--sample", "20") == (4000, "viewer")
+    many = {"config": "default", "split": "train", "num_rows": 90_000, "estimated_num_rows": 40_000_000}
+    shared.faults.add(path="/viewer/size", status=200, body={"size": {"splits": [many]}, "partial": True})
+    assert counted("data/plain", "--sample", "20") == (40_000_000, "estimated")
+    assert time.monotonic() - began < 10
+    shared.faults.clear()
     shared.faults.add(path="/viewer", status=500)
     try:
         assert counted("data/plain", "--sample", "20") == (4000, "estimated")

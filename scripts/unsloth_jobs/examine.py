@@ -75,7 +75,7 @@ def examine(
     if model:
         settings = replace(settings, base_model_revision=model.revision or "")
         refused = attempt(lambda: require_trainable(template, model))[1:]
-    if model and table:
+    if model and table and not refused:
         sample, *untold = attempt(lambda: rows.sample(template, settings, table))
         faults += untold
     adapter, lora_problems = lora(template, settings, model)

@@ -6,6 +6,7 @@ Started by local_jobs with the job's folder as its only argument; not meant to b
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from unsloth_jobs.hub import TOKEN
+from unsloth_jobs.jobs import RUN_VARIABLE
 from unsloth_jobs.records import read, write
 
 SECRET = re.compile(TOKEN.pattern.encode())
@@ -30,6 +32,7 @@ def run(folder: Path) -> None:
     job, state = read(folder / "job.json"), read(folder / "state.json")
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env["PYTHONUNBUFFERED"] = "1"
+    env[RUN_VARIABLE] = json.dumps(json.loads(env.get(RUN_VARIABLE, "{}")) | {"started": time.time()})
     me = psutil.Process()
     state |= {"stage": "RUNNING", "pid": me.pid, "process_created": me.create_time(), "started": time.time()}
     reasons: list[str] = []

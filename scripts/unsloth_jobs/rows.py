@@ -242,7 +242,11 @@ def load_tokenizer(template: ModuleType, settings: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+        return AutoTokenizer.from_pretrained(
+            settings.base_model,
+            revision=settings.base_model_revision or None,
+            trust_remote_code=False,  # unsaid, it would stop to ask
+        )
     except Exception as error:  # what is missing or broken decides the class
         raise template.Stop(
             "no_tokenizer",

@@ -1,0 +1,434 @@
+"""Compare templates/sft.py with the script it grew out of and with plain TRL: real tokens a second, and memory.
+
+    python benchmarks/speed.py --shape lfm2-1.2b --data mixed,full --out benchmarks/speed.csv
+
+Run it in the environment of templates/sft.py. Models have random weights and the real shape (see memory.py); the rows
+are made here and are the same for all. Contenders, each in a process of its own, with compile caches of its own:
+
+    ours        templates/sft.py, as a user runs it
+    article     the script printed in huggingface.co/blog/unsloth-jobs, with its own list of modules and its defaults
+    trl         TRL, PEFT and bitsandbytes without Unsloth, on ours' tokens and masks, rows grouped by length
+    trl-packed  the same with rows packed; refused where the model lets packed rows see one another
+
+Padding is no token. Steps are timed from the log line of one to the log line of another, by the clock of this
+process. `tokens_per_s` leaves out the first --warmup steps, `tokens_per_s_after_first` only the first one, which is
+all that the template's events can tell apart: for ours the two are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / folder) for folder in ("templates", "demo", "benchmarks")]
+
+CONTENDERS = ("ours", "article", "trl", "trl-packed")
+LENGTH, BATCH, ACCUMULATION = 2048, 4, 4
+SEED = 42  # what the article's script gets, which names none
+FIELDS = (
+    "shape", "data", "contender", "tokens_per_s", "tokens_per_s_after_first", "rows_per_s", "peak_gb", "first_step_s",
+    "start_to_first_step_s", "final_loss", "trainable", "note", "gpu", "versions", "date",
+)  # fmt: skip
+
+
+# ---- rows
+
+
+def make_rows(kind: str, count: int, path: Path) -> None:
+    """Conversations of words drawn from the demo's rows. mixed: lengths as in a chat data set; full: each is cut."""
+    import tiny_model
+
+    tokenizer, draw = tiny_model.make_tokenizer(), random.Random(SEED)
+    texts = (
+        turn["content"] for line in tiny_model.ROWS.read_text("utf-8").splitlines() for turn in json.loads(line)["messages"]
+    )
+    words = sorted({word for text in texts for word in text.split()})
+    sizes = [len(tokenizer(" " + word).input_ids) for word in words]
+    frame = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
+    overhead = len(tokenizer.apply_chat_template(frame, tokenize=True, return_dict=False))
+
+    def text(tokens: float) -> str:
+        chosen = []
+        while tokens > 0:
+            index = draw.randrange(len(words))
+            chosen.append(words[index])
+            tokens -= sizes[index]
+        return " ".join(chosen)
+
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            # A lognormal with mean 500 and a long tail, as FineTome has.
+            tokens = LENGTH + 64 if kind == "full" else min(max(draw.lognormvariate(math.log(500) - 0.32, 0.8), 32), LENGTH)
+            asked = (tokens - overhead) * 0.2
+            turns = zip(("user", "assistant"), (text(asked), text(tokens - overhead - asked)), strict=True)
+            file.write(json.dumps({"messages": [{"role": role, "content": said} for role, said in turns]}) + "\n")
+
+
+# ---- contenders that are trained here: the child process
+
+
+def article(model_folder: str, rows: str, folder: str, steps: int):
+    """The article's script: paths, max_steps, logging and what would need a network are changed, nothing else."""
+    from unsloth import FastLanguageModel
+
+    # isort: split
+    from datasets import load_dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = FastLanguageModel.from_pretrained(model_folder, load_in_4bit=True, max_seq_length=2048)
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0,
+        target_modules=["q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"],
+    )
+    return SFTTrainer(
+        model=model,
+        tokenizer=tokenizer,
+        train_dataset=load_dataset("json", data_files=rows, split="train"),
+        args=SFTConfig(
+            output_dir=folder,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=4,
+            num_train_epochs=1,
+            max_steps=steps,
+            learning_rate=2e-4,
+            logging_steps=1,
+            report_to="none",
+        ),
+    )
+
+
+def plain_trl(model_folder: str, rows: str, folder: str, steps: int, packed: bool = False):
+    """QLoRA by TRL itself: it makes the adapter bf16 and computes the loss without the full logits."""
+    import sft
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer
+    from trl import SFTConfig, SFTTrainer
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        SFTTrainer.compute_loss = Trainer.compute_loss  # TRL's own is a Triton kernel
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        model_folder, dtype=torch.bfloat16 if on_gpu else torch.float32, attn_implementation="sdpa",
+        quantization_config=quantised if on_gpu else None, device_map={"": 0 if on_gpu else "cpu"},
+    )  # fmt: skip
+    table = sft.load_rows(sft.parse_args(["--dataset", rows]))
+    layout = sft.detect_format(table.column_names)
+    data, _ = sft.encode_rows(table, sft.make_renderer(tokenizer, layout), layout, LENGTH)
+    collator = None
+    if packed:
+        data, collator = pack(data, tokenizer)
+        require_rows_apart(model, data, collator)
+    config = SFTConfig(
+        output_dir=folder, max_steps=steps, per_device_train_batch_size=BATCH, gradient_accumulation_steps=ACCUMULATION,
+        learning_rate=2e-4, warmup_steps=0.03, optim="adamw_8bit" if on_gpu else "adamw_torch", bf16=on_gpu,
+        gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}, max_length=LENGTH,
+        train_sampling_strategy="random" if packed else "group_by_length", pad_to_multiple_of=64,
+        dataset_kwargs={"skip_prepare_dataset": True}, save_strategy="no", logging_steps=1, report_to="none", seed=SEED,
+        disable_tqdm=True,
+    )  # fmt: skip
+    adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0, target_modules="all-linear", task_type="CAUSAL_LM")
+    return SFTTrainer(
+        model=model, args=config, processing_class=tokenizer, train_dataset=data, data_collator=collator, peft_config=adapter
+    )
+
+
+def pack(data, tokenizer):
+    """Rows packed as packing=True does, and a collator that leaves the packs of a batch side by side.
+
+    packing=True joins them into one line of BATCH packs, whose dense mask costs BATCH times the attention; it is
+    meant for Flash Attention. Without a mask in the batch, transformers reads the borders from position_ids.
+    """
+    from trl import pack_dataset
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    collator = DataCollatorForLanguageModeling(tokenizer.pad_token_id, return_position_ids=True, pad_to_multiple_of=64)
+
+    def collate(packs: list[dict]) -> dict:
+        batch = collator(packs)
+        del batch["attention_mask"]
+        return batch
+
+    return pack_dataset(data.select_columns(["input_ids", "labels"]), LENGTH, "bfd"), collate
+
+
+def require_rows_apart(model, data, collate) -> None:
+    """Raise where another first row of a pack changes what the model makes of the rows after it."""
+    import torch
+
+    shared = next((row for row in data if len(row["seq_lengths"]) > 1), None)
+    if shared is None:
+        return
+    batch = {name: value.to(model.device) for name, value in collate([shared]).items() if name != "labels"}
+    first = shared["seq_lengths"][0]
+    ids = batch.pop("input_ids")
+    other = torch.cat([ids[:, :first].flip(1), ids[:, first:]], dim=1)
+    with torch.no_grad():
+        body = model.base_model  # without the head, whose logits could take more memory than training does
+        seen, changed = (body(input_ids=given, use_cache=False, **batch)[0][:, first:] for given in (ids, other))
+    if not torch.equal(seen, changed):
+        raise RuntimeError("not run: in this model packed rows see one another, so packing would not train on the same rows")
+
+
+def train_measured(trainer) -> None:
+    """Train, and print the events that templates/sft.py prints, with the tokens and rows so far in each."""
+    import sft
+    import torch
+    from transformers import TrainerCallback
+
+    on_gpu, tokenizer = torch.cuda.is_available(), trainer.processing_class
+    counts = []  # tokens and rows of each forward pass, on the GPU: reading them at once would hold it up
+    original = trainer.training_step
+
+    def counted(model, inputs, *args, **kwargs):
+        ids = inputs["input_ids"]  # no row holds the pad token, and each has one beginning
+        counts.append(torch.stack([(ids != tokenizer.pad_token_id).sum(), (ids == tokenizer.bos_token_id).sum()]))
+        return original(model, inputs, *args, **kwargs)
+
+    class Progress(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "loss" in (logs or {}):  # a loss that is known means that the GPU has done the step
+                elapsed = round(time.monotonic() - start, 3)
+                tokens, rows = torch.stack(counts).sum(0).tolist()
+                sft.emit(
+                    "progress", step=state.global_step, loss=float(logs["loss"]), elapsed_s=elapsed, tokens=tokens, rows=rows
+                )
+
+    trainer.training_step = counted
+    trainer.add_callback(Progress())
+    parts = sorted({sft.leaf(name) for name, module in trainer.model.named_modules() if hasattr(module, "lora_A")})
+    trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    sft.emit("coverage", target_modules=parts, trainable=trainable)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.monotonic()
+    trainer.train()
+    peak_gb = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
+    sft.emit("done", peak_gb=peak_gb, note=describe(trainer))
+
+
+def describe(trainer) -> str:
+    """The settings that differ between contenders, as the trainer took them."""
+    args = trainer.args
+    length = args.max_length or getattr(args, "max_seq_length", None)  # where Unsloth keeps it for padding-free batches
+    free = ", padding-free" if getattr(args, "padding_free", False) else ""
+    optimizer = getattr(args.optim, "value", args.optim)
+    return f"{optimizer}, max_length {length}, {args.train_sampling_strategy}, pad to {args.pad_to_multiple_of}{free}"
+
+
+# ---- the parent process: one contender after the other, read by its events
+
+
+def command(contender: str, options: argparse.Namespace, model: Path, rows: Path, folder: Path) -> list[str]:
+    if contender != "ours":
+        own = [str(model), str(rows), str(folder / "out")]
+        return [sys.executable, __file__, "--child", contender, *own, str(options.steps)]
+    settings = {
+        "base-model": model, "dataset": rows, "save-local": folder / "out", "max-steps": options.steps, "eval-split": 0,
+        "batch-size": BATCH, "gradient-accumulation": ACCUMULATION, "max-seq-length": LENGTH, "lora-r": 16,
+        "lora-alpha": 32, "learning-rate": 2e-4, "seed": SEED,
+        "save-steps": 10**6,  # its usual ten checkpoints, spread over so few steps, would be what is timed
+    }  # fmt: skip
+    flags = [word for name, value in settings.items() for word in ("--" + name, str(value))]
+    return [sys.executable, str(ROOT / "templates" / "sft.py"), *flags]
+
+
+def run(arguments: list[str], folder: Path, limit: float) -> tuple[list[dict], str]:
+    """The events of a process, each with `at`, the seconds since its start; and why it failed, or ""."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Nobody's first step may profit from what another one has compiled.
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "UNSLOTH_COMPILE_LOCATION")
+    caches = {name: str(folder / "caches" / name.lower()) for name in names}
+    shutil.rmtree(folder / "caches", ignore_errors=True)
+    events, expired, log = [], threading.Event(), folder / "log.txt"
+    with log.open("w", buffering=1) as lines:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=lines, text=True, env={**os.environ, **caches}, start_new_session=True
+        )
+
+        def stop() -> None:
+            expired.set()
+            os.killpg(process.pid, signal.SIGKILL)  # with the compilers it started
+
+        timer = threading.Timer(limit, stop)
+        timer.start()
+        try:
+            for line in process.stdout:
+                at = time.monotonic() - start
+                lines.write(line)
+                if line.startswith("EVENT "):
+                    events.append({**json.loads(line[6:]), "at": at})
+            code = process.wait()
+        except BaseException:
+            stop()  # a process in a session of its own would outlive a Ctrl-C
+            raise
+        finally:
+            timer.cancel()
+    if expired.is_set():
+        return events, f"stopped after --limit-s {limit:g}"
+    failed = next((event["message"] for event in events if event["event"] == "failed"), None)
+    return events, f"exit code {code}: {failed or last_error(log)}"[:300] if code else ""
+
+
+def last_error(log: Path) -> str:
+    """The line that ends a traceback, which a progress bar may follow."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1] if lines else "")
+
+
+def figures(events: list[dict], error: str, warmup: int) -> dict:
+    """A row of the output from the events of a process; what they do not say stays empty."""
+    by_name = {event["event"]: event for event in events}
+    done, coverage, masks = (by_name.get(name, {}) for name in ("done", "coverage", "masks"))
+    progress = [event for event in events if event["event"] == "progress"]
+    first, last = (progress[0], progress[-1]) if progress else ({}, {})
+    warm = next((event for event in progress if event["step"] == warmup), {})
+    losses = [event["loss"] for event in progress[-5:]]
+    if "tokens" in last:
+        tokens_per_s, after_first = rate("tokens", warm, last), rate("tokens", first, last)
+    else:
+        # Not train_s alone: work that the GPU still has to do when a step's code has ended must be counted too.
+        seconds = max(done.get("train_s") or 0, last.get("at", 0) - first.get("at", 0))
+        tokens_per_s = after_first = ratio(done.get("timed_tokens"), seconds)
+    # The template counts no rows while it trains: its tokens, over the mean of a row.
+    rows_per_s = rate("rows", warm, last) or ratio(tokens_per_s, ratio(masks.get("tokens"), masks.get("rows_kept")))
+    adapted = ",".join(coverage.get("target_modules", ()))
+    return {
+        "tokens_per_s": tokens_per_s,
+        "tokens_per_s_after_first": after_first,
+        "rows_per_s": rows_per_s,
+        "peak_gb": done.get("peak_gb"),
+        "first_step_s": first.get("elapsed_s"),
+        "start_to_first_step_s": first.get("at"),
+        "final_loss": ratio(sum(losses), len(losses)),
+        "trainable": coverage.get("trainable"),
+        "note": error or f"{done.get('note', 'its defaults')}; adapter on {adapted}",
+    }
+
+
+def rate(name: str, start: dict, end: dict) -> float | None:
+    """tokens or rows a second between two progress events."""
+    return ratio(end[name] - start[name], end["at"] - start["at"]) if name in start else None
+
+
+def ratio(value: float | None, by: float | None) -> float | None:
+    return value / by if value is not None and by else None
+
+
+def add_row(path: Path, row: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+
+
+def table(rows: list[dict]) -> str:
+    """What was measured, with ours as a multiple of each other contender of the same model and data."""
+    columns = FIELDS[: FIELDS.index("note")]
+    lines = [[*columns, "ours/other: speed", "after first", "memory"]]
+    for row in rows:
+        ours = next(
+            (r for r in rows if r["contender"] == "ours" and (r["shape"], r["data"]) == (row["shape"], row["data"])), {}
+        )
+        names = ("tokens_per_s", "tokens_per_s_after_first", "peak_gb")
+        ratios = [ratio(ours.get(name), row[name]) for name in names]
+        lines.append([shown(value) for value in (*(row[name] for name in columns), *ratios)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    notes = [f"{row['shape']} {row['data']} {row['contender']}: {row['note']}" for row in rows]
+    return "\n".join([*text, "", *notes])
+
+
+def shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+    return "-" if value is None else str(value)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", required=True, help="shapes of memory.py, by comma; tiny runs on a CPU")
+    parser.add_argument("--data", default="mixed", help="mixed, full or both, by comma")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="by comma")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=4, help="steps that are not timed")
+    parser.add_argument("--limit-s", type=float, default=240, help="seconds that a contender may take")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/speed"), help="folder for models, rows and logs")
+    parser.add_argument("--out", type=Path, required=True, help="CSV to add to")
+    options = parser.parse_args()
+    for name, known in (("data", ("mixed", "full")), ("contenders", CONTENDERS)):
+        setattr(options, name, getattr(options, name).split(","))
+        if unknown := set(getattr(options, name)) - set(known):
+            parser.error(f"--{name} knows {', '.join(known)}, not {', '.join(sorted(unknown))}")
+    if not 1 <= options.warmup < options.steps:
+        parser.error("--warmup must be at least 1 and leave a step of --steps to time")
+    return options
+
+
+def main() -> None:
+    options = parse_args()
+    import memory
+    import sft
+
+    names = ("unsloth", "torch", "transformers", "trl", "peft", "bitsandbytes")
+    versions = " ".join(f"{name}={importlib.metadata.version(name)}" for name in names)
+    common = {"gpu": sft.hardware()["device"], "versions": versions, "date": datetime.date.today().isoformat()}
+    results = []
+    for shape in options.shape.split(","):
+        work = options.work / shape
+        memory.make_model(shape, work / "model")
+        for kind in options.data:
+            rows = work / f"{kind}.jsonl"
+            # One pass for all who train on rows as they are; packed ones pass over the same rows more than once.
+            make_rows(kind, options.steps * BATCH * ACCUMULATION, rows)
+            for contender in options.contenders:
+                folder = work / f"{kind}-{contender}"
+                events, error = run(command(contender, options, work / "model", rows, folder), folder, options.limit_s)
+                found = figures(events, error, options.warmup)
+                results.append({"shape": shape, "data": kind, "contender": contender, **found, **common})
+                add_row(options.out, results[-1])
+                print({name: value for name, value in results[-1].items() if name not in common}, flush=True)
+                shutil.rmtree(folder / "out", ignore_errors=True)
+        shutil.rmtree(work / "model")
+    print("\n" + table(results))
+
+
+def child(contender: str, model: str, rows: str, folder: str, steps: str) -> None:
+    if contender == "article":
+        trainer = article(model, rows, folder, int(steps))
+    else:
+        trainer = plain_trl(model, rows, folder, int(steps), packed=contender == "trl-packed")
+    train_measured(trainer)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        main()
