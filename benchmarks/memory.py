@@ -3,9 +3,9 @@
     python benchmarks/memory.py --shape lfm2-1.2b --precision 4bit --out benchmarks/memory.csv
 
 Models have random weights made from a config of the real shape: as large and as fast as the real one. Each row of
-the output is one (length, batch) of one process; every row of the data fills the whole length, which is the worst
-case that a run can meet. torch may take more memory in the first batch of a process (LFM2's convolutions do): to see
-that, give one length and one batch a process. `scripts/unsloth_jobs/memory.py` is fitted on the CSV by `benchmarks/fit_memory.py`.
+the output is one (checkpointing, length, batch) of one process, packed as the template packs; every sequence is full,
+which is the worst case that a run can meet. `scripts/unsloth_jobs/memory.py` is fitted on the CSV by
+`benchmarks/fit_memory.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import gc
 import importlib.metadata
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,8 +25,8 @@ sys.path[:0] = [str(ROOT / "templates"), str(ROOT / "demo")]
 
 STEPS = 3
 FIELDS = (
-    "shape", "architecture", "parameters", "precision", "length", "batch", "weights_gib", "allocated_gib",
-    "reserved_gib", "trainable", "gpu", "versions", "date",
+    "shape", "architecture", "parameters", "precision", "checkpointing", "length", "batch", "weights_gib",
+    "allocated_gib", "reserved_gib", "trainable", "gpu", "versions", "date",
 )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def config_of(shape: str, vocabulary: dict):
     return {
         "lfm2-350m": lambda: lfm2(1024, 6656, 16),
         "lfm2-1.2b": lambda: lfm2(2048, 12288, 32),
+        "qwen3-0.6b": lambda: qwen3(1024, 3072, 28, 16),
         "qwen3-1.7b": lambda: qwen3(2048, 6144, 28, 16),
         "qwen3-4b": lambda: qwen3(2560, 9728, 36, 32),
         "llama-1b": lambda: llama(2048, 8192, 16, True),
@@ -100,7 +102,8 @@ def measure(sft, model, tokenizer, settings, rows: int) -> dict:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    trainer = sft.build_trainer(model, tokenizer, data, None, settings, packed=True)
+    batching = sft.Batching(settings.batch_size, settings.gradient_accumulation)
+    trainer = sft.build_trainer(model, tokenizer, data, None, settings, packed=True, batching=batching)
     trainer.train()
     gib = 2**30
     on_gpu = torch.cuda.is_available()
@@ -110,10 +113,54 @@ def measure(sft, model, tokenizer, settings, rows: int) -> dict:
     }
 
 
+def measure_mode(sft, words: list[str], options: argparse.Namespace) -> Iterator[dict]:
+    """The rows of one way of checkpointing, each as soon as it is measured."""
+    import torch
+    from transformers import AutoTokenizer
+    from unsloth import FastLanguageModel
+
+    longest = max(map(int, options.lengths.split(",")))
+    settings = sft.parse_args([*words, "--max-seq-length", str(longest)])
+    model, _ = FastLanguageModel.from_pretrained(
+        settings.base_model, max_seq_length=longest, load_in_4bit=not settings.load_in_16bit,
+        load_in_16bit=settings.load_in_16bit, use_exact_model_name=True,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(settings.base_model)
+    weights = torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0
+    architecture = type(model).__name__
+    sft.keep_rows_apart(model)
+    model = sft.attach_adapter(model, settings)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    for length in options.lengths.split(","):
+        for batch in options.batches.split(","):
+            settings = sft.parse_args([*words, "--max-seq-length", length, "--batch-size", batch])
+            found = measure(sft, model, tokenizer, settings, rows=STEPS * 2 * int(batch))
+            yield {
+                "architecture": architecture, "length": length, "batch": batch, "weights_gib": round(weights, 3),
+                "trainable": trainable, **found,
+            }  # fmt: skip
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def add_row(path: Path, row: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(row, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", required=True)
     parser.add_argument("--precision", choices=["4bit", "16bit"], required=True)
+    parser.add_argument("--checkpointing", default="off,offload")
     parser.add_argument("--lengths", default="1024,2048")
     parser.add_argument("--batches", default="2,4")
     parser.add_argument("--work", default="/tmp/memory", help="folder for models and checkpoints")
@@ -123,50 +170,23 @@ def main() -> None:
     parameters = make_model(options.shape, work / "model")
 
     import sft
-    import torch
-    from unsloth import FastLanguageModel
+    import unsloth  # noqa: F401  before transformers, which it patches
 
-    longest = max(int(length) for length in options.lengths.split(","))
-    base = [
-        "--base-model",
-        str(work / "model"),
-        "--dataset",
-        "made here",
-        "--save-local",
-        str(work / "out"),
-        "--eval-split",
-        "0",
-    ]
-    base += ["--max-steps", str(STEPS), "--gradient-accumulation", "2", "--save-steps", "1000"]
+    names = ("unsloth", "torch", "transformers", "trl")
+    common = {
+        "shape": options.shape, "parameters": parameters, "precision": options.precision,
+        "gpu": sft.hardware()["device"], "date": datetime.date.today().isoformat(),
+        "versions": " ".join(f"{name}={importlib.metadata.version(name)}" for name in names),
+    }  # fmt: skip
+    flags = {
+        "base-model": work / "model", "dataset": "made here", "save-local": work / "out", "eval-split": 0, "max-steps": STEPS,
+        "gradient-accumulation": 2, "save-steps": 1000,
+    }  # fmt: skip
+    base = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     base += ["--load-in-16bit"] if options.precision == "16bit" else []
-    settings = sft.parse_args([*base, "--max-seq-length", str(longest)])
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        settings.base_model, max_seq_length=longest, load_in_4bit=not settings.load_in_16bit,
-        load_in_16bit=settings.load_in_16bit, use_exact_model_name=True,
-    )  # fmt: skip
-    weights = torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0
-    architecture = type(model).__name__
-    sft.keep_rows_apart(model)
-    model = sft.attach_adapter(model, settings)
-    versions = " ".join(f"{name}={importlib.metadata.version(name)}" for name in ("unsloth", "torch", "transformers", "trl"))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    for length in options.lengths.split(","):
-        for batch in options.batches.split(","):
-            settings = sft.parse_args([*base, "--max-seq-length", length, "--batch-size", batch])
-            found = measure(sft, model, tokenizer, settings, rows=STEPS * 2 * int(batch))
-            row = {
-                "shape": options.shape, "architecture": architecture, "parameters": parameters,
-                "precision": options.precision, "length": length, "batch": batch, "weights_gib": round(weights, 3), **found,
-                "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-                "gpu": sft.hardware()["device"], "versions": versions, "date": datetime.date.today().isoformat(),
-            }  # fmt: skip
-            new = not options.out.exists()
-            with options.out.open("a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
-            print(row, flush=True)
+    for mode in options.checkpointing.split(","):
+        for row in measure_mode(sft, [*base, "--gradient-checkpointing", mode], options):
+            add_row(options.out, {**common, "checkpointing": mode, **row})
     shutil.rmtree(work)
 
 

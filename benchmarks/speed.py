@@ -1,11 +1,13 @@
 """Compare templates/sft.py with the script it grew out of and with plain TRL: real tokens a second, and memory.
 
-    python benchmarks/speed.py --shape lfm2-1.2b --data mixed,full --out benchmarks/speed.csv
+    python benchmarks/speed.py --together --steps 16 --warmup 5 --limit-s 430 --out benchmarks/speed.csv
+    python benchmarks/speed.py lfm2-1.2b:mixed:ours,trl --out speed.csv
 
 Run it in the environment of templates/sft.py. Models have random weights and the real shape (see memory.py); the rows
 are made here and are the same for all. Contenders, each in a process of its own, with compile caches of its own:
 
     ours        templates/sft.py, as a user runs it
+    ours-lean   the same, two sequences at once and activations offloaded: for the least memory
     article     the script printed in huggingface.co/blog/unsloth-jobs, with its own list of modules and its defaults
     trl         TRL, PEFT and bitsandbytes without Unsloth, on ours' tokens and masks, rows grouped by length
     trl-packed  the same with rows packed; refused where the model lets packed rows see one another
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -32,12 +35,18 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("templates", "demo", "benchmarks")]
 
-CONTENDERS = ("ours", "article", "trl", "trl-packed")
+KINDS = ("mixed", "full")
+CONTENDERS = ("ours", "ours-lean", "article", "trl", "trl-packed")
+PUBLISHED = (  # the cases of speed.csv
+    "lfm2-1.2b:mixed:ours,ours-lean,article,trl", "lfm2-1.2b:full:ours,trl", "llama-1b:mixed:ours,trl,trl-packed",
+    "qwen3-0.6b:mixed:ours,trl-packed",
+)  # fmt: skip
 LENGTH, BATCH, ACCUMULATION = 2048, 4, 4
 SEED = 42  # what the article's script gets, which names none
 FIELDS = (
@@ -79,7 +88,57 @@ def make_rows(kind: str, count: int, path: Path) -> None:
             file.write(json.dumps({"messages": [{"role": role, "content": said} for role, said in turns]}) + "\n")
 
 
-# ---- contenders that are trained here: the child process
+# ---- the child processes: each trains one contender
+
+
+class Turn:
+    """With --together: waits, after the steps that are not timed, until all are so far; then one at a time goes on.
+
+    So all compile at once, and yet each is timed with the machine to itself. It stands before the callback that prints
+    a step, so that waiting is over when the last untimed step is told.
+    """
+
+    def __init__(self):
+        folder, self.number, self.warmup = os.environ.get("SPEED_TURN", ",,").split(",")
+        self.folder = Path(folder) if folder else None
+
+    def callback(self):
+        from transformers import TrainerCallback
+
+        class Wait(TrainerCallback):
+            def on_log(_, args, state, control, **kwargs):
+                if self.folder and state.global_step == int(self.warmup):
+                    self.take()
+
+        return Wait()
+
+    def pass_on(self) -> None:
+        """Count one contender as ready: also one that has ended, so that the others do not wait for it."""
+        with self.folder.joinpath("ready").open("a") as file:
+            file.write("x")
+
+    def take(self) -> None:
+        self.pass_on()
+        while len(self.folder.joinpath("ready").read_text()) < int(self.number):
+            time.sleep(0.2)
+        self.lock = self.folder.joinpath("lock").open("w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)  # until this process ends
+
+
+def ours(*words: str) -> None:
+    """templates/sft.py's own main, whose trainer waits for its turn."""
+    import sft
+
+    build = sft.build_trainer
+
+    def with_turn(*args, **kwargs):
+        trainer = build(*args, **kwargs)
+        trainer.callback_handler.callbacks.insert(0, Turn().callback())
+        return trainer
+
+    sft.build_trainer = with_turn
+    sys.argv = ["sft.py", *words]
+    sys.exit(sft.main())
 
 
 def article(model_folder: str, rows: str, folder: str, steps: int):
@@ -218,6 +277,7 @@ def train_measured(trainer) -> None:
 
     trainer.training_step = counted
     trainer.add_callback(Progress())
+    trainer.callback_handler.callbacks.insert(0, Turn().callback())
     parts = sorted({sft.leaf(name) for name, module in trainer.model.named_modules() if hasattr(module, "lora_A")})
     trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     sft.emit("coverage", target_modules=parts, trainable=trainable)
@@ -242,7 +302,7 @@ def describe(trainer) -> str:
 
 
 def command(contender: str, options: argparse.Namespace, model: Path, rows: Path, folder: Path) -> list[str]:
-    if contender != "ours":
+    if not contender.startswith("ours"):
         own = [str(model), str(rows), str(folder / "out")]
         return [sys.executable, __file__, "--child", contender, *own, str(options.steps)]
     settings = {
@@ -251,8 +311,10 @@ def command(contender: str, options: argparse.Namespace, model: Path, rows: Path
         "lora-alpha": 32, "learning-rate": 2e-4, "seed": SEED,
         "save-steps": 10**6,  # its usual ten checkpoints, spread over so few steps, would be what is timed
     }  # fmt: skip
+    if contender == "ours-lean":
+        settings |= {"batch-size": 2, "gradient-accumulation": BATCH * ACCUMULATION // 2, "gradient-checkpointing": "offload"}
     flags = [word for name, value in settings.items() for word in ("--" + name, str(value))]
-    return [sys.executable, str(ROOT / "templates" / "sft.py"), *flags]
+    return [sys.executable, __file__, "--child", contender, *flags]
 
 
 def run(arguments: list[str], folder: Path, limit: float) -> tuple[list[dict], str]:
@@ -373,19 +435,24 @@ def shown(value: object) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", required=True, help="shapes of memory.py, by comma; tiny runs on a CPU")
-    parser.add_argument("--data", default="mixed", help="mixed, full or both, by comma")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="by comma")
+    parser.add_argument(
+        "cases", nargs="*", metavar="SHAPE:DATA:CONTENDERS", help="lfm2-1.2b:mixed:ours,trl for one; none: all published"
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=4, help="steps that are not timed")
     parser.add_argument("--limit-s", type=float, default=240, help="seconds that a contender may take")
+    parser.add_argument("--together", action="store_true", help="start all at once, time one after the other")
     parser.add_argument("--work", type=Path, default=Path("/tmp/speed"), help="folder for models, rows and logs")
     parser.add_argument("--out", type=Path, required=True, help="CSV to add to")
     options = parser.parse_args()
-    for name, known in (("data", ("mixed", "full")), ("contenders", CONTENDERS)):
-        setattr(options, name, getattr(options, name).split(","))
-        if unknown := set(getattr(options, name)) - set(known):
-            parser.error(f"--{name} knows {', '.join(known)}, not {', '.join(sorted(unknown))}")
+    options.cases = [
+        (shape, kind, contender)
+        for shape, kind, contenders in (case.split(":") for case in options.cases or PUBLISHED)
+        for contender in contenders.split(",")
+    ]
+    for _, kind, contender in options.cases:
+        if kind not in KINDS or contender not in CONTENDERS:
+            parser.error(f"{kind}:{contender}: data is {' or '.join(KINDS)}, contenders are {', '.join(CONTENDERS)}")
     if not 1 <= options.warmup < options.steps:
         parser.error("--warmup must be at least 1 and leave a step of --steps to time")
     return options
@@ -399,27 +466,55 @@ def main() -> None:
     names = ("unsloth", "torch", "transformers", "trl", "peft", "bitsandbytes")
     versions = " ".join(f"{name}={importlib.metadata.version(name)}" for name in names)
     common = {"gpu": sft.hardware()["device"], "versions": versions, "date": datetime.date.today().isoformat()}
-    results = []
-    for shape in options.shape.split(","):
+    results, cases = [], options.cases
+    for shape in dict.fromkeys(shape for shape, _, _ in cases):
         work = options.work / shape
-        memory.make_model(shape, work / "model")
-        for kind in options.data:
-            rows = work / f"{kind}.jsonl"
+        work.mkdir(parents=True, exist_ok=True)
+        for kind in KINDS:
             # One pass for all who train on rows as they are; packed ones pass over the same rows more than once.
-            make_rows(kind, options.steps * BATCH * ACCUMULATION, rows)
-            for contender in options.contenders:
-                folder = work / f"{kind}-{contender}"
-                events, error = run(command(contender, options, work / "model", rows, folder), folder, options.limit_s)
-                found = figures(events, error, options.warmup)
-                results.append({"shape": shape, "data": kind, "contender": contender, **found, **common})
-                add_row(options.out, results[-1])
-                print({name: value for name, value in results[-1].items() if name not in common}, flush=True)
-                shutil.rmtree(folder / "out", ignore_errors=True)
-        shutil.rmtree(work / "model")
-    print("\n" + table(results))
+            make_rows(kind, options.steps * BATCH * ACCUMULATION, work / f"{kind}.jsonl")
+        memory.make_model(shape, work / "model")
+
+    def measure(case: tuple[str, str, str]) -> None:
+        shape, kind, contender = case
+        found = figures(*contend(*case, options), options.warmup)
+        if options.together:  # these were taken while the others ran too
+            found |= dict.fromkeys(("tokens_per_s_after_first", "first_step_s", "start_to_first_step_s"))
+        results.append({"shape": shape, "data": kind, "contender": contender, **found, **common})
+        add_row(options.out, results[-1])
+        print({name: value for name, value in results[-1].items() if name not in common}, flush=True)
+
+    if options.together:
+        start_turns(options.work, len(cases), options.warmup)
+    with ThreadPoolExecutor(len(cases) if options.together else 1) as pool:
+        list(pool.map(measure, cases))
+    print("\n" + table(sorted(results, key=lambda row: cases.index((row["shape"], row["data"], row["contender"])))))
 
 
-def child(contender: str, model: str, rows: str, folder: str, steps: str) -> None:
+def contend(shape: str, kind: str, contender: str, options: argparse.Namespace) -> tuple[list[dict], str]:
+    """The events of one contender, and why it failed, or ""."""
+    work = options.work / shape
+    folder = work / f"{kind}-{contender}"
+    try:
+        words = command(contender, options, work / "model", work / f"{kind}.jsonl", folder)
+        return run(words, folder, options.limit_s)
+    finally:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        if options.together:
+            Turn().pass_on()
+
+
+def start_turns(work: Path, number: int, warmup: int) -> None:
+    folder = work / "turns"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["SPEED_TURN"] = f"{folder},{number},{warmup}"
+
+
+def child(contender: str, *words: str) -> None:
+    if contender.startswith("ours"):
+        return ours(*words)
+    model, rows, folder, steps = words
     if contender == "article":
         trainer = article(model, rows, folder, int(steps))
     else:

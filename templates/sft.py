@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import contextlib
 import gc
 import inspect
 import json
@@ -53,9 +54,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 # ---------------------------------------------------------------------------------------------------------------
 # Settings: fill them in here, or pass the flag of the same name.
@@ -89,6 +90,7 @@ class Settings:
     learning_rate: float = setting(2e-4, "peak learning rate")
     max_seq_length: int = setting(2048, "tokens per row; what is longer is cut, and said")
     packing: bool = setting(True, "fill each sequence with several rows, kept apart; rows alone where a model cannot")
+    gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
     lora_r: int = setting(16, "rank of the LoRA matrices")
     lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
     target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
@@ -134,6 +136,8 @@ def setting_problems(settings: Settings) -> Iterable[str]:
             yield f"--{name.replace('_', '-')} must be above 0, not {getattr(settings, name)}"
     if not 0 <= settings.eval_split < 1:
         yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
+    if settings.gradient_checkpointing not in ("auto", "off", "offload"):
+        yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
     if bool(settings.prompt_column) != bool(settings.completion_column):
         yield "--prompt-column and --completion-column go together"
     if settings.output_repo and settings.output_repo.count("/") != 1:
@@ -588,6 +592,14 @@ def lora_size(shapes: Iterable[tuple[int, int]], rank: int = 1) -> int:
     return sum(rank * (out + into) for out, into in shapes)
 
 
+ROOM = 0.75  # share of a GPU's memory that weights and activations may fill; the rest is for what they do not count
+
+
+def activation_bytes(linears: Shapes, tokens: int) -> float:
+    """What a forward pass keeps when nothing is computed anew: what each linear layer reads and writes, in 16 bits."""
+    return tokens * 2 * sum(out + into for out, into in adaptable(linears).values())
+
+
 def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
     """Share of the possible LoRA parameters (equal rank everywhere) that the adapted modules hold; 1.0 = whole."""
     possible = adaptable(linears)
@@ -869,6 +881,19 @@ def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     }
 
 
+def free_checkpointing(model: Any, settings: Settings, tokens: int) -> Settings:
+    """Settings with `auto` decided: off where the GPU holds all activations of `tokens` tokens, else offload."""
+    import torch
+
+    if settings.gradient_checkpointing != "auto":
+        return settings
+    fits = False
+    if torch.cuda.is_available():
+        held = torch.cuda.memory_allocated() + activation_bytes(linear_shapes(model), tokens)
+        fits = held < ROOM * torch.cuda.get_device_properties(0).total_memory
+    return replace(settings, gradient_checkpointing="off" if fits else "offload")
+
+
 def attach_adapter(model: Any, settings: Settings) -> Any:
     """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
     from unsloth import FastLanguageModel
@@ -883,7 +908,7 @@ def attach_adapter(model: Any, settings: Settings) -> Any:
         lora_dropout=0,
         bias="none",
         target_modules=target_pattern(targets),
-        use_gradient_checkpointing="unsloth",
+        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing == "offload" else False,
         random_state=settings.seed,
     )
     for parameter in model.parameters():
@@ -932,6 +957,10 @@ def pack(lengths: list[int], size: int) -> list[list[int]]:
     return sequences
 
 
+TOKENS_AT_ONCE = 8192
+LONGEST_PACKED = 16384
+
+
 class Batching(NamedTuple):
     """Sequences per forward pass, and forward passes per optimizer step. A sequence is one row, or several packed."""
 
@@ -942,7 +971,9 @@ class Batching(NamedTuple):
     def of(cls, settings: Settings, rows_per_sequence: float = 1.0) -> Batching:
         """As many sequences a step as hold the rows asked for, in as few passes as --batch-size allows."""
         sequences = max(round(settings.batch_size * settings.gradient_accumulation / rows_per_sequence), 1)
-        accumulation = math.ceil(sequences / settings.batch_size)
+        # Beyond this many tokens no GPU gets faster, and the mask of a packed pass grows with their square.
+        at_once = min(settings.batch_size, max(TOKENS_AT_ONCE // settings.max_seq_length, 1))
+        accumulation = math.ceil(sequences / at_once)
         return cls(round(sequences / accumulation), accumulation)
 
     def smaller(self, error: Exception) -> Batching:
@@ -962,6 +993,12 @@ class Batching(NamedTuple):
             "passes per step: the same training, in less memory.",
         )
         return made
+
+
+def first_batching(rows: Any, settings: Settings, packed: bool) -> Batching:
+    """The Batching to begin with for these rows as tokens."""
+    sequences = len(pack(rows["length"], settings.max_seq_length)) if packed else len(rows)
+    return Batching.of(settings, len(rows) / sequences)
 
 
 class Collator:
@@ -1006,6 +1043,11 @@ def keep_rows_apart(model: Any) -> None:
 
     transformers' own falls back to a plain convolution, which ignores seq_idx and is compiled anew for each length.
     """
+    # Attention over each row alone; without it, on a CPU, it is as exact over a mask of tokens × tokens.
+    with contextlib.suppress(ImportError):
+        from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
+
+        enable_hf_packed_attention()
     for kind in {type(module) for module in model.modules()}:
         forward = inspect.unwrap(kind.forward)
         if "seq_idx" in inspect.signature(forward).parameters and "causal_conv1d_fn" in forward.__globals__:
@@ -1038,7 +1080,7 @@ def rows_leak(model: Any, size: int) -> bool:
         # Only a row's first tokens are near enough to its border to see far over it.
         learned = row[:8] + [IGNORE] * (half - 8)
         batch = as_batch([(before, [IGNORE] * half), (row, learned)])
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # not worth half a minute of compilation
             return model(**{name: value.to(model.device) for name, value in batch.items()}, use_cache=False).loss.item()
 
     one, other = loss(3), loss(7)
@@ -1047,7 +1089,7 @@ def rows_leak(model: Any, size: int) -> bool:
 
 def can_pack(model: Any, settings: Settings) -> bool:
     """Whether rows stay apart in this model when they are packed; said, where not."""
-    if not settings.packing:
+    if not settings.packing or settings.max_seq_length > LONGEST_PACKED:
         return False
     try:
         leak = rows_leak(model, settings.max_seq_length)
@@ -1061,8 +1103,9 @@ def can_pack(model: Any, settings: Settings) -> bool:
 
 @dataclass
 class Pace:
-    """Seconds and tokens of the optimizer steps so far. The first compiles for a minute or so: the timed ones come after."""
+    """Seconds and tokens of the optimizer steps so far. The first ones compile for a minute or so, and are not timed."""
 
+    WARMUP: ClassVar[int] = 3
     steps: int = 0
     tokens: Any = 0  # numbers or, so that the GPU need not be waited for, tensors
     timed_tokens: Any = 0
@@ -1089,14 +1132,14 @@ class Pace:
         self.tokens += self.step_tokens
         if self.steps == 1:
             self.first_step_s = seconds
-            return
-        self.train_s += seconds
-        self.timed_tokens += self.step_tokens
+        if self.steps > self.WARMUP:
+            self.train_s += seconds
+            self.timed_tokens += self.step_tokens
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of a step after the first."""
-        return self.train_s / (self.steps - 1) if self.steps > 1 else None
+        """Seconds of a timed step."""
+        return self.train_s / (self.steps - self.WARMUP) if self.steps > self.WARMUP else None
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -1233,7 +1276,7 @@ def build_trainer(
 
     size, pace = settings.max_seq_length, Pace()
     sequences = pack(train["length"], size) if packed else train
-    batching = batching or Batching.of(settings, len(train) / len(sequences))
+    batching = batching or first_batching(train, settings, packed)
     real_share = sum(train["length"]) / (len(sequences) * size)
     collator = None
     if packed:
@@ -1258,7 +1301,8 @@ def build_trainer(
             began, total, learned = time.monotonic(), 0.0, 0
             self.model.eval()
             for batch in map(self._prepare_inputs, self.get_eval_dataloader()):
-                loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
+                with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
+                    loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
                 here = learned_tokens(batch["labels"])
                 total, learned = total + loss.item() * here, learned + here
             metrics = {"eval_loss": total / learned, "eval_runtime": time.monotonic() - began}
@@ -1628,16 +1672,18 @@ def train(settings: Settings) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
     keep_rows_apart(model)
+    packed = can_pack(model, settings)
+    batching = first_batching(train_tokens, settings, packed)
+    settings = free_checkpointing(model, settings, batching.micro * settings.max_seq_length)
+    emit("batching", packed=packed, **batching._asdict(), gradient_checkpointing=settings.gradient_checkpointing)
     model = attach_adapter(model, settings)
 
     # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
-    packed = can_pack(model, settings)
-
-    def make_trainer(batching: Batching | None) -> Any:
+    def make_trainer(batching: Batching) -> Any:
         return build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, packed, batching, api, ending)
 
     checkpoint = checkpoint_to_resume(settings, api)
-    trainer = make_trainer(None)
+    trainer = make_trainer(batching)
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
     base_loss = trainer.evaluate()["eval_loss"] if eval_tokens else None
     ending.training = True
