@@ -2,8 +2,10 @@
 
     python benchmarks/fit_memory.py     # in the environment of templates/sft.py
 
-The rows of HELD_OUT (two whole shapes, and one of another in one precision: a third of all) take no part in the fit.
-Prints the constants to put into memory.py, and the error of the model as it stands there on both parts.
+The rows of HELD_OUT (whole shapes, a third of all) take no part in the fit, and neither do the runs of the template
+itself in benchmarks/speed.csv. Prints the constants to put into memory.py, and the error of the model as it stands
+there on each part. Rows of one process that come second in a compiled model lack what the first took for trying
+kernels, which a run of its own would not: they are marked, and left out of the errors.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from memory import config_of  # noqa: E402
 from unsloth_jobs import memory  # noqa: E402
 from unsloth_jobs.hub import Model  # noqa: E402
 
-HELD_OUT = {("qwen3-4b", "4bit"), ("qwen3-4b", "16bit"), ("lfm2-1.2b", "4bit"), ("lfm2-1.2b", "16bit"), ("gemma3-1b", "16bit")}
+HELD_OUT = {"llama-8b", "qwen3-4b", "qwen3-0.6b"}
 GIB = 2**30
+LARGE_GB, SMALL_GB = 1000.0, 0.0  # of GPU memory: with all the room there is, and with none
 
 
 def model_of(shape: str) -> Model:
@@ -37,45 +40,96 @@ def model_of(shape: str) -> Model:
     return Model(shape, None, type(network).__name__, config.to_dict(), False, tensors)
 
 
-def main() -> None:
-    rows = list(csv.DictReader((ROOT / "benchmarks" / "memory.csv").open()))
-    models = {shape: model_of(shape) for shape in {row["shape"] for row in rows}}
-    fitted, wanted = [], []
-    for row in rows:
-        model, settings = models[row["shape"]], settings_of(row)
-        linears = sft.adaptable(model.linears)
-        tokens, (inner, width) = int(row["length"]) * int(row["batch"]), memory.widths(linears)
-        rest = float(row["allocated_gib"]) * GIB - memory.weights_bytes(model, linears, settings.load_in_16bit)
-        rest -= int(row["trainable"]) * (memory.ADAPTER_BYTES + memory.OPTIMIZER_BYTES)
-        # Where the logits or the convolutions' workspace are the peak, the rows say nothing of the layers.
-        elsewhere = row["shape"].startswith("gemma") or (row["shape"].startswith("lfm2") and tokens < 8192)
-        if (row["shape"], row["precision"]) not in HELD_OUT and not elsewhere:
-            fitted.append([tokens * inner, tokens * width, 1e9])
-            wanted.append(rest)
-    found, *_ = np.linalg.lstsq(np.array(fitted, float), np.array(wanted), rcond=None)
-    names = ("PER_TOKEN_INNER", "PER_TOKEN_WIDTH", "FIXED")
-    print("fitted:", ", ".join(f"{name} = {value:.3g}" for name, value in zip(names, found * [1, 1, 1e9], strict=True)))
-    report(rows, models)
-
-
 def settings_of(row: dict[str, str]):
     words = ["--dataset", "x", "--batch-size", row["batch"], "--max-seq-length", row["length"]]
+    words += ["--gradient-checkpointing", row["checkpointing"], "--packing" if row["packed"] == "yes" else "--no-packing"]
     return sft.parse_args([*words, *(["--load-in-16bit"] if row["precision"] == "16bit" else [])])
 
 
+def tokens_of(row: dict[str, str]) -> int:
+    return int(row["length"]) * int(row["batch"])
+
+
+def working(row: dict[str, str], model: Model) -> float:
+    """Bytes that were measured beyond weights, adapter and optimizer."""
+    adapter = int(row["trainable"]) * (memory.ADAPTER_BYTES + memory.OPTIMIZER_BYTES)
+    weights = memory.weights_bytes(model, sft.adaptable(model.linears), row["precision"] == "16bit")
+    return float(row["allocated_gib"]) * GIB - weights - adapter
+
+
+def solve(columns: list[list[float]], wanted: list[float]) -> np.ndarray:
+    scale = np.max(np.abs(columns), axis=0)
+    return np.linalg.lstsq(np.array(columns) / scale, np.array(wanted), rcond=None)[0] / scale
+
+
+def fit(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
+    own = [row for row in rows if row["shape"] not in HELD_OUT and memory.own_forward(models[row["shape"]])]
+    shapes = {shape: memory.widths(sft.adaptable(model.linears)) for shape, model in models.items()}
+
+    alone = [row for row in own if row["packed"] == "no"]
+    found = solve(
+        [[tokens_of(row) * shapes[row["shape"]][0], tokens_of(row) * shapes[row["shape"]][1], 1.0] for row in alone],
+        [working(row, models[row["shape"]]) for row in alone],
+    )
+    print("PER_TOKEN_INNER = {:.3g}, PER_TOKEN_WIDTH = {:.3g}, FIXED = {:.3g}".format(*found))
+
+    kept = [row for row in own if row["packed"] == "yes" and row["checkpointing"] == "off"]
+    columns, wanted = [], []
+    for row in kept:
+        model, (inner, width) = models[row["shape"]], shapes[row["shape"]]
+        each = tokens_of(row) * 2 * memory.layers(model)
+        normed = any(name.endswith("q_norm.weight") for name in model.tensors)
+        columns.append([each * width, each * width * normed, memory.vocabulary(model)])
+        wanted.append(working(row, model) - each * 2 * inner)
+    print("PER_TOKEN_KEPT = {:.3g}, PER_TOKEN_NORMED = {:.3g}, LOSS_SLICE = {:.3g}".format(*solve(columns, wanted)))
+
+    offloaded = [row for row in own if row["packed"] == "yes" and row["checkpointing"] == "offload" and tokens_of(row) >= 4096]
+    layer = lambda row: tokens_of(row) * np.dot(found[:2], shapes[row["shape"]])  # noqa: E731
+    share = [(working(row, models[row["shape"]]) - memory.FIXED) / layer(row) for row in offloaded]
+    print(f"PACKED_SHARE = {max(share):.2f} (the largest of {len(share)})")
+
+
+def predicted(row: dict[str, str], model: Model) -> float:
+    room = LARGE_GB if row["checkpointing"] == "off" else SMALL_GB
+    return memory.memory(model, sft, settings_of(row), tokens_of(row), room).peak * memory.GB / GIB
+
+
 def report(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
-    errors: dict[str, list[float]] = {"fitted": [], "held out": []}
+    errors: dict[str, list[float]] = {"fitted": [], "held out": [], "template": []}
+    seen: set[tuple] = set()
     for row in rows:
-        predicted = memory.memory(models[row["shape"]], sft, settings_of(row)).peak * memory.GB / GIB
-        error = predicted / float(row["allocated_gib"]) - 1
-        part = "held out" if (row["shape"], row["precision"]) in HELD_OUT else "fitted"
-        errors[part].append(error)
-        print(f"{part:9} {row['shape']:11} {row['precision']:5} {row['length']:>5} × {row['batch']}  "
-              f"measured {float(row['allocated_gib']):6.2f} GiB  predicted {predicted:6.2f}  {error:+.1%}")  # fmt: skip
+        model, process = models[row["shape"]], (row["shape"], row["precision"], row["checkpointing"])
+        error = predicted(row, model) / float(row["allocated_gib"]) - 1
+        part = "template" if "contender" in row else "held out" if row["shape"] in HELD_OUT else "fitted"
+        second = part == "fitted" and process in seen and not memory.own_forward(model) and not row["shape"].startswith("gemma")
+        seen.add(process)
+        if not second:
+            errors[part].append(error)
+        print(f"{'second' if second else part:9} {row['shape']:11} {row['precision']:5} {row['checkpointing']:7} "
+              f"{row['length']:>5} × {row['batch']}  measured {float(row['allocated_gib']):6.2f} GiB  "
+              f"predicted {predicted(row, model):6.2f}  {error:+.1%}")  # fmt: skip
     for part, values in errors.items():
-        print(
-            f"{part}: {len(values)} rows, mean error {np.mean(np.abs(values)):.1%}, from {min(values):+.1%} to {max(values):+.1%}"
-        )
+        print(f"{part}: {len(values)} rows, mean error {np.mean(np.abs(values)):.1%}, {min(values):+.1%} to {max(values):+.1%}")
+
+
+def template_runs() -> list[dict[str, str]]:
+    """The whole runs of the template in speed.csv, as rows of memory.csv."""
+    ways = {"ours": {"checkpointing": "off", "batch": "4"}, "ours-lean": {"checkpointing": "offload", "batch": "2"}}
+    with (ROOT / "benchmarks" / "speed.csv").open() as file:
+        return [
+            {**row, "precision": "4bit", "packed": "yes", "length": "2048", **ways[row["contender"]],
+             "allocated_gib": str(float(row["peak_gb"]) * 1e9 / GIB)}
+            for row in csv.DictReader(file)
+            if row["contender"] in ways
+        ]  # fmt: skip
+
+
+def main() -> None:
+    with (ROOT / "benchmarks" / "memory.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    models = {shape: model_of(shape) for shape in {row["shape"] for row in rows}}
+    fit(rows, models)
+    report([*rows, *template_runs()], models)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "templates"), str(ROOT / "demo")]
 
 STEPS = 3
 FIELDS = (
-    "shape", "architecture", "parameters", "precision", "checkpointing", "length", "batch", "weights_gib",
+    "shape", "architecture", "parameters", "precision", "packed", "checkpointing", "length", "batch", "weights_gib",
     "allocated_gib", "reserved_gib", "trainable", "gpu", "versions", "date",
 )  # fmt: skip
 
@@ -91,8 +91,8 @@ def make_model(shape: str, folder: Path) -> int:
     return parameters
 
 
-def measure(sft, model, tokenizer, settings, rows: int) -> dict:
-    """Train a few steps on rows that fill the length; the peaks, in GiB."""
+def measure(sft, model, tokenizer, settings, rows: int, before: int) -> dict:
+    """Train a few steps on rows that fill the length; the peaks, in GiB, without the bytes held before the model."""
     import torch
     from datasets import Dataset
 
@@ -108,8 +108,8 @@ def measure(sft, model, tokenizer, settings, rows: int) -> dict:
     gib = 2**30
     on_gpu = torch.cuda.is_available()
     return {
-        "allocated_gib": round(torch.cuda.max_memory_allocated() / gib, 3) if on_gpu else "",
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / gib, 3) if on_gpu else "",
+        "allocated_gib": round((torch.cuda.max_memory_allocated() - before) / gib, 3) if on_gpu else "",
+        "reserved_gib": round((torch.cuda.max_memory_reserved() - before) / gib, 3) if on_gpu else "",
     }
 
 
@@ -121,12 +121,13 @@ def measure_mode(sft, words: list[str], options: argparse.Namespace) -> Iterator
 
     longest = max(map(int, options.lengths.split(",")))
     settings = sft.parse_args([*words, "--max-seq-length", str(longest)])
+    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0  # what an earlier mode has not given back
     model, _ = FastLanguageModel.from_pretrained(
         settings.base_model, max_seq_length=longest, load_in_4bit=not settings.load_in_16bit,
         load_in_16bit=settings.load_in_16bit, use_exact_model_name=True,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(settings.base_model)
-    weights = torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0
+    weights = (torch.cuda.memory_allocated() - before) / 2**30 if torch.cuda.is_available() else 0
     architecture = type(model).__name__
     sft.keep_rows_apart(model)
     model = sft.attach_adapter(model, settings)
@@ -134,7 +135,7 @@ def measure_mode(sft, words: list[str], options: argparse.Namespace) -> Iterator
     for length in options.lengths.split(","):
         for batch in options.batches.split(","):
             settings = sft.parse_args([*words, "--max-seq-length", length, "--batch-size", batch])
-            found = measure(sft, model, tokenizer, settings, rows=STEPS * 2 * int(batch))
+            found = measure(sft, model, tokenizer, settings, STEPS * 2 * int(batch), before)
             yield {
                 "architecture": architecture, "length": length, "batch": batch, "weights_gib": round(weights, 3),
                 "trainable": trainable, **found,
@@ -186,7 +187,7 @@ def main() -> None:
     base += ["--load-in-16bit"] if options.precision == "16bit" else []
     for mode in options.checkpointing.split(","):
         for row in measure_mode(sft, [*base, "--gradient-checkpointing", mode], options):
-            add_row(options.out, {**common, "checkpointing": mode, **row})
+            add_row(options.out, {**common, "packed": "yes", "checkpointing": mode, **row})
     shutil.rmtree(work)
 
 

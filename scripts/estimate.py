@@ -69,16 +69,17 @@ def estimate(
         rows or settings.max_steps * settings.batch_size * settings.gradient_accumulation,
         per_row,
         settings,
+        module,
+        module.may_pack(settings, found.model.config),
         found.sample.mean_error(settings.max_seq_length),
     )
     pinned = replace(settings, base_model_revision=found.model.revision or "", dataset_revision=found.settings.dataset_revision)
     key = ledger.key(pinned, script)
     past = ledger.Ledger(ledger.entries(records.runs()), key.pace)
-    needs = cost.needs(found.model, module, settings)
-    ranked = cost.candidates(chosen, found.model, needs, size, past)
+    ranked = cost.candidates(chosen, found.model, module, settings, size, past)
     best = cost.recommend(ranked, flavors)
     records.remember_estimate(key.run, {one.flavor: cost.as_estimate(one) for one in ranked if one.fits})
-    parts = memory.memory(found.model, module, settings)
+    parts = memory.memory(found.model, module, settings, size.at_once, ranked[0].vram_gb)
     problems = [*found.problems, *([] if best else [nothing_fits(flavor, ranked)])]
     if json:
         print_json(
@@ -87,7 +88,7 @@ def estimate(
                 "flavors": [asdict(one) for one in ranked],
                 "recommended": best and asdict(best),
                 "tokens": round(size.tokens),
-                "memory": {f"{name}_gb": round(value, 3) for name, value in parts.by_part().items()},
+                "memory": {"flavor": ranked[0].flavor, "tokens_at_once": size.at_once, **parts.as_json()},
                 "ok": best is not None,
                 "problems": [asdict(problem) for problem in problems],
             }
@@ -129,7 +130,7 @@ def show(
     for reason, names in reasons.items():
         people.print(f"[dim]Not for this run: {', '.join(names)} ({escape(reason)})[/]")
     shares = ", ".join(f"{name} {value:.1f}" for name, value in parts.by_part().items() if value >= 0.05)
-    people.print(f"\nGPU memory in GB: {shares}")
+    people.print(f"\nGPU memory on {ranked[0].flavor} in GB: {shares}")
     people.print(f"{size.tokens:,.0f} tokens to train on. Prices: {source}", markup=False)
     if chosen := next((one for one in ranked if best and one.flavor == best.flavor), None):
         people.print(f"Time: {told(chosen)}")

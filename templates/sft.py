@@ -12,6 +12,7 @@
 #     "bitsandbytes==0.50.2",
 #     "trackio==0.43.0",
 #     "huggingface_hub==1.33.0",
+#     "matplotlib==3.11.2",
 # ]
 #
 # [tool.uv]
@@ -33,7 +34,7 @@ Here, on whatever processor there is:
     uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, masks,
-coverage, progress, eval, checkpoint, sample, pushed, warning, done, failed. Exit code 0: a tuned model is where
+coverage, batching, progress, eval, checkpoint, early_stopped, sample, pushed, warning, done, failed. Exit code 0: a tuned model is where
 the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
@@ -45,12 +46,16 @@ import argparse
 import bisect
 import contextlib
 import gc
+import hashlib
+import html
 import inspect
+import itertools
 import json
 import math
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -97,6 +102,7 @@ class Settings:
     min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of what was asked for")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
+    early_stopping: int = setting(0, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never)")
     seed: int = setting(3407, "seed of the split, the order of rows and the adapter's first values")
     # Results
     output_repo: str = setting("", "Hub repository that receives checkpoints, adapter and card; created where missing")
@@ -136,6 +142,10 @@ def setting_problems(settings: Settings) -> Iterable[str]:
             yield f"--{name.replace('_', '-')} must be above 0, not {getattr(settings, name)}"
     if not 0 <= settings.eval_split < 1:
         yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
+    if settings.early_stopping < 0:
+        yield f"--early-stopping is a number of evaluations, or 0, not {settings.early_stopping}"
+    if settings.early_stopping and not settings.eval_split:
+        yield "--early-stopping needs rows held out: --eval-split 0.1"
     if settings.gradient_checkpointing not in ("auto", "off", "offload"):
         yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
     if bool(settings.prompt_column) != bool(settings.completion_column):
@@ -155,8 +165,12 @@ class Stop(Exception):
 TOKEN_PATTERN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
+SAID: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card tells what the log told
+
+
 def emit(event: str, **values: Any) -> None:
     """One line for status, logs and people. Tokens are cut out: a Hub error may quote one."""
+    SAID[event] = values
     line = json.dumps({"event": event, **values}, ensure_ascii=False, default=str)
     print("EVENT " + TOKEN_PATTERN.sub("hf_***", line), flush=True)
 
@@ -600,6 +614,25 @@ def activation_bytes(linears: Shapes, tokens: int) -> float:
     return tokens * 2 * sum(out + into for out, into in adaptable(linears).values())
 
 
+LOGITS_BYTES = 6  # per token and vocabulary entry, 16 and 32 bits
+
+
+def logits_bytes(config: Mapping[str, Any], tokens: int) -> float:
+    """What the logits take: nothing to speak of where Unsloth computes the loss in slices, as it does for most."""
+    text = config.get("text_config") or config
+    whole = str(text.get("model_type", "")).startswith("gemma")
+    return tokens * LOGITS_BYTES * text.get("vocab_size", 262_144) if whole else 0.0
+
+
+def keeps_activations(
+    settings: Settings, linears: Shapes, config: Mapping[str, Any], tokens: int, weights: float, memory: float
+) -> bool:
+    """Whether a run keeps its activations, which is fastest, or computes them anew; sizes in bytes of one GPU."""
+    if settings.gradient_checkpointing != "auto":
+        return settings.gradient_checkpointing == "off"
+    return weights + activation_bytes(linears, tokens) + logits_bytes(config, tokens) < ROOM * memory
+
+
 def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
     """Share of the possible LoRA parameters (equal rank everywhere) that the adapted modules hold; 1.0 = whole."""
     possible = adaptable(linears)
@@ -677,6 +710,16 @@ def data_source(settings: Settings) -> dict[str, Any]:
     splits = get_dataset_split_names(settings.dataset, config, revision=revision)
     split = choose("split", settings.dataset_split, splits, "train")
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
+
+
+def data_revision(rows: Any, settings: Settings) -> str | None:
+    """The data set's revision as asked for, else the commit its rows came from, or a local file's sha256."""
+    if settings.dataset_revision:
+        return settings.dataset_revision
+    if (path := Path(settings.dataset).expanduser()).is_file():
+        return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    commit = re.search(r"@([0-9a-f]{40})/", " ".join(rows.info.download_checksums or ()))
+    return commit.group(1) if commit else None
 
 
 def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) -> tuple[Any, dict[str, Any]]:
@@ -778,14 +821,30 @@ def open_repository(settings: Settings) -> Any:
 
 
 def require_gpu_where_paid() -> None:
-    """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price."""
+    """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
+
+    Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
+    """
     import torch
 
     accelerator = os.environ.get("ACCELERATOR", "")
     if accelerator and not accelerator.startswith("cpu") and not torch.cuda.is_available():
         raise Stop(
             "no_gpu",
-            f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU.",
+            f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU (driver: {driver_version() or 'none'}).",
+            "Submit it again; if it happens twice, choose another flavor.",
+        )
+    if torch.cuda.is_available():
+        found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
+        require_planned_memory(found / 1e9, run_facts().get("vram_gb") or 0)
+
+
+def require_planned_memory(found: float, planned: float) -> None:
+    """Stop where a machine's GPUs have less memory than the plan assumed, in GB; a driver keeps some of it to itself."""
+    if found < 0.9 * planned:
+        raise Stop(
+            "small_gpu",
+            f"The GPU has {found:.1f} GB of memory, and the run was planned for {planned:.1f} GB.",
             "Submit it again; if it happens twice, choose another flavor.",
         )
 
@@ -799,11 +858,14 @@ def run_facts() -> dict[str, Any]:
 
 
 def billed_since() -> float:
-    """Epoch seconds at which this job began: its container's first process, or what the local place states."""
+    """Epoch seconds at which this job began: what the local place states, or when uv began to install its libraries."""
     import psutil
 
-    process = psutil.Process(1) if os.environ.get("JOB_ID") else psutil.Process()
-    return run_facts().get("started") or process.create_time()
+    if started := run_facts().get("started"):
+        return started
+    process = psutil.Process()
+    parent = process.parent()
+    return (parent if parent and parent.name().startswith("uv") else process).create_time()
 
 
 class Ending:
@@ -833,8 +895,8 @@ class Ending:
         return bool(self.reason)
 
     def require_none(self, state: Any, where: str) -> None:
-        """Raises Stop where training ended early. What was learned is saved by then."""
-        if state.global_step >= state.max_steps:
+        """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
+        if state.global_step >= state.max_steps or self.reason == "early_stopped":
             return
         why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}[self.reason]
         raise Stop(
@@ -844,17 +906,34 @@ class Ending:
         )
 
 
+def cost_usd() -> float | None:
+    """Dollars of this job up to now, at the price it was submitted at; None where that is unknown, or nothing."""
+    price = run_facts().get("usd_per_minute")
+    return round((time.time() - billed_since()) / 60 * price, 4) if price else None
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
+    asking = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(asking, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said[0] if said else None
+
+
 def hardware() -> dict[str, Any]:
     import torch
 
     if not torch.cuda.is_available():
-        return {"device": "cpu", "cpus": os.cpu_count()}
+        return {"device": "cpu", "cpus": os.cpu_count(), "driver": driver_version()}
     device = torch.cuda.get_device_properties(0)
     return {
         "device": device.name,
         "gpus": torch.cuda.device_count(),
         "vram_gb": round(device.total_memory / 1e9, 1),
         "cuda": torch.version.cuda,
+        "driver": driver_version(),
     }
 
 
@@ -885,13 +964,15 @@ def free_checkpointing(model: Any, settings: Settings, tokens: int) -> Settings:
     """Settings with `auto` decided: off where the GPU holds all activations of `tokens` tokens, else offload."""
     import torch
 
-    if settings.gradient_checkpointing != "auto":
-        return settings
-    fits = False
-    if torch.cuda.is_available():
-        held = torch.cuda.memory_allocated() + activation_bytes(linear_shapes(model), tokens)
-        fits = held < ROOM * torch.cuda.get_device_properties(0).total_memory
-    return replace(settings, gradient_checkpointing="off" if fits else "offload")
+    kept = torch.cuda.is_available() and keeps_activations(
+        settings,
+        linear_shapes(model),
+        model.config.to_dict(),
+        tokens,
+        torch.cuda.memory_allocated(),
+        torch.cuda.get_device_properties(0).total_memory,
+    )
+    return replace(settings, gradient_checkpointing="off" if kept else "offload")
 
 
 def attach_adapter(model: Any, settings: Settings) -> Any:
@@ -1087,6 +1168,12 @@ def rows_leak(model: Any, size: int) -> bool:
     return not abs(one - other) <= 1e-5 * abs(one)
 
 
+def may_pack(settings: Settings, config: Mapping[str, Any]) -> bool:
+    """Whether rows will be packed, as far as config.json tells: linear attention carries its state over their borders."""
+    kinds = str((config.get("text_config") or config).get("layer_types") or "")
+    return settings.packing and settings.max_seq_length <= LONGEST_PACKED and "linear" not in kinds and "mamba" not in kinds
+
+
 def can_pack(model: Any, settings: Settings) -> bool:
     """Whether rows stay apart in this model when they are packed; said, where not."""
     if not settings.packing or settings.max_seq_length > LONGEST_PACKED:
@@ -1152,7 +1239,58 @@ class Pace:
         }
 
 
-def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending) -> Any:
+@dataclass
+class Best:
+    """The adapter of the lowest held-out loss, which is the result of a run with --early-stopping.
+
+    It is kept in memory, so that it needs no checkpoint at each evaluation: a resumed run looks for it anew.
+    """
+
+    patience: int = 0  # evaluations in which the loss may fail to fall; 0: the last adapter is the result
+    loss: float = math.inf  # nats per token
+    step: int = 0
+    weights: dict[str, Any] = field(default_factory=dict)
+
+    def look(self, model: Any, state: Any, loss: float) -> bool:
+        """Take the adapter where it is the best so far; whether the loss has not fallen for too long."""
+        if loss < self.loss:
+            trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+            self.weights = {name: value.detach().cpu().clone() for name, value in trained}
+            self.loss, self.step = loss, state.global_step
+        # Counted by step, since after running out of memory some evaluations are made a second time.
+        return sum("eval_loss" in entry and entry["step"] > self.step for entry in state.log_history) >= self.patience
+
+    def restore(self, model: Any) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if name in self.weights:
+                    value.copy_(self.weights[name])
+
+
+def perplexity(loss: float) -> float:
+    """e to a loss in nats per token: among how many equally likely tokens the model seems to choose."""
+    return math.exp(min(loss, 700))  # beyond that, no float holds it
+
+
+def emit_early_stop(state: Any, pace: Pace, best: Best) -> None:
+    left = state.max_steps - state.global_step
+    seconds = None if pace.step_s is None else left * pace.step_s
+    price = run_facts().get("usd_per_minute")
+    emit(
+        "early_stopped",
+        step=state.global_step,
+        of=state.max_steps,
+        kept_step=best.step,
+        eval_loss=round(best.loss, 4),
+        steps_saved=left,
+        seconds_saved=None if seconds is None else round(seconds, 1),
+        usd_saved=round(seconds / 60 * price, 4) if seconds is not None and price else None,
+    )
+
+
+def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending, best: Best) -> Any:
     """A trainer callback that prints events and, with a repository, keeps the newest checkpoint off this machine."""
     import torch
     from transformers import TrainerCallback
@@ -1165,6 +1303,8 @@ def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending) 
 
         def on_step_end(self, args, state, control, **kwargs):
             pace.step_ends()
+            if best.patience and state.global_step == state.max_steps:
+                control.should_evaluate = True  # the last adapter may be the best
             if ending.due(2 * pace.saving_s + pace.evaluation_s + (pace.step_s or 0)):
                 control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
 
@@ -1190,10 +1330,14 @@ def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending) 
                 eta_s=None if eta is None else round(eta, 1),
             )
 
-        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
             pace.evaluations += 1
-            pace.evaluation_s = metrics["eval_runtime"]
-            emit("eval", step=state.global_step, eval_loss=round(float(metrics["eval_loss"]), 4))
+            pace.evaluation_s, loss = metrics["eval_runtime"], float(metrics["eval_loss"])
+            emit("eval", step=state.global_step, eval_loss=round(loss, 4), perplexity=round(perplexity(loss), 4))
+            learning = state.global_step > 0  # the evaluation before training is the base model's
+            if learning and best.patience and best.look(model, state, loss) and state.global_step < state.max_steps:
+                control.should_training_stop, ending.reason = True, "early_stopped"
+                emit_early_stop(state, pace, best)
 
         def on_save(self, args, state, control, **kwargs):
             began = time.monotonic()
@@ -1221,7 +1365,10 @@ def push_folder(api: Any, repo: str, folder: Path, message: str, **options: Any)
 
 
 def trackio_callback() -> Any:
-    """The trainer's own Trackio callback, guarded: whatever fails in it costs the live curves, not the run."""
+    """The trainer's own Trackio callback, guarded: whatever fails in it costs the live curves, not the run.
+
+    The run in Trackio stays open when training ends, for what is measured then; `close` ends it.
+    """
     from transformers import TrainerCallback
     from transformers.integrations import TrackioCallback
 
@@ -1229,23 +1376,30 @@ def trackio_callback() -> Any:
         trackio = TrackioCallback()
         failed = False
 
-        def attempt(self, event: str, *args: Any, **kwargs: Any) -> None:
+        def attempt(self, action: Any, *args: Any, **kwargs: Any) -> None:
             if self.failed:
                 return
             try:
-                getattr(self.trackio, event)(*args, **kwargs)
+                action(*args, **kwargs)
             except Exception as error:
                 self.failed = True
                 emit("warning", code="trackio_failed", message=f"no more live curves: {type(error).__name__}: {error}")
 
         def on_train_begin(self, *args, **kwargs):
-            self.attempt("on_train_begin", *args, **kwargs)
+            self.attempt(self.trackio.on_train_begin, *args, **kwargs)
 
         def on_log(self, *args, **kwargs):
-            self.attempt("on_log", *args, **kwargs)
+            self.attempt(self.trackio.on_log, *args, **kwargs)
 
-        def on_train_end(self, *args, **kwargs):
-            self.attempt("on_train_end", *args, **kwargs)
+        def close(self, losses: Mapping[str, float | None], answers: list[dict[str, str]]) -> None:
+            self.attempt(self.log_result, losses, answers)
+
+        def log_result(self, losses, answers):
+            import trackio
+
+            measured = {name.replace("_", "/"): value for name, value in losses.items() if value is not None}
+            trackio.log(measured | ({"answers": trackio.Table(data=answers)} if answers else {}))
+            trackio.finish()
 
     return Guarded()
 
@@ -1267,6 +1421,7 @@ def build_trainer(
     batching: Batching | None = None,
     api: Any = None,
     ending: Ending | None = None,
+    best: Best | None = None,
 ) -> Any:
     """TRL's trainer over rows as tokens (columns input_ids, labels, length), packed or each row by itself."""
     import torch
@@ -1305,7 +1460,8 @@ def build_trainer(
                     loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
                 here = learned_tokens(batch["labels"])
                 total, learned = total + loss.item() * here, learned + here
-            metrics = {"eval_loss": total / learned, "eval_runtime": time.monotonic() - began}
+            mean = total / learned
+            metrics = {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
@@ -1331,7 +1487,7 @@ def build_trainer(
         # Evaluation is where runs die of memory, so one row at a time; packed, in the shape that training takes too.
         per_device_eval_batch_size=batching.micro if packed else 1,
         eval_strategy="steps" if held_out else "no",
-        eval_steps=0.25,
+        eval_steps=0.1 if settings.early_stopping else 0.25,  # to stop early is to look often
         save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
         save_total_limit=2,
         logging_steps=0.005,
@@ -1349,6 +1505,7 @@ def build_trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings.seed,
     )
+    curves = trackio_callback()
     trainer = Trainer(
         model=model,
         processing_class=tokenizer,
@@ -1356,9 +1513,9 @@ def build_trainer(
         data_collator=collator,
         train_dataset=train,
         eval_dataset=held_out,
-        callbacks=[progress_callback(settings, api, pace, ending or Ending()), trackio_callback()],
+        callbacks=[progress_callback(settings, api, pace, ending or Ending(), best or Best()), curves],
     )
-    trainer.pace, trainer.batching = pace, batching
+    trainer.pace, trainer.batching, trainer.curves = pace, batching, curves
     trainer.remove_callback(PrinterCallback)  # the events say it
     return trainer
 
@@ -1465,14 +1622,31 @@ def fit(trainer: Any, make_trainer: Any, checkpoint: Path | None) -> Any:
         trainer = make_trainer(batching)
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# Evidence: what training changed, measured on rows held out, and what it took; for events, Trackio and model card.
+
+ANSWERS = 3  # held-out questions that base and tuned model answer
+ANSWER_TOKENS = 128
+SHOWN_CHARS = 800  # of a text in the card
+
+
 def last_loss(trainer: Any) -> float:
     return next(entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry)
 
 
-def final_loss(trainer: Any) -> float:
-    """Loss on the held-out rows after the last step, measured now unless training ended on an evaluation."""
+def final_loss(trainer: Any, best: Best) -> float:
+    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation."""
+    if best.weights:
+        return best.loss
     last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
     return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate()["eval_loss"]
+
+
+def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None]:
+    """Losses in nats per token and their perplexities, by name; None where nothing was held out."""
+    losses = {"base_loss": base, "tuned_loss": tuned}
+    perplexities = {"base_perplexity": base, "tuned_perplexity": tuned}
+    return losses | {name: None if loss is None else round(perplexity(loss), 4) for name, loss in perplexities.items()}
 
 
 def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict[str, str] | None:
@@ -1494,7 +1668,7 @@ def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> d
             output = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
-                max_new_tokens=64,
+                max_new_tokens=ANSWER_TOKENS,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
@@ -1510,20 +1684,115 @@ def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> d
     }
 
 
-def show_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict[str, str] | None:
-    """compare_answers as an event. A picture of the result must not cost the result: a failure is a warning."""
+def show_answers(model: Any, tokenizer: Any, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """compare_answers for the first ANSWERS questions, each as an event. A failure is a warning: the result is safe."""
+    answers: list[dict[str, str]] = []
+    compared = (compare_answers(model, tokenizer, row) for row in rows)
     try:
-        sample = compare_answers(model, tokenizer, example)
+        for answer in itertools.islice(filter(None, compared), ANSWERS):
+            emit("sample", **answer)
+            answers.append(answer)
     except Exception as error:
         emit("warning", code="sample_failed", message=f"{type(error).__name__}: {error}")
+    return answers
+
+
+def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_step: int | None, path: Path) -> bool:
+    """Whether the picture of the loss over the steps could be drawn. A failure is a warning: the result is safe."""
+    training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    # The base model was measured before the trainer's history began.
+    held_out = [(0, base_loss)] if base_loss is not None else []
+    held_out += [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry and entry["step"]]
+    try:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
+        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
+        axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.5, label="training batches")
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held-out rows")
+        if kept_step is not None:
+            axes.axvline(kept_step, color="gray", linestyle=":", label=f"kept: step {kept_step}")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        figure.savefig(path)
+    except Exception as error:
+        emit("warning", code="picture_failed", message=f"{type(error).__name__}: {error}")
+        return False
+    return True
+
+
+def card_figures(settings: Settings, trainer: Any, seconds: float) -> dict[str, Any]:
+    """How the adapter was made, by title, from what the events said; None where it does not apply. seconds: of the run."""
+    facts, data, masks, reach = run_facts(), SAID["data"], SAID["masks"], SAID["coverage"]
+    return {
+        "Base model revision": settings.base_model_revision or getattr(trainer.model.config, "_commit_hash", None),
+        "Data set revision": data["revision"],
+        "Rows": f"{masks['rows_kept']:,} trained on, {data['eval_rows']:,} held out, {masks['rows_without_answer']:,} left out",
+        "Supervised share": f"{masks['supervised_fraction']:.1%} of the tokens; the rest is read, not learned",
+        "LoRA": f"rank {settings.lora_r}, alpha {settings.lora_alpha}, on a base in {16 if settings.load_in_16bit else 4} bits",
+        "LoRA coverage": f"{reach['coverage']:.1%} of the layers asked for: {reach['modules']} modules, "
+        f"{reach['trainable']:,} trainable parameters",
+        "Batches": batches(settings),
+        "Learning rate, seed": f"{settings.learning_rate:g}, {settings.seed}",
+        "Steps": steps_made(trainer.state),
+        "Training loss at the end": f"{last_loss(trainer):.4f}",
+        "Tokens": tokens_read(trainer.pace.figures()),
+        "Duration": f"{seconds / 60:.1f} min",
+        "Peak GPU memory": None if peak_gb() is None else f"{peak_gb():.1f} GB",
+        "Cost": cost_against_estimate(facts),
+        "Hardware": machine(SAID["plan"]["hardware"], facts),
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "Plan": facts.get("plan_id"),
+        "Script": f"sha256 {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}",
+    }
+
+
+def batches(settings: Settings) -> str:
+    made = SAID["batching"]
+    length = f"{settings.max_seq_length:,} tokens"
+    what = f"sequences of {length}, each packed with rows" if made["packed"] else f"single rows of at most {length}"
+    return f"{made['micro']} × {made['accumulation']} a step: {what}"
+
+
+def steps_made(state: Any) -> str:
+    if not (stopped := SAID.get("early_stopped")):
+        return f"{state.global_step:,}"
+    saved = "" if stopped["usd_saved"] is None else f", about ${stopped['usd_saved']:.2f}"
+    return (
+        f"{stopped['step']:,} of {stopped['of']:,}: stopped early, as the held-out loss no longer fell. "
+        f"The adapter is that of step {stopped['kept_step']:,}. Saved: {stopped['steps_saved']:,} steps{saved}"
+    )
+
+
+def tokens_read(pace: Mapping[str, Any]) -> str:
+    speed = f"; about {pace['timed_tokens'] / pace['train_s']:,.0f} a second" if pace["train_s"] else ""
+    return f"{pace['tokens']:,}, padding not counted{speed}"
+
+
+def cost_against_estimate(facts: Mapping[str, Any]) -> str | None:
+    cost, estimate = cost_usd(), facts.get("estimate")
+    if cost is None:
         return None
-    if sample:
-        emit("sample", **sample)
-    return sample
+    foreseen = "; estimated ${usd_low:.2f} to ${usd_high:.2f} for the whole run".format(**estimate) if estimate else ""
+    return f"about ${cost:.2f}{foreseen}"
 
 
-def model_card(settings: Settings, figures: Mapping[str, Any], sample: Mapping[str, str] | None) -> str:
-    """README.md of the adapter: how it was made and what was measured, from the run's own figures."""
+def machine(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    parts = [found["device"], f"{found['vram_gb']} GB" if "vram_gb" in found else f"{found['cpus']} cores"]
+    titles = {"CUDA": found.get("cuda"), "driver": found.get("driver"), "flavor": facts.get("flavor")}
+    return ", ".join(parts + [f"{title} {value}" for title, value in titles.items() if value])
+
+
+def model_card(
+    settings: Settings,
+    losses: Mapping[str, float | None],
+    figures: Mapping[str, Any],
+    answers: list[dict[str, str]],
+    picture: str | None,
+) -> str:
+    """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it."""
     from huggingface_hub import ModelCardData
 
     base, data, where = Path(settings.base_model), Path(settings.dataset), settings.output_repo or settings.save_local
@@ -1540,15 +1809,58 @@ def model_card(settings: Settings, figures: Mapping[str, Any], sample: Mapping[s
         # Of a path on the training machine, a reader of the card needs the last part only.
         f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with Unsloth on "
         f"`{data.name if data.exists() else data}`.",
-        "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in figures.items()),
+        "## What training changed",
+        card_losses(losses),
+        f"![Training and held-out loss over the steps]({picture})" if picture else "",
+        card_answers(answers),
+        "## How it was made",
+        table({"": "", **{name: value for name, value in figures.items() if value is not None}}),
+        "" if base.exists() else CARD_USAGE.format(where=where) + (CARD_CHAT if answers else "") + "```",
     ]
-    if sample:
-        titles = {"prompt": "Question", "base": "Base", "tuned": "Tuned", "reference": "Reference"}
-        parts.append("## One held-out question")
-        parts += [f"**{title}**\n\n" + quoted(sample[key]) for key, title in titles.items()]
-    if not base.exists():
-        parts.append(CARD_USAGE.format(where=where))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def card_losses(losses: Mapping[str, float | None]) -> str:
+    if losses["base_loss"] is None:
+        return "Not measured: no rows were held out."
+    changes = {
+        "Held-out rows": "base → tuned",
+        "Loss (nats per token)": "{base_loss:.4f} → {tuned_loss:.4f}",
+        "Perplexity": "{base_perplexity:,.2f} → {tuned_perplexity:,.2f}",
+    }
+    return table({name: change.format(**losses) for name, change in changes.items()})
+
+
+def card_answers(answers: list[dict[str, str]]) -> str:
+    if not answers:
+        return ""
+    parts = [f"## Held-out questions\n\nAnswered greedily, with at most {ANSWER_TOKENS} tokens."]
+    for answer in answers:
+        row = " | ".join(cell(answer[name]) for name in ("base", "tuned", "reference"))
+        parts.append(quoted(answer["prompt"]) + f"\n\n| Base | Tuned | Reference |\n|---|---|---|\n| {row} |")
+    return "\n\n".join(parts)
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    """A Markdown table of two columns; the first row is its head."""
+    head, *lines = (f"| {name} | {value} |" for name, value in rows.items())
+    return "\n".join([head, "|---|---|", *lines])
+
+
+def cell(text: str) -> str:
+    """A model's text on one line, for a table."""
+    return shown(text).replace("|", "\\|").replace("\n", "<br>") or "(nothing)"
+
+
+def quoted(text: str) -> str:
+    return "\n".join(f"> {line}  " for line in shown(text).splitlines())
+
+
+def shown(text: str) -> str:
+    """A model's text as Markdown in which its tags are seen, without its middle where it is long."""
+    half = SHOWN_CHARS // 2
+    text = text if len(text) <= SHOWN_CHARS else f"{text[:half]} … {text[-half:]}"
+    return html.escape("".join(char for char in text if char.isprintable() or char == "\n"), quote=False)
 
 
 CARD_USAGE = """## Use
@@ -1559,11 +1871,14 @@ from transformers import AutoTokenizer
 
 model = AutoPeftModelForCausalLM.from_pretrained("{where}")
 tokenizer = AutoTokenizer.from_pretrained("{where}")
-```"""
+"""
 
-
-def quoted(text: str) -> str:
-    return "\n".join("> " + line for line in text.splitlines() or [""])
+CARD_CHAT = """
+messages = [{"role": "user", "content": "Your question"}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**prompt.to(model.device), max_new_tokens=200)
+print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
 
 
 def push_results(api: Any, settings: Settings, folder: Path) -> None:
@@ -1640,7 +1955,7 @@ def train(settings: Settings) -> None:
         format=layout.name,
         columns=layout.columns,
         unused_columns=unused,
-        revision=settings.dataset_revision or None,
+        revision=data_revision(rows, settings),
     )
 
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
@@ -1679,8 +1994,10 @@ def train(settings: Settings) -> None:
     model = attach_adapter(model, settings)
 
     # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
+    best = Best(settings.early_stopping if eval_tokens else 0)
+
     def make_trainer(batching: Batching) -> Any:
-        return build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, packed, batching, api, ending)
+        return build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, packed, batching, api, ending, best)
 
     checkpoint = checkpoint_to_resume(settings, api)
     trainer = make_trainer(batching)
@@ -1691,33 +2008,30 @@ def train(settings: Settings) -> None:
 
     # ---- the adapter is safe before anything that is merely nice to have
     folder = Path(settings.save_local)
+    best.restore(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     push_results(api, settings, folder)
     ending.training = False
     ending.require_none(trainer.state, settings.output_repo or str(folder))
-    tuned_loss = final_loss(trainer) if eval_tokens else None
-    sample = show_answers(model, tokenizer, eval_tokens[0]) if eval_tokens else None
-    figures = {
-        "Loss on held-out rows, base → tuned": f"{base_loss:.4f} → {tuned_loss:.4f}" if eval_tokens else "not measured",
-        "Training loss": f"{last_loss(trainer):.4f}",
-        "Steps": trainer.state.global_step,
-        "Rows": f"{masks['rows_kept']} trained on, {len(eval_tokens or ())} held out, {masks['rows_without_answer']} left out",
-        "Supervised share of the tokens": f"{masks['supervised_fraction']:.1%}",
-        "Data set revision": settings.dataset_revision or "main",
-        "LoRA": f"r {settings.lora_r}, alpha {settings.lora_alpha}",
-        "Duration": f"{(time.monotonic() - began) / 60:.1f} min",
-        "Hardware": hardware()["device"],
-        "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-    }
-    (folder / "README.md").write_text(model_card(settings, figures, sample), encoding="utf-8")
+    losses = losses_of(base_loss, final_loss(trainer, best) if eval_tokens else None)
+    answers = show_answers(model, tokenizer, eval_tokens or ())
+    trainer.curves.close(losses, answers)
+    kept_step = best.step if best.weights else None
+    drawn = draw_losses(trainer.state.log_history, base_loss, kept_step, folder / "loss.png")
+    figures = card_figures(settings, trainer, time.monotonic() - began)
+    card = model_card(settings, losses, figures, answers, "loss.png" if drawn else None)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     push_results(api, settings, folder)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
     emit(
         "done",
-        base_loss=base_loss,
-        tuned_loss=tuned_loss,
+        **losses,
+        early_stopped="early_stopped" in SAID,
+        supervised_fraction=masks["supervised_fraction"],
+        coverage=SAID["coverage"]["coverage"],
+        cost_usd=cost_usd(),
         steps=trainer.state.global_step,
         **trainer.pace.figures(),
         peak_gb=peak_gb(),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import SFT, Commands
+from conftest import ROOT, SFT, Commands
 from hub import Hub
 from unsloth_jobs.ledger import Ledger, Range, entries
 
@@ -51,23 +52,37 @@ def width(one: dict) -> float:
     return one["hours_high"] / one["hours_low"]
 
 
+PARTS = ("weights_gb", "adapter_gb", "optimizer_gb", "activations_gb", "logits_gb", "cuda_gb")
+
+
 def test_the_memory_is_the_sum_of_its_parts_and_follows_the_settings(hub, commands):
     found = estimate(commands)
-    assert {"weights_gb", "adapter_gb", "optimizer_gb", "activations_gb", "logits_gb", "cuda_gb"} <= found["memory"].keys()
-    assert sum(found["memory"].values()) == pytest.approx(found["by"]["l4x1"]["needed_gb"], abs=0.02)
-    longer, wider = estimate(commands, "--max-seq-length", "4096"), estimate(commands, "--lora-r", "64")
-    assert longer["memory"]["activations_gb"] > found["memory"]["activations_gb"]
-    assert wider["memory"]["adapter_gb"] == pytest.approx(4 * found["memory"]["adapter_gb"], abs=0.002)
+    assert sum(found["memory"][part] for part in PARTS) == pytest.approx(found["memory"]["needed_gb"], abs=0.005)
+    assert found["memory"]["needed_gb"] == pytest.approx(found["flavors"][0]["needed_gb"], abs=0.01)
+    assert found["memory"]["flavor"] == found["recommended"]["flavor"]
+    kept, offloaded = (estimate(commands, "--gradient-checkpointing", how)["memory"] for how in ("off", "offload"))
+    assert (kept["checkpointing"], offloaded["checkpointing"]) == ("off", "offload")
+    wider = estimate(commands, "--lora-r", "64")["memory"]
+    assert wider["adapter_gb"] == pytest.approx(4 * found["memory"]["adapter_gb"], abs=0.002)
     assert estimate(commands, "--load-in-16bit")["memory"]["weights_gb"] > found["memory"]["weights_gb"]
 
 
 def test_each_flavor_that_does_not_fit_says_why(hub, commands):
-    found = estimate(commands, "--batch-size", "512", "--max-seq-length", "8192")
+    found = estimate(commands, "--max-seq-length", "4000000")
     assert "of memory" in found["by"]["l4x1"]["reason"]
     assert found["by"]["cpu-basic"]["reason"] == "no GPU"
     assert "several GPUs" in found["by"]["l4x4"]["reason"]
-    refused = estimate(commands, "--batch-size", "4096", "--max-seq-length", "65536", code=1)
+    refused = estimate(commands, "--max-seq-length", "64000000", code=1)
     assert refused["recommended"] is None
+
+
+def test_what_was_measured_on_a_gpu_lies_within_the_estimated_range(training_python):
+    """Tokens a second of the template's whole runs in benchmarks/speed.csv, against the range for that GPU."""
+    script = [training_python, str(ROOT / "tests" / "pace.py")]
+    found = json.loads(subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    assert len(found) == 5
+    for case in found:
+        assert case["slowest"] <= case["measured"] <= case["fastest"], case
 
 
 def test_an_unknown_flavor_is_said(hub, commands):

@@ -17,10 +17,12 @@ from .hardware import Flavor
 from .hub import Model, text_config
 from .ledger import Ledger, Range
 
-UTILISATION = (0.45, 0.15)  # share of peak arithmetic that a step reaches: best, worst
-LAUNCH_S = (0.006, 0.020)  # seconds per decoder layer and micro-batch: best, worst
+UTILISATION = (0.45, 0.20)  # share of peak arithmetic that a step reaches: best, worst
+LAUNCH_S = (0.006, 0.014)  # seconds per decoder layer and micro-batch: best, worst, as in benchmarks/speed.csv
 STARTUP = Range(180, 600)  # seconds: machine, installation, download, rows to tokens, compilation, final push
-FLOPS_PER_WEIGHT = 6  # per token: forward 2, recomputed forward 2, backward to the activations 2
+FLOPS_PER_WEIGHT = {"off": 4, "offload": 6}  # per token: forward 2, the same again where it is computed anew, backward 2
+FILLED = 0.97  # of a packed sequence, where rows are much shorter than it
+PADDED = 1.15  # of rows alone, grouped by length: the worst seen
 EVALUATIONS = 5  # at the start, at each quarter, at the end
 TIMEOUT_MARGIN = 1.25
 LONGEST_TIMEOUT_S = 72 * 3600
@@ -29,22 +31,15 @@ LIBRARIES_GB = 15  # on disk: torch, Unsloth and what they need, unpacked and as
 
 @dataclass(frozen=True)
 class Work:
-    """A run's size. error: the tokens' relative 95% uncertainty, since they are counted in a sample of the rows."""
+    """A run's size. at_once: tokens of a forward pass, padding included; error: the tokens' relative 95% uncertainty,
+    since they are counted in a sample of the rows.
+    """
 
     tokens: float
     micro_batches: float
-    evaluation_tokens: float
-    evaluation_rows: int
+    at_once: int
+    evaluation_batches: float
     error: float = 0.0
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a run needs of a machine. bf16_for: the kind of model that overflows without it, or ""."""
-
-    vram_gb: float
-    disk_gb: float
-    bf16_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,7 @@ class Candidate:
     hours_high: float = 0.0
     usd_low: float = 0.0
     usd_high: float = 0.0
+    checkpointing: str = ""  # "off" where the GPU has the room for all activations
     basis: str = ""
     seconds: dict[str, tuple[float, float]] | None = None
     seconds_per_token: tuple[float, float] | None = None
@@ -74,30 +70,37 @@ class Recommended:
     max_usd: float
 
 
-def work(rows: int, tokens_per_row: float, settings: Any, error: float = 0.0) -> Work:
-    """The work of a run over `rows` rows of a mean `tokens_per_row` tokens."""
+def work(rows: int, tokens_per_row: float, settings: Any, template: Any, packed: bool, error: float = 0.0) -> Work:
+    """The work of a run over `rows` rows of a mean `tokens_per_row` tokens, batched as the template batches."""
     rows = min(rows, settings.num_samples) if settings.num_samples else rows
     held_out = round(rows * settings.eval_split)
-    micro_batches = math.ceil((rows - held_out) / settings.batch_size) * settings.num_epochs
+    length = settings.max_seq_length
+    rows_per_sequence = max(FILLED * length / tokens_per_row, 1.0) if packed else 1.0
+    batching = template.Batching.of(settings, rows_per_sequence)
+    each = batching.micro * rows_per_sequence  # rows of a forward pass
+    micro_batches = math.ceil((rows - held_out) / each) * settings.num_epochs
     if settings.max_steps:
-        micro_batches = min(micro_batches, settings.max_steps * settings.gradient_accumulation)
+        micro_batches = min(micro_batches, settings.max_steps * batching.accumulation)
     evaluated = min(held_out, settings.max_eval_rows)
-    tokens = micro_batches * settings.batch_size * tokens_per_row
-    return Work(tokens, micro_batches, evaluated * tokens_per_row, evaluated, error)
+    tokens = min(micro_batches * each, (rows - held_out) * settings.num_epochs) * tokens_per_row
+    return Work(tokens, micro_batches, batching.micro * length, evaluated / (each if packed else 1), error)
 
 
-def candidates(flavors: Iterable[Flavor], model: Model, needs: Needs, size: Work, ledger: Ledger) -> list[Candidate]:
+def candidates(
+    flavors: Iterable[Flavor], model: Model, template: Any, settings: Any, size: Work, ledger: Ledger
+) -> list[Candidate]:
     """Each flavor with its time and price, those that fit first, cheapest run first (by its upper end)."""
-    found = [candidate(flavor, model, needs, size, ledger) for flavor in flavors]
+    found = [candidate(flavor, model, template, settings, size, ledger) for flavor in flavors]
     return sorted(found, key=lambda one: (not one.fits, one.usd_high))
 
 
-def candidate(flavor: Flavor, model: Model, needs: Needs, size: Work, ledger: Ledger) -> Candidate:
-    reason = misfit(flavor, needs)
-    sizes = flavor.vram_gb / max(flavor.gpus, 1), round(needs.vram_gb, 2)
-    if reason:
+def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, size: Work, ledger: Ledger) -> Candidate:
+    vram = flavor.vram_gb / max(flavor.gpus, 1)
+    needed = memory.memory(model, template, settings, size.at_once, vram)
+    sizes = vram, round(needed.needed, 2)
+    if reason := misfit(flavor, needed.needed, disk_gb(model, settings), bf16_for(model, template)):
         return Candidate(flavor.name, False, reason, *sizes)
-    pace = seconds_per_token(flavor, model, size)
+    pace = seconds_per_token(flavor, model, size, needed.checkpointing)
     known = ledger.sharpen(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(size.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
@@ -112,58 +115,53 @@ def candidate(flavor: Flavor, model: Model, needs: Needs, size: Work, ledger: Le
         round(high / 3600, 2),
         round(low / 60 * flavor.usd_per_minute, 2),
         round(high / 60 * flavor.usd_per_minute, 2),
+        needed.checkpointing,
         known.basis,
         {name: (round(part.low), round(part.high)) for name, part in parts.items()},
         (pace.low, pace.high),
     )
 
 
-def misfit(flavor: Flavor, needs: Needs) -> str:
+def misfit(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: str) -> str:
+    """Why a run does not fit a machine, or "". bf16_for: the kind of model that overflows without bf16."""
     if not flavor.gpus:
         return "no GPU"
     if flavor.gpus > 1:
         return "several GPUs: the template trains on one"
     if flavor.gpu is None:
         return f"speed of {flavor.accelerator or 'its GPU'} unknown"
-    if needs.bf16_for and not flavor.gpu.bf16:
-        return f"no bf16, and {needs.bf16_for} overflows in fp16"
-    if flavor.vram_gb < needs.vram_gb:
-        return f"{flavor.vram_gb:.0f} GB of memory, {needs.vram_gb:.1f} needed"
-    if flavor.disk_gb and flavor.disk_gb < needs.disk_gb:
-        return f"{flavor.disk_gb:.0f} GB of disk, {needs.disk_gb:.0f} needed"
+    if bf16_for and not flavor.gpu.bf16:
+        return f"no bf16, and {bf16_for} overflows in fp16"
+    if flavor.vram_gb < needed_vram:
+        return f"{flavor.vram_gb:.0f} GB of memory, {needed_vram:.1f} needed"
+    if flavor.disk_gb and flavor.disk_gb < needed_disk:
+        return f"{flavor.disk_gb:.0f} GB of disk, {needed_disk:.0f} needed"
     return ""
 
 
-def needs(model: Model, template: Any, settings: Any) -> Needs:
-    """What a run of this model with these settings needs of a machine."""
-    weights = model.parameters * 2 / 1e9  # as downloaded, and once more where a merged copy is asked for
-    disk = LIBRARIES_GB + weights * (2 if settings.merge_model else 1)
-    kind = text_config(model.config).get("model_type", "its model") if template.needs_bf16(model.config) else ""
-    return Needs(memory.memory(model, template, settings).needed, disk, kind)
+def bf16_for(model: Model, template: Any) -> str:
+    return text_config(model.config).get("model_type", "its model") if template.needs_bf16(model.config) else ""
 
 
-def seconds_per_token(flavor: Flavor, model: Model, size: Work) -> Range:
+def disk_gb(model: Model, settings: Any) -> float:
+    """GB: the libraries, the weights as they are downloaded, and once more where a merged copy is asked for."""
+    return LIBRARIES_GB + model.parameters * 2 / 1e9 * (2 if settings.merge_model else 1)
+
+
+def seconds_per_token(flavor: Flavor, model: Model, size: Work, checkpointing: str) -> Range:
     """Seconds of training per token, from the model's shapes and the GPU's data sheet."""
-    arithmetic = Range(*(flops_per_token(model) / (flavor.gpu.bf16_tflops * 1e12 * share) for share in UTILISATION))
-    layers = text_config(model.config).get("num_hidden_layers", 32)
-    launching = Range(*LAUNCH_S).times(layers * size.micro_batches / max(size.tokens, 1))
+    filled = size.micro_batches * size.at_once / max(size.tokens, 1)  # what is computed, padding included
+    flops = FLOPS_PER_WEIGHT[checkpointing] * model.parameters * filled
+    arithmetic = Range(*(flops / (flavor.gpu.bf16_tflops * 1e12 * share) for share in UTILISATION))
+    launching = Range(*LAUNCH_S).times(memory.layers(model) * size.micro_batches / max(size.tokens, 1))
     return Range(max(arithmetic.low, launching.low), arithmetic.high + launching.high)
 
 
 def evaluating(flavor: Flavor, model: Model, size: Work) -> Range:
-    """Seconds of one evaluation: a forward pass, a third of a step's arithmetic, one row at a time."""
-    forward = flops_per_token(model) / 3 / (flavor.gpu.bf16_tflops * 1e12)
-    layers = text_config(model.config).get("num_hidden_layers", 32)
-    return Range(
-        *(
-            size.evaluation_tokens * forward / share + size.evaluation_rows * layers * launch / 3
-            for share, launch in zip(UTILISATION, LAUNCH_S, strict=True)
-        )
-    )
-
-
-def flops_per_token(model: Model) -> float:
-    return FLOPS_PER_WEIGHT * model.parameters
+    """Seconds of one evaluation: forward passes only."""
+    arithmetic = 2 * model.parameters * size.evaluation_batches * size.at_once / (flavor.gpu.bf16_tflops * 1e12)
+    launches = memory.layers(model) * size.evaluation_batches / 3
+    return Range(*(arithmetic / share + launches * launch for share, launch in zip(UTILISATION, LAUNCH_S, strict=True)))
 
 
 def recommend(ranked: list[Candidate], flavors: Iterable[Flavor]) -> Recommended | None:

@@ -10,36 +10,40 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .hub import Model, text_config
+from .hub import EXPERTS, Model, text_config
 
 GB = 1e9
 NF4_BYTES = 0.516  # per weight: 4 bits and double-quantised scales
 WEIGHTS_SLACK = 30e6  # allocator rounding and buffers, measured right after loading
 ADAPTER_BYTES, OPTIMIZER_BYTES = 4 + 4, 2  # per LoRA parameter: fp32 weight and gradient; 8-bit Adam's two moments
-# Bytes for each token of a micro-batch and unit of width, live in the backward pass of one layer (Unsloth keeps the
-# checkpoints between layers in main memory), and what does not depend on the batch.
-PER_TOKEN_INNER, PER_TOKEN_WIDTH, FIXED = 6.5, 21.3, 97e6
-LOGITS_BYTES = 6  # per token and vocabulary entry, 16 and 32 bits, where the loss is not computed in slices
-CONVOLUTION_WORKSPACE = 0.64e9  # what cuDNN takes for LFM2's convolutions on small batches
+# Offloaded: bytes for each token and unit of width, live in the backward pass of one layer, and what does not grow.
+PER_TOKEN_INNER, PER_TOKEN_WIDTH, FIXED = 5.81, 22.5, 103e6
+PACKED_SHARE = 0.68  # of that, where Unsloth's own forward runs packed: attention over each row alone
+# Kept: values of 16 bits for each token, layer and unit of hidden and query width, in Unsloth's own forward; once more
+# where queries and keys are normed.
+PER_TOKEN_KEPT, PER_TOKEN_NORMED = 3.46, 0.913
+LOSS_SLICE = 2540  # bytes per vocabulary entry: the loss is computed over this many tokens at a time
+COMPILATION = 0.55e9  # what compiled layers (all but Unsloth's own forward) take once, for trying kernels
 CUDA_CONTEXT = 0.6e9  # what the driver holds beside torch's memory
 FRAGMENTATION = 1.05
+OWN_FORWARD = ("llama", "mistral", "qwen2", "qwen3")  # model types that Unsloth runs through code of its own
 
 
 @dataclass(frozen=True)
 class Memory:
-    """GB on one GPU, by what takes it. logits and workspace: what they add where one of them is the peak."""
+    """GB on one GPU, by what takes it. checkpointing: "off" where all activations are kept, or "offload"."""
 
+    checkpointing: str
     weights: float
     adapter: float
     optimizer: float
     activations: float
     logits: float
-    workspace: float
 
     @property
     def peak(self) -> float:
         """What torch.cuda.max_memory_allocated comes to."""
-        return sum(asdict(self).values())
+        return self.weights + self.adapter + self.optimizer + self.activations + self.logits
 
     @property
     def cuda(self) -> float:
@@ -47,7 +51,11 @@ class Memory:
         return CUDA_CONTEXT / GB + self.peak * (FRAGMENTATION - 1)
 
     def by_part(self) -> dict[str, float]:
-        return {**asdict(self), "cuda": self.cuda}
+        return {name: value for name, value in asdict(self).items() if name != "checkpointing"} | {"cuda": self.cuda}
+
+    def as_json(self) -> dict[str, Any]:
+        named = self.by_part() | {"peak": self.peak, "needed": self.needed}
+        return {"checkpointing": self.checkpointing, **{f"{name}_gb": round(value, 3) for name, value in named.items()}}
 
     @property
     def needed(self) -> float:
@@ -55,21 +63,22 @@ class Memory:
         return self.peak + self.cuda
 
 
-def memory(model: Model, template: Any, settings: Any) -> Memory:
-    """The memory of a run of this model with these settings, at its peak."""
-    linears = template.adaptable(model.linears)
+def memory(model: Model, template: Any, settings: Any, tokens: int, vram_gb: float) -> Memory:
+    """The memory that a run with `tokens` tokens at once takes at its peak, on a GPU of this size.
+
+    With as much as vram_gb the template keeps the activations; where they do not fit it offloads them.
+    """
+    linears = {name: shape for name, shape in template.adaptable(model.linears).items() if not EXPERTS.search(name)}
     targets = template.lora_targets(model.linears, settings.target_modules)
     adapter = template.lora_size((shape for name, shape in linears.items() if template.leaf(name) in targets), settings.lora_r)
-    layers, logits, workspace = working_bytes(model, linears, settings)
-    parts = (
-        weights_bytes(model, linears, settings.load_in_16bit),
-        adapter * ADAPTER_BYTES,
-        adapter * OPTIMIZER_BYTES,
-        layers,
-        max(logits - layers, 0),  # the backward pass of a layer, the loss and a convolution are never at work at once
-        max(workspace - max(layers, logits), 0),
-    )
-    return Memory(*(part / GB for part in parts))
+    weights = weights_bytes(model, template.adaptable(model.linears), settings.load_in_16bit)
+    kept = template.keeps_activations(settings, model.linears, model.config, tokens, weights, vram_gb * GB)
+    logits = template.logits_bytes(model.config, tokens)
+    activations = (kept_bytes if kept else offloaded_bytes)(model, template, linears, tokens, settings.packing)
+    if not kept:  # a layer's backward pass and the loss are never at work at once
+        logits = max(logits - activations, 0)
+    parts = (weights, adapter * ADAPTER_BYTES, adapter * OPTIMIZER_BYTES, activations, logits)
+    return Memory("off" if kept else "offload", *(part / GB for part in parts))
 
 
 def weights_bytes(model: Model, linears: dict[str, tuple[int, int]], in_16bit: bool) -> float:
@@ -78,15 +87,34 @@ def weights_bytes(model: Model, linears: dict[str, tuple[int, int]], in_16bit: b
     return quantised * NF4_BYTES + (model.parameters - quantised) * 2 + WEIGHTS_SLACK
 
 
-def working_bytes(model: Model, linears: dict[str, tuple[int, int]], settings: Any) -> tuple[float, float, float]:
-    """What one micro-batch at full length needs in a layer's backward pass, in the loss, and in a convolution."""
-    text = text_config(model.config)
-    tokens = settings.batch_size * settings.max_seq_length
+def kept_bytes(model: Model, template: Any, linears: dict[str, tuple[int, int]], tokens: int, packed: bool) -> float:
+    """All activations of a forward pass, and the loss on top of them."""
+    if not own_forward(model):
+        return template.activation_bytes(linears, tokens) + COMPILATION
     inner, width = widths(linears)
-    layers = tokens * (PER_TOKEN_INNER * inner + PER_TOKEN_WIDTH * width) + FIXED
-    whole_logits = str(text.get("model_type", "")).startswith("gemma")  # elsewhere the loss is computed in slices
-    logits = tokens * LOGITS_BYTES * text.get("vocab_size", 262_144) + FIXED if whole_logits else 0
-    return layers, logits, CONVOLUTION_WORKSPACE if "conv" in (text.get("layer_types") or ()) else 0
+    normed = any(name.endswith("q_norm.weight") for name in model.tensors)
+    values = 2 * inner + (PER_TOKEN_KEPT + PER_TOKEN_NORMED * normed) * width
+    return tokens * 2 * values * layers(model) + vocabulary(model) * LOSS_SLICE
+
+
+def offloaded_bytes(model: Model, template: Any, linears: dict[str, tuple[int, int]], tokens: int, packed: bool) -> float:
+    """One layer's backward pass, or a slice of the loss, whichever is more."""
+    inner, width = widths(linears)
+    own = own_forward(model)
+    layer = tokens * (PER_TOKEN_INNER * inner + PER_TOKEN_WIDTH * width) * (PACKED_SHARE if own and packed else 1) + FIXED
+    return max(layer, vocabulary(model) * LOSS_SLICE, 0 if own else COMPILATION)
+
+
+def own_forward(model: Model) -> bool:
+    return text_config(model.config).get("model_type") in OWN_FORWARD
+
+
+def layers(model: Model) -> int:
+    return text_config(model.config).get("num_hidden_layers", 32)
+
+
+def vocabulary(model: Model) -> int:
+    return text_config(model.config).get("vocab_size", 0)
 
 
 def widths(linears: dict[str, tuple[int, int]]) -> tuple[int, int]:
