@@ -25,7 +25,6 @@ from unsloth_jobs.hub import Model  # noqa: E402
 
 HELD_OUT = {"llama-8b", "qwen3-4b", "qwen3-0.6b"}
 GIB = 2**30
-LARGE_GB, SMALL_GB = 1000.0, 0.0  # of GPU memory: with all the room there is, and with none
 
 
 def model_of(shape: str) -> Model:
@@ -90,8 +89,8 @@ def fit(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
 
 
 def predicted(row: dict[str, str], model: Model) -> float:
-    room = LARGE_GB if row["checkpointing"] == "off" else SMALL_GB
-    return memory.memory(model, sft, settings_of(row), tokens_of(row), room).peak * memory.GB / GIB
+    kept = row["checkpointing"] == "off"
+    return memory.memory(model, sft, settings_of(row), tokens_of(row), kept).peak * memory.GB / GIB
 
 
 def report(rows: list[dict[str, str]], models: dict[str, Model]) -> None:

@@ -17,10 +17,16 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from unsloth_jobs import cost, hardware, hub, ledger, memory, quiet, records, template
+from unsloth_jobs import cost, hardware, hub, ledger, quiet, records, template
 from unsloth_jobs.errors import FAILED, Problem, UserError
 from unsloth_jobs.examine import examine
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, duration, ends_clearly, people, print_json, show_problem, table
+
+FRAMEWORK = {
+    "name": "unsloth",
+    "why": "the same rows took TRL with PEFT 1.6 to 13 times as long, on one GPU (benchmarks/speed.csv); "
+    "TRL itself is for several GPUs and for preference training, which this skill does not do",
+}
 
 app = application("What will a run cost, and on which GPU?")
 
@@ -65,36 +71,35 @@ def estimate(
             "Pass --num-samples N or --max-steps N.",
         )
     per_row = found.sample.tokens_per_row(settings.max_seq_length)
-    size = cost.work(
+    run = cost.Run(
         rows or settings.max_steps * settings.batch_size * settings.gradient_accumulation,
         per_row,
-        settings,
-        module,
         module.may_pack(settings, found.model.config),
         found.sample.mean_error(settings.max_seq_length),
     )
     pinned = replace(settings, base_model_revision=found.model.revision or "", dataset_revision=found.settings.dataset_revision)
     key = ledger.key(pinned, script)
     past = ledger.Ledger(ledger.entries(records.runs()), key.pace)
-    ranked = cost.candidates(chosen, found.model, module, settings, size, past)
+    ranked = cost.candidates(chosen, found.model, module, settings, run, past)
     best = cost.recommend(ranked, flavors)
+    shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])
     records.remember_estimate(key.run, {one.flavor: cost.as_estimate(one) for one in ranked if one.fits})
-    parts = memory.memory(found.model, module, settings, size.at_once, ranked[0].vram_gb)
     problems = [*found.problems, *([] if best else [nothing_fits(flavor, ranked)])]
     if json:
         print_json(
             {
                 "price_source": source,
-                "flavors": [asdict(one) for one in ranked],
+                "flavors": [one.as_json() for one in ranked],
                 "recommended": best and asdict(best),
-                "tokens": round(size.tokens),
-                "memory": {"flavor": ranked[0].flavor, "tokens_at_once": size.at_once, **parts.as_json()},
+                "tokens": round(shown.tokens),
+                "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
+                "framework": FRAMEWORK,
                 "ok": best is not None,
                 "problems": [asdict(problem) for problem in problems],
             }
         )
     else:
-        show(ranked, best, source, size, parts)
+        show(ranked, shown, best, source)
     for problem in problems:
         show_problem(problem)
     if best is None:
@@ -108,10 +113,8 @@ def nothing_fits(flavor: str | None, ranked: list[cost.Candidate]) -> Problem:
     return Problem("nothing_fits", "error", "The run fits on no flavor.", fix)
 
 
-def show(
-    ranked: list[cost.Candidate], best: cost.Recommended | None, source: str, size: cost.Work, parts: memory.Memory
-) -> None:
-    rows = table("", "flavor", "needs GB", "has GB", "time h", "run $")
+def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recommended | None, source: str) -> None:
+    rows = table("", "flavor", "needs GB", "has GB", "time", "run $")
     reasons: dict[str, list[str]] = {}
     for one in ranked:
         if not one.fits:
@@ -123,22 +126,26 @@ def show(
             one.flavor,
             f"{one.needed_gb:.1f}",
             f"{one.vram_gb:.0f}",
-            f"{one.hours_low:.1f}–{one.hours_high:.1f}",
+            span(one.hours_low, one.hours_high),
             f"{one.usd_low:.2f}–{one.usd_high:.2f}",
         )
     people.print(rows)
     for reason, names in reasons.items():
         people.print(f"[dim]Not for this run: {', '.join(names)} ({escape(reason)})[/]")
-    shares = ", ".join(f"{name} {value:.1f}" for name, value in parts.by_part().items() if value >= 0.05)
-    people.print(f"\nGPU memory on {ranked[0].flavor} in GB: {shares}")
-    people.print(f"{size.tokens:,.0f} tokens to train on. Prices: {source}", markup=False)
-    if chosen := next((one for one in ranked if best and one.flavor == best.flavor), None):
-        people.print(f"Time: {told(chosen)}")
+    shares = ", ".join(f"{name} {value:.1f}" for name, value in shown.memory.by_part().items() if value >= 0.05)
+    people.print(f"\nGPU memory on {shown.flavor} in GB: {shares}")
+    people.print(f"{shown.tokens:,.0f} tokens to train on. Prices: {source}", markup=False)
     if best:
+        people.print(f"Time: {told(shown)}")
         people.print(
             f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
             f"(ends after {duration(best.timeout_s)} at the latest)"
         )
+
+
+def span(low: float, high: float) -> str:
+    """A range of hours, in minutes where it is short."""
+    return f"{low * 60:.0f}–{high * 60:.0f} min" if high < 1.5 else f"{low:.1f}–{high:.1f} h"
 
 
 def told(one: cost.Candidate) -> str:

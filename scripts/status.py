@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,7 @@ PHASES = {  # by the event that begins each, in their order
     "coverage": "measuring the base model",
     "eval": "compiling the first step",
 }
+RESUMABLE = ("deadline", "timeout", "cancelled")
 WATCH_EVERY_S = {"hf": 10.0, "local": 1.0}
 
 
@@ -68,6 +70,8 @@ class Status:
 
     @property
     def next(self) -> str:
+        if self.diagnosis and self.diagnosis.code in RESUMABLE and self.plan:
+            return f"{self.diagnosis.fix} {self.plan.resuming(Path(__file__).with_name('submit.py'))}"
         if self.diagnosis:
             return self.diagnosis.fix
         if self.job.stage == "COMPLETED":

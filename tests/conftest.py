@@ -39,6 +39,15 @@ def tiny_model(training_python: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def runs(training_python: str, tmp_path_factory: pytest.TempPathFactory):
+    """Starts many runs of the template, each in a process of its own, without importing the libraries for each."""
+    from runs import Runs
+
+    with Runs(training_python, tmp_path_factory.mktemp("runs")) as runs:
+        yield runs
+
+
+@pytest.fixture(scope="session")
 def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's rows as a data set's folder."""
     folder = tmp_path_factory.mktemp("docs")

@@ -22,24 +22,31 @@ LAUNCH_S = (0.006, 0.014)  # seconds per decoder layer and micro-batch: best, wo
 STARTUP = Range(180, 600)  # seconds: machine, installation, download, rows to tokens, compilation, final push
 FLOPS_PER_WEIGHT = {"off": 4, "offload": 6}  # per token: forward 2, the same again where it is computed anew, backward 2
 FILLED = 0.97  # of a packed sequence, where rows are much shorter than it
-PADDED = 1.15  # of rows alone, grouped by length: the worst seen
 EVALUATIONS = 5  # at the start, at each quarter, at the end
+FP16_HANDICAP = 1.25
 TIMEOUT_MARGIN = 1.25
 LONGEST_TIMEOUT_S = 72 * 3600
 LIBRARIES_GB = 15  # on disk: torch, Unsloth and what they need, unpacked and as downloaded
 
 
 @dataclass(frozen=True)
+class Run:
+    """What is to be trained on. error: the relative 95% uncertainty of tokens_per_row, counted in a sample of the rows."""
+
+    rows: int
+    tokens_per_row: float
+    packed: bool
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
 class Work:
-    """A run's size. at_once: tokens of a forward pass, padding included; error: the tokens' relative 95% uncertainty,
-    since they are counted in a sample of the rows.
-    """
+    """A run's size on one machine. at_once: tokens of a forward pass, padding included."""
 
     tokens: float
     micro_batches: float
     at_once: int
     evaluation_batches: float
-    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,15 @@ class Candidate:
     hours_high: float = 0.0
     usd_low: float = 0.0
     usd_high: float = 0.0
-    checkpointing: str = ""  # "off" where the GPU has the room for all activations
     basis: str = ""
     seconds: dict[str, tuple[float, float]] | None = None
     seconds_per_token: tuple[float, float] | None = None
+    memory: memory.Memory | None = None
+    tokens: float = 0.0
+    tokens_at_once: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in ("memory", "tokens")}
 
 
 @dataclass(frozen=True)
@@ -70,39 +82,43 @@ class Recommended:
     max_usd: float
 
 
-def work(rows: int, tokens_per_row: float, settings: Any, template: Any, packed: bool, error: float = 0.0) -> Work:
-    """The work of a run over `rows` rows of a mean `tokens_per_row` tokens, batched as the template batches."""
-    rows = min(rows, settings.num_samples) if settings.num_samples else rows
+def rows_per_sequence(tokens_per_row: float, settings: Any, packed: bool) -> float:
+    return max(FILLED * settings.max_seq_length / tokens_per_row, 1.0) if packed else 1.0
+
+
+def work(run: Run, settings: Any, batching: Any) -> Work:
+    """The work of a run in passes of this batching."""
+    rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
     held_out = round(rows * settings.eval_split)
-    length = settings.max_seq_length
-    rows_per_sequence = max(FILLED * length / tokens_per_row, 1.0) if packed else 1.0
-    batching = template.Batching.of(settings, rows_per_sequence)
-    each = batching.micro * rows_per_sequence  # rows of a forward pass
+    each = batching.micro * rows_per_sequence(run.tokens_per_row, settings, run.packed)  # rows of a forward pass
     micro_batches = math.ceil((rows - held_out) / each) * settings.num_epochs
     if settings.max_steps:
         micro_batches = min(micro_batches, settings.max_steps * batching.accumulation)
-    evaluated = min(held_out, settings.max_eval_rows)
-    tokens = min(micro_batches * each, (rows - held_out) * settings.num_epochs) * tokens_per_row
-    return Work(tokens, micro_batches, batching.micro * length, evaluated / (each if packed else 1), error)
+    tokens = min(micro_batches * each, (rows - held_out) * settings.num_epochs) * run.tokens_per_row
+    evaluated = min(held_out, settings.max_eval_rows) / (each if run.packed else 1)
+    return Work(tokens, micro_batches, batching.micro * settings.max_seq_length, evaluated)
 
 
 def candidates(
-    flavors: Iterable[Flavor], model: Model, template: Any, settings: Any, size: Work, ledger: Ledger
+    flavors: Iterable[Flavor], model: Model, template: Any, settings: Any, run: Run, ledger: Ledger
 ) -> list[Candidate]:
     """Each flavor with its time and price, those that fit first, cheapest run first (by its upper end)."""
-    found = [candidate(flavor, model, template, settings, size, ledger) for flavor in flavors]
+    found = [candidate(flavor, model, template, settings, run, ledger) for flavor in flavors]
     return sorted(found, key=lambda one: (not one.fits, one.usd_high))
 
 
-def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, size: Work, ledger: Ledger) -> Candidate:
+def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: Run, ledger: Ledger) -> Candidate:
     vram = flavor.vram_gb / max(flavor.gpus, 1)
-    needed = memory.memory(model, template, settings, size.at_once, vram)
+    rows = rows_per_sequence(run.tokens_per_row, settings, run.packed)
+    batching, kept = template.choose_passes(settings, rows, memory.room_for(model, template, settings, vram))
+    size = work(run, settings, batching)
+    needed = memory.memory(model, template, settings, size.at_once, kept)
     sizes = vram, round(needed.needed, 2)
     if reason := misfit(flavor, needed.needed, disk_gb(model, settings), bf16_for(model, template)):
-        return Candidate(flavor.name, False, reason, *sizes)
+        return Candidate(flavor.name, False, reason, *sizes, memory=needed, tokens=size.tokens)
     pace = seconds_per_token(flavor, model, size, needed.checkpointing)
     known = ledger.sharpen(flavor.name, pace)
-    training = known.pace.times(size.tokens).widened(size.error)
+    training = known.pace.times(size.tokens).widened(run.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
     parts = {"start": known.overhead or STARTUP, "training": training, "evaluation": evaluation.times(EVALUATIONS)}
     low, high = (sum(getattr(part, end) for part in parts.values()) for end in ("low", "high"))
@@ -115,10 +131,12 @@ def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, size: 
         round(high / 3600, 2),
         round(low / 60 * flavor.usd_per_minute, 2),
         round(high / 60 * flavor.usd_per_minute, 2),
-        needed.checkpointing,
         known.basis,
         {name: (round(part.low), round(part.high)) for name, part in parts.items()},
         (pace.low, pace.high),
+        needed,
+        size.tokens,
+        size.at_once,
     )
 
 
@@ -165,13 +183,17 @@ def evaluating(flavor: Flavor, model: Model, size: Work) -> Range:
 
 
 def recommend(ranked: list[Candidate], flavors: Iterable[Flavor]) -> Recommended | None:
-    """The cheapest run that fits, with a timeout that it will not reach; None where nothing fits."""
-    best = next((one for one in ranked if one.fits), None)
+    """The cheapest run that fits, with a timeout that it will not reach; None where nothing fits.
+
+    A GPU without bf16 trains in fp16, which overflows more easily: it must be worth it.
+    """
+    by_name = {flavor.name: flavor for flavor in flavors}
+    worth = lambda one: one.usd_high * (1 if by_name[one.flavor].gpu.bf16 else FP16_HANDICAP)  # noqa: E731
+    best = min((one for one in ranked if one.fits), key=worth, default=None)
     if best is None:
         return None
     timeout = min(math.ceil(best.hours_high * 3600 * TIMEOUT_MARGIN / 600) * 600, LONGEST_TIMEOUT_S)
-    price = next(flavor.usd_per_minute for flavor in flavors if flavor.name == best.flavor)
-    return Recommended(best.flavor, timeout, round(timeout / 60 * price, 2))
+    return Recommended(best.flavor, timeout, round(timeout / 60 * by_name[best.flavor].usd_per_minute, 2))
 
 
 def as_estimate(one: Candidate) -> dict[str, Any]:

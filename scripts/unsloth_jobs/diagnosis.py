@@ -28,7 +28,7 @@ IN_MESSAGE = (
         r"[Tt]ime.?out|timed out",
         "timeout",
         "The job reached its timeout and was ended.",
-        "Submit again with a longer --timeout. {saved}",
+        "{saved} With a longer --timeout, and --resume at the end of the arguments, a new job goes on from it.",
     ),
 )
 IN_LOG = (
@@ -36,7 +36,8 @@ IN_LOG = (
         r"CUDA out of memory|CUDA error: out of memory",
         "out_of_vram",
         "The GPU ran out of memory.",
-        "Halve --batch-size and double --gradient-accumulation: the same training, half the memory.",
+        "Add --gradient-checkpointing offload, halve --batch-size and double --gradient-accumulation: the same training, "
+        "in less memory.",
     ),
     (r"No space left on device", "disk_full", "The machine's disk is full.", "Choose a flavor with a larger disk."),
     (

@@ -57,5 +57,5 @@ class Place(Protocol):
 
 def run_facts(plan: Plan, estimate: dict[str, Any] | None) -> str:
     """JSON for the job's environment: its deadline and price, and what it was estimated to cost."""
-    facts = {"plan_id": plan.plan_id, "flavor": plan.flavor, "timeout_s": plan.timeout_s, "usd_per_minute": plan.usd_per_minute}
-    return json.dumps(facts | {"estimate": estimate})
+    names = ("plan_id", "flavor", "vram_gb", "timeout_s", "usd_per_minute")
+    return json.dumps({name: getattr(plan, name) for name in names} | {"estimate": estimate})

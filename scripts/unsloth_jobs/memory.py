@@ -7,6 +7,7 @@ rows that were held out of the fit.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,19 +64,24 @@ class Memory:
         return self.peak + self.cuda
 
 
-def memory(model: Model, template: Any, settings: Any, tokens: int, vram_gb: float) -> Memory:
-    """The memory that a run with `tokens` tokens at once takes at its peak, on a GPU of this size.
+def room_for(model: Model, template: Any, settings: Any, vram_gb: float) -> Callable[[int], bool]:
+    """Whether a GPU of this size has the room to keep the activations of so many tokens: what the template will ask."""
+    weights = weights_bytes(model, template.adaptable(model.linears), settings.load_in_16bit)
+    keeps = template.keeps_activations
+    return lambda tokens: keeps(settings, model.linears, model.config, tokens, weights, vram_gb * GB)
 
-    With as much as vram_gb the template keeps the activations; where they do not fit it offloads them.
-    """
+
+def memory(model: Model, template: Any, settings: Any, tokens: int, kept: bool) -> Memory:
+    """The memory that a run takes at its peak, with `tokens` tokens at once and their activations kept or offloaded."""
     linears = {name: shape for name, shape in template.adaptable(model.linears).items() if not EXPERTS.search(name)}
     targets = template.lora_targets(model.linears, settings.target_modules)
     adapter = template.lora_size((shape for name, shape in linears.items() if template.leaf(name) in targets), settings.lora_r)
     weights = weights_bytes(model, template.adaptable(model.linears), settings.load_in_16bit)
-    kept = template.keeps_activations(settings, model.linears, model.config, tokens, weights, vram_gb * GB)
     logits = template.logits_bytes(model.config, tokens)
-    activations = (kept_bytes if kept else offloaded_bytes)(model, template, linears, tokens, settings.packing)
-    if not kept:  # a layer's backward pass and the loss are never at work at once
+    if kept:
+        activations = kept_bytes(model, template, linears, tokens)
+    else:  # a layer's backward pass and the loss are never at work at once
+        activations = offloaded_bytes(model, linears, tokens, settings.packing)
         logits = max(logits - activations, 0)
     parts = (weights, adapter * ADAPTER_BYTES, adapter * OPTIMIZER_BYTES, activations, logits)
     return Memory("off" if kept else "offload", *(part / GB for part in parts))
@@ -87,7 +93,7 @@ def weights_bytes(model: Model, linears: dict[str, tuple[int, int]], in_16bit: b
     return quantised * NF4_BYTES + (model.parameters - quantised) * 2 + WEIGHTS_SLACK
 
 
-def kept_bytes(model: Model, template: Any, linears: dict[str, tuple[int, int]], tokens: int, packed: bool) -> float:
+def kept_bytes(model: Model, template: Any, linears: dict[str, tuple[int, int]], tokens: int) -> float:
     """All activations of a forward pass, and the loss on top of them."""
     if not own_forward(model):
         return template.activation_bytes(linears, tokens) + COMPILATION
@@ -97,7 +103,7 @@ def kept_bytes(model: Model, template: Any, linears: dict[str, tuple[int, int]],
     return tokens * 2 * values * layers(model) + vocabulary(model) * LOSS_SLICE
 
 
-def offloaded_bytes(model: Model, template: Any, linears: dict[str, tuple[int, int]], tokens: int, packed: bool) -> float:
+def offloaded_bytes(model: Model, linears: dict[str, tuple[int, int]], tokens: int, packed: bool) -> float:
     """One layer's backward pass, or a slice of the loss, whichever is more."""
     inner, width = widths(linears)
     own = own_forward(model)

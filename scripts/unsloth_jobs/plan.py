@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Plan:
     output_repo: str | None
     output_dir: str | None
     trackio_space: str | None
+    vram_gb: float = 0.0  # of one GPU
     attempts: int = 1
     smoke: bool = False
     run_key: str | None = None
@@ -54,6 +56,13 @@ class Plan:
     def plan_id(self) -> str:
         """A hash over all of the above: whatever changes, the approval no longer fits."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def resuming(self, submit: Path) -> str:
+        """The command that goes on with this run from its last checkpoint."""
+        place = ["--where", "local"] if self.where == "local" else ["--flavor", self.flavor]
+        place += ["--namespace", self.namespace] if self.namespace else []
+        arguments = [*self.arguments, *([] if "--resume" in self.arguments else ["--resume"])]
+        return shlex.join(["uv", "run", str(submit), self.script, *place, "--timeout", f"{self.timeout_s}s", "--", *arguments])
 
     @property
     def dashboard_url(self) -> str | None:
@@ -131,6 +140,7 @@ def make(api: HfApi, wish: Wish) -> Plan:
         arguments=tuple(arguments),
         flavor=machine.name,
         timeout_s=limit,
+        vram_gb=machine.vram_gb / max(machine.gpus, 1),
         attempts=wish.attempts,
         usd_per_minute=machine.usd_per_minute,
         max_usd=round(limit / 60 * machine.usd_per_minute * wish.attempts, 2),

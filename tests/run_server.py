@@ -1,0 +1,62 @@
+"""Runs of templates/sft.py, each a process of its own, forked from this one so that libraries are imported only once.
+
+Run in the template's environment. Each line on stdin is a run as JSON: {"arguments", "folder", "env", "fault"}; the
+answer is its process id. Its output goes to FOLDER/log.txt, and ends with EXIT and its exit code.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import unsloth  # isort: skip  # first: it patches what comes after it
+import torch
+import trackio  # noqa: F401
+from trl import SFTTrainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "templates"))
+import sft
+
+
+def run(arguments: list[str], folder: str, env: dict[str, str], fault: list | None) -> int:
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
+    os.environ |= env
+    sys.argv[1:] = arguments
+    if fault:
+        FAULTS[fault[0]](*fault[1:])
+    try:
+        return sft.main()
+    except SystemExit as end:
+        return end.code
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def out_of_memory(most: int, step: int) -> None:
+    """From this step on, memory holds at most so many sequences at once."""
+    whole = SFTTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step >= step and self.args.per_device_train_batch_size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(self, *args, **kwargs)
+
+    SFTTrainer.training_step = training_step
+
+
+FAULTS = {"out_of_memory": out_of_memory}
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs leave nothing behind
+for line in sys.stdin:
+    if process := os.fork():
+        print(process, file=sys.__stdout__, flush=True)
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    code = run(**json.loads(line))
+    print("EXIT", code, flush=True)
+    os._exit(code)
