@@ -54,11 +54,12 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -712,14 +713,17 @@ def data_source(settings: Settings) -> dict[str, Any]:
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
 
 
-def data_revision(rows: Any, settings: Settings) -> str | None:
-    """The data set's revision as asked for, else the commit its rows came from, or a local file's sha256."""
-    if settings.dataset_revision:
-        return settings.dataset_revision
+def data_revision(settings: Settings) -> str | None:
+    """The data set's commit on the Hub, or a local file's sha256; what was asked for where the Hub does not say."""
+    from huggingface_hub import HfApi
+
     if (path := Path(settings.dataset).expanduser()).is_file():
         return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-    commit = re.search(r"@([0-9a-f]{40})/", " ".join(rows.info.download_checksums or ()))
-    return commit.group(1) if commit else None
+    asked = settings.dataset_revision or None
+    try:
+        return HfApi().dataset_info(settings.dataset, revision=asked).sha
+    except Exception:  # a local folder, or rows from the cache of a machine without a network: they are there all the same
+        return asked
 
 
 def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) -> tuple[Any, dict[str, Any]]:
@@ -884,9 +888,10 @@ class Ending:
         signal.signal(signal.SIGTERM, self.on_sigterm)
 
     def on_sigterm(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uv passes on what a whole group of processes was sent already
         self.reason = "cancelled"
         if not self.training:  # nothing new has been learned that could be saved
-            raise Stop("cancelled", "The run was told to end.", "Submit it again; with --resume it goes on where it was.")
+            raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
     def due(self, saving_s: float) -> bool:
         """Whether to stop now, when what comes before the next such question takes this many seconds."""
@@ -960,19 +965,15 @@ def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     }
 
 
-def free_checkpointing(model: Any, settings: Settings, tokens: int) -> Settings:
-    """Settings with `auto` decided: off where the GPU holds all activations of `tokens` tokens, else offload."""
+def room_for(model: Any, settings: Settings) -> Callable[[int], bool]:
+    """Whether this machine has the room to keep the activations of so many tokens."""
     import torch
 
-    kept = torch.cuda.is_available() and keeps_activations(
-        settings,
-        linear_shapes(model),
-        model.config.to_dict(),
-        tokens,
-        torch.cuda.memory_allocated(),
-        torch.cuda.get_device_properties(0).total_memory,
-    )
-    return replace(settings, gradient_checkpointing="off" if kept else "offload")
+    if not torch.cuda.is_available():
+        return lambda tokens: settings.gradient_checkpointing == "off"
+    held, memory = torch.cuda.memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+    linears, config = linear_shapes(model), model.config.to_dict()
+    return lambda tokens: keeps_activations(settings, linears, config, tokens, held, memory)
 
 
 def attach_adapter(model: Any, settings: Settings) -> Any:
@@ -1038,7 +1039,7 @@ def pack(lengths: list[int], size: int) -> list[list[int]]:
     return sequences
 
 
-TOKENS_AT_ONCE = 8192
+TOKENS_AT_ONCE, FEWEST_TOKENS_AT_ONCE = 8192, 2048
 LONGEST_PACKED = 16384
 
 
@@ -1049,12 +1050,10 @@ class Batching(NamedTuple):
     accumulation: int
 
     @classmethod
-    def of(cls, settings: Settings, rows_per_sequence: float = 1.0) -> Batching:
-        """As many sequences a step as hold the rows asked for, in as few passes as --batch-size allows."""
+    def of(cls, settings: Settings, rows_per_sequence: float = 1.0, at_once: int | None = None) -> Batching:
+        """As many sequences a step as hold the rows asked for, in as few passes of at most at_once as there can be."""
         sequences = max(round(settings.batch_size * settings.gradient_accumulation / rows_per_sequence), 1)
-        # Beyond this many tokens no GPU gets faster, and the mask of a packed pass grows with their square.
-        at_once = min(settings.batch_size, max(TOKENS_AT_ONCE // settings.max_seq_length, 1))
-        accumulation = math.ceil(sequences / at_once)
+        accumulation = math.ceil(sequences / (at_once or sequences_at_once(settings)))
         return cls(round(sequences / accumulation), accumulation)
 
     def smaller(self, error: Exception) -> Batching:
@@ -1076,10 +1075,25 @@ class Batching(NamedTuple):
         return made
 
 
-def first_batching(rows: Any, settings: Settings, packed: bool) -> Batching:
-    """The Batching to begin with for these rows as tokens."""
-    sequences = len(pack(rows["length"], settings.max_seq_length)) if packed else len(rows)
-    return Batching.of(settings, len(rows) / sequences)
+def sequences_at_once(settings: Settings) -> int:
+    """Beyond TOKENS_AT_ONCE no GPU gets faster, and the mask of a packed pass grows with the square of its tokens."""
+    return min(settings.batch_size, max(TOKENS_AT_ONCE // settings.max_seq_length, 1))
+
+
+def choose_passes(settings: Settings, rows_per_sequence: float, keeps: Callable[[int], bool]) -> tuple[Batching, bool]:
+    """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
+
+    Keeping them saves a third of the arithmetic, so smaller passes are taken for it, but none too small for a GPU.
+    """
+    at_once = largest = sequences_at_once(settings)
+    while at_once == largest or at_once * settings.max_seq_length >= FEWEST_TOKENS_AT_ONCE:
+        batching = Batching.of(settings, rows_per_sequence, at_once)
+        if keeps(batching.micro * settings.max_seq_length):
+            return batching, True
+        if at_once == 1:
+            break
+        at_once //= 2
+    return Batching.of(settings, rows_per_sequence), False
 
 
 class Collator:
@@ -1230,8 +1244,8 @@ class Pace:
 
     def figures(self) -> dict[str, Any]:
         return {
-            "tokens": int(self.tokens),
-            "timed_tokens": int(self.timed_tokens),
+            "tokens": round(float(self.tokens)),
+            "timed_tokens": round(float(self.timed_tokens)),
             "first_step_s": round(self.first_step_s, 2),
             "train_s": round(self.train_s, 2),
             "evaluations": self.evaluations,
@@ -1307,6 +1321,7 @@ def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending, 
                 control.should_evaluate = True  # the last adapter may be the best
             if ending.due(2 * pace.saving_s + pace.evaluation_s + (pace.step_s or 0)):
                 control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
+            control.should_log |= control.should_save  # logging, which comes first, keeps what is no number out of checkpoints
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" not in (logs or {}):
@@ -1431,8 +1446,9 @@ def build_trainer(
 
     size, pace = settings.max_seq_length, Pace()
     sequences = pack(train["length"], size) if packed else train
-    batching = batching or first_batching(train, settings, packed)
-    real_share = sum(train["length"]) / (len(sequences) * size)
+    batching = batching or Batching.of(settings, len(train) / len(sequences))
+    passes = math.ceil(len(sequences) / batching.micro)
+    real_share = sum(train["length"]) / (passes * batching.micro * size)  # the last pass of an epoch is filled up
     collator = None
     if packed:
         rows, first = concatenate_datasets([train, held_out] if held_out else [train]), len(train)
@@ -1564,7 +1580,7 @@ def checkpoint_to_resume(settings: Settings, api: Any) -> Path | None:
         return None
     began = json.loads((found / SETTINGS_FILE).read_text("utf-8"))
     if changed := [name for name in ORDER if began.get(name, getattr(settings, name)) != getattr(settings, name)]:
-        flags = " ".join(f"--{name.replace('_', '-')} {began[name]}" for name in changed)
+        flags = " ".join(as_flag(name, began[name]) for name in changed)
         raise Stop(
             "resume_mismatch",
             f"The checkpoint was trained with other settings ({', '.join(changed)}), so its rows cannot be gone on with.",
@@ -1573,10 +1589,19 @@ def checkpoint_to_resume(settings: Settings, api: Any) -> Path | None:
     return found
 
 
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is typed."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {shlex.quote(str(value))}"
+
+
 def set_aside(folder: Path) -> None:
     """Rename the checkpoints of an earlier run: the trainer would take those with more steps for newer than its own."""
     if folder.is_dir():
-        kept = folder.rename(f"{folder}-{time.strftime('%Y%m%d-%H%M%S')}")
+        names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+        kept = folder.rename(next(name for name in names if not name.exists()))
         emit("warning", code="checkpoints_kept", message=f"Checkpoints of an earlier run were there; they are kept in {kept}.")
 
 
@@ -1596,8 +1621,20 @@ def fetch_checkpoint(settings: Settings, api: Any) -> Path | None:
     return fetched.rename(folder / f"checkpoint-{step}")
 
 
-def fit(trainer: Any, make_trainer: Any, checkpoint: Path | None) -> Any:
-    """Train, from a checkpoint where there is one, and return the trainer that came to the end.
+def at_its_end(trainer: Any, checkpoint: Path) -> bool:
+    """Whether the checkpoint is of the last step; then it is loaded here, since train() would make one step more."""
+    from transformers import TrainerState
+
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        return False
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = state
+    return True
+
+
+def fit(trainer: Any, make_trainer: Any, checkpoint: Path | None, ending: Ending) -> tuple[Any, float | None]:
+    """Train, from a checkpoint where there is one: the trainer that came to the end, and the base model's loss before.
 
     Out of GPU memory the micro-batch is made smaller and the accumulation larger by the same factor, so that each step
     still sees the same rows, and training goes on from the newest checkpoint. Raises Stop where one row does not fit.
@@ -1606,10 +1643,15 @@ def fit(trainer: Any, make_trainer: Any, checkpoint: Path | None) -> Any:
 
     trainable = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
     first = {name: value.detach().cpu().clone() for name, value in trainable.items()}
+    base_loss = None
     while True:
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            return trainer
+            if base_loss is None and trainer.eval_dataset is not None:
+                base_loss = trainer.evaluate()["eval_loss"]
+            ending.training = True
+            if not (checkpoint and at_its_end(trainer, checkpoint)):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            return trainer, base_loss
         except torch.OutOfMemoryError as error:
             batching, checkpoint = trainer.batching.smaller(error), trainer.pace.checkpoint or checkpoint
         del trainer
@@ -1727,7 +1769,7 @@ def card_figures(settings: Settings, trainer: Any, seconds: float) -> dict[str, 
     """How the adapter was made, by title, from what the events said; None where it does not apply. seconds: of the run."""
     facts, data, masks, reach = run_facts(), SAID["data"], SAID["masks"], SAID["coverage"]
     return {
-        "Base model revision": settings.base_model_revision or getattr(trainer.model.config, "_commit_hash", None),
+        "Base model revision": settings.base_model_revision or None,
         "Data set revision": data["revision"],
         "Rows": f"{masks['rows_kept']:,} trained on, {data['eval_rows']:,} held out, {masks['rows_without_answer']:,} left out",
         "Supervised share": f"{masks['supervised_fraction']:.1%} of the tokens; the rest is read, not learned",
@@ -1887,7 +1929,7 @@ def push_results(api: Any, settings: Settings, folder: Path) -> None:
         return
     pauses = (5, 20, 60)
     for attempt, pause in enumerate((*pauses, 0)):
-        if push_folder(api, settings.output_repo, folder, "Adapter and card", ignore_patterns=["checkpoints/*", "merged/*"]):
+        if push_folder(api, settings.output_repo, folder, "Adapter and card", ignore_patterns=["checkpoints*", "merged/*"]):
             emit("pushed", repo=settings.output_repo, url=f"{api.endpoint}/{settings.output_repo}")
             return
         if attempt < len(pauses):
@@ -1955,7 +1997,7 @@ def train(settings: Settings) -> None:
         format=layout.name,
         columns=layout.columns,
         unused_columns=unused,
-        revision=data_revision(rows, settings),
+        revision=data_revision(settings),
     )
 
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
@@ -1964,9 +2006,11 @@ def train(settings: Settings) -> None:
     # isort: split
     from transformers import AutoConfig, AutoTokenizer
 
-    revision = settings.base_model_revision or None
-    require_decoder(AutoConfig.from_pretrained(settings.base_model, revision=revision).to_dict())
-    tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=revision)
+    config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    require_decoder(config.to_dict())
+    # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
+    settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
     require_supervised(masks)
@@ -1988,8 +2032,9 @@ def train(settings: Settings) -> None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
     keep_rows_apart(model)
     packed = can_pack(model, settings)
-    batching = first_batching(train_tokens, settings, packed)
-    settings = free_checkpointing(model, settings, batching.micro * settings.max_seq_length)
+    sequences = len(pack(train_tokens["length"], settings.max_seq_length)) if packed else len(train_tokens)
+    batching, kept = choose_passes(settings, len(train_tokens) / sequences, room_for(model, settings))
+    settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
     emit("batching", packed=packed, **batching._asdict(), gradient_checkpointing=settings.gradient_checkpointing)
     model = attach_adapter(model, settings)
 
@@ -2002,9 +2047,7 @@ def train(settings: Settings) -> None:
     checkpoint = checkpoint_to_resume(settings, api)
     trainer = make_trainer(batching)
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
-    base_loss = trainer.evaluate()["eval_loss"] if eval_tokens else None
-    ending.training = True
-    trainer = fit(trainer, make_trainer, checkpoint)
+    trainer, base_loss = fit(trainer, make_trainer, checkpoint, ending)
 
     # ---- the adapter is safe before anything that is merely nice to have
     folder = Path(settings.save_local)
@@ -2049,6 +2092,10 @@ def main() -> int:
         train(settings)
     except Stop as stop:
         emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
+        return 1
+    except KeyboardInterrupt:
+        fix = "Submit it again; with --resume it goes on where it was."
+        emit("failed", code="cancelled", message="The run was told to end.", fix=fix)
         return 1
     except Exception as error:
         emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log above has the traceback.")

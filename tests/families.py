@@ -1,7 +1,7 @@
 """Tiny models with random weights, one for each family of architectures, in the environment of templates/sft.py.
 
-    families.py save FOLDER NAME...     # each in FOLDER/NAME, with a tokenizer
-    families.py packed NAME...          # what packing does to each: prints {NAME: {...}} as JSON
+families.py save FOLDER NAME...     # each in FOLDER/NAME, with a tokenizer
+families.py packed NAME...          # what packing does to each: prints {NAME: {...}} as JSON
 """
 
 import json
@@ -22,11 +22,7 @@ def config(name: str, tokenizer):
     from transformers import AutoConfig
 
     own = {
-        "lfm2": {
-            "block_auto_adjust_ff_dim": False,
-            "conv_L_cache": 3,
-            "layer_types": ["conv", "full_attention", "conv"],
-        },
+        "lfm2": {"block_auto_adjust_ff_dim": False, "conv_L_cache": 3, "layer_types": ["conv", "full_attention", "conv"]},
         "llama": {},
         "phi3": {},
         "qwen3": {"head_dim": 16},

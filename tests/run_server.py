@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-import unsloth  # isort: skip  # first: it patches what comes after it
+import unsloth  # noqa: F401 # isort: skip  # first: it patches what comes after it
 import torch
 import trackio  # noqa: F401
 from trl import SFTTrainer
@@ -49,7 +49,30 @@ def out_of_memory(most: int, step: int) -> None:
     SFTTrainer.training_step = training_step
 
 
-FAULTS = {"out_of_memory": out_of_memory}
+def out_of_memory_evaluating(most: int) -> None:
+    """Memory holds at most so many sequences at once, which an evaluation finds first."""
+    whole = SFTTrainer.prediction_step
+
+    def prediction_step(self, *args, **kwargs):
+        if self.args.per_device_eval_batch_size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(self, *args, **kwargs)
+
+    SFTTrainer.prediction_step = prediction_step
+
+
+def told_to_end(where: str) -> None:
+    """SIGTERM comes in this function of the template."""
+    whole = getattr(sft, where)
+
+    def told(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*args, **kwargs)
+
+    setattr(sft, where, told)
+
+
+FAULTS = {fault.__name__: fault for fault in (out_of_memory, out_of_memory_evaluating, told_to_end)}
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs leave nothing behind
 for line in sys.stdin:

@@ -41,9 +41,7 @@ def test_sequences_of_mixed_rows_are_almost_full():
 
 @given(st.integers(1, 16), st.integers(1, 16), st.sampled_from([64, 512, 2048, 8192]), st.floats(1, 40))
 def test_a_step_sees_the_rows_asked_for_however_many_fit_at_once(batch_size, accumulation, length, rows_per_sequence):
-    settings = sft.Settings(
-        dataset="rows", batch_size=batch_size, gradient_accumulation=accumulation, max_seq_length=length
-    )
+    settings = sft.Settings(dataset="rows", batch_size=batch_size, gradient_accumulation=accumulation, max_seq_length=length)
     batching = sft.Batching.of(settings, rows_per_sequence)
     asked = max(batch_size * accumulation / rows_per_sequence, 1)
     # Whole passes of whole sequences: half a sequence off in each pass, and as much in their number.
@@ -118,8 +116,8 @@ def test_a_packed_run_learns_what_an_unpacked_run_learns(trained):
     assert packed("done")["tuned_loss"] == pytest.approx(alone("done")["tuned_loss"], rel=0.03)
     assert packed("done")["tuned_loss"] < packed("done")["base_loss"] - 0.3
     assert packed("done")["tokens"] == alone("done")["tokens"] == packed("masks")["tokens"]
-    # As many steps of as many rows, in fewer and fuller passes.
-    assert packed("done")["steps"] == pytest.approx(alone("done")["steps"], abs=2)
+    # About as many steps, of fewer and fuller passes: a step holds whole sequences of several rows.
+    assert packed("done")["steps"] == pytest.approx(alone("done")["steps"], rel=0.2)
     assert (alone("batching")["micro"], alone("batching")["accumulation"]) == (4, 2)
     assert packed("batching")["micro"] * packed("batching")["accumulation"] == 2
 

@@ -22,7 +22,7 @@ LAUNCH_S = (0.006, 0.014)  # seconds per decoder layer and micro-batch: best, wo
 STARTUP = Range(180, 600)  # seconds: machine, installation, download, rows to tokens, compilation, final push
 FLOPS_PER_WEIGHT = {"off": 4, "offload": 6}  # per token: forward 2, the same again where it is computed anew, backward 2
 FILLED = 0.97  # of a packed sequence, where rows are much shorter than it
-EVALUATIONS = 5  # at the start, at each quarter, at the end
+EVALUATIONS, WATCHED_EVALUATIONS = 5, 11  # at the start, then at each quarter or, to stop early, at each tenth
 FP16_HANDICAP = 1.25
 TIMEOUT_MARGIN = 1.25
 LONGEST_TIMEOUT_S = 72 * 3600
@@ -120,7 +120,8 @@ def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: R
     known = ledger.sharpen(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(run.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
-    parts = {"start": known.overhead or STARTUP, "training": training, "evaluation": evaluation.times(EVALUATIONS)}
+    evaluations = WATCHED_EVALUATIONS if settings.early_stopping else EVALUATIONS
+    parts = {"start": known.overhead or STARTUP, "training": training, "evaluation": evaluation.times(evaluations)}
     low, high = (sum(getattr(part, end) for part in parts.values()) for end in ("low", "high"))
     return Candidate(
         flavor.name,
