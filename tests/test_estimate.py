@@ -85,6 +85,12 @@ def test_what_was_measured_on_a_gpu_lies_within_the_estimated_range(training_pyt
         assert case["slowest"] <= case["measured"] <= case["fastest"], case
 
 
+def test_a_number_of_steps_is_what_is_estimated_whatever_the_rows(hub, commands):
+    ten, twenty = (estimate(commands, "--max-steps", steps)["tokens"] for steps in ("1000", "2000"))
+    assert twenty == pytest.approx(2 * ten, rel=0.01)
+    assert ten > estimate(commands)["tokens"] / 2  # more steps than fifty passes over the rows would be
+
+
 def test_an_unknown_flavor_is_said(hub, commands):
     refused = commands.json("estimate.py", *RUN, "--flavor", "h900", code=2)
     assert refused["problems"][0]["code"] == "unknown_flavor"
@@ -145,6 +151,7 @@ def test_a_timeout_that_the_estimate_exceeds_is_refused_or_warned_of(hub, comman
 def test_all_attempts_are_in_the_highest_cost(hub, commands):
     shown = submit(commands, "--timeout", "2h", "--attempts", "3", code=3)
     assert shown["plan"]["max_usd"] == pytest.approx(3 * 2 * 0.8, abs=0.01)
+    assert "--resume" in shown["plan"]["arguments"]
     submit(commands, "--timeout", "2h", "--attempts", "3", "--approve", shown["plan_id"])
     [request] = [r.json for r in hub.journal.requests(method="POST", path=r"^/api/jobs/ada$") if r.status == 200]
     assert request["attempts"] == 3

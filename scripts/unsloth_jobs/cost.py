@@ -91,10 +91,12 @@ def work(run: Run, settings: Any, batching: Any) -> Work:
     rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
     held_out = round(rows * settings.eval_split)
     each = batching.micro * rows_per_sequence(run.tokens_per_row, settings, run.packed)  # rows of a forward pass
+    trained = (rows - held_out) * settings.num_epochs
     micro_batches = math.ceil((rows - held_out) / each) * settings.num_epochs
-    if settings.max_steps:
-        micro_batches = min(micro_batches, settings.max_steps * batching.accumulation)
-    tokens = min(micro_batches * each, (rows - held_out) * settings.num_epochs) * run.tokens_per_row
+    if settings.max_steps:  # then the number of passes over the rows does not count
+        micro_batches = settings.max_steps * batching.accumulation
+        trained = micro_batches * min(each, rows - held_out)
+    tokens = trained * run.tokens_per_row
     evaluated = min(held_out, settings.max_eval_rows) / (each if run.packed else 1)
     return Work(tokens, micro_batches, batching.micro * settings.max_seq_length, evaluated)
 
