@@ -45,6 +45,7 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import html
 import importlib.metadata
 import json
 import math
@@ -85,7 +86,7 @@ class Settings:
     output_repo: str = setting("", "OWNER/NAME: results go to NAME-merged and NAME-GGUF (default: the adapter's id)")
     public: bool = setting(False, "create these repositories public instead of private")
     save_local: str = setting("export-output", "folder for the results on the machine that exports")
-    prompts: str = setting("", "text file with a question a line to compare on (default: the adapter card's, and four more)")
+    prompts: str = setting("", "text file with a question a line to compare on (default: the adapter card's and four more)")
     compare_tokens: int = setting(48, "tokens of each answer that are compared")
     min_agreement: float = setting(0.8, "stop when a conversion picks the adapter's token less often than this")
     again: bool = setting(False, "make again what an earlier run has pushed")
@@ -188,7 +189,7 @@ def find_adapter(settings: Settings) -> Adapter:
 def download(repo: str, revision: str | None, patterns: list[str]) -> Path:
     """Files of a model repository, here. Raises Stop where it cannot be read."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
@@ -417,13 +418,16 @@ def questions(settings: Settings, adapter: Adapter) -> list[str]:
     """What is asked: the user's own, or the question that the adapter's card shows and a few about anything."""
     if settings.prompts:
         return [line.strip() for line in Path(settings.prompts).read_text("utf-8").splitlines() if line.strip()]
-    card = adapter.folder / "README.md"
-    shown = re.search(r"\*\*Question\*\*\n\n((?:>.*\n?)+)", card.read_text("utf-8") if card.is_file() else "")
-    if not shown:
-        return list(QUESTIONS)
-    text = re.sub(r"(?m)^> ?", "", shown[1]).strip()
-    # The card has the chat's own words for who speaks.
-    return [re.sub(r"^user\n|\n(assistant|model)$", "", text).strip(), *QUESTIONS]
+    return [*card_questions(adapter.folder / "README.md"), *QUESTIONS]
+
+
+def card_questions(card: Path) -> list[str]:
+    """The held-out questions that templates/sft.py shows in its card, without the chat's own words around them."""
+    text = card.read_text("utf-8") if card.is_file() else ""
+    section = text.partition("## Held-out questions\n")[2].partition("\n## ")[0]
+    quoted = re.findall(r"(?m)(?:^>.*\n)+", section)
+    found = [html.unescape(re.sub(r"(?m)^> ?| +$", "", block)).strip() for block in quoted]
+    return [re.sub(r"^(user\n|\[INST\] ?)|(\n(assistant|model)| ?\[/INST\])$", "", question).strip() for question in found]
 
 
 def as_prompt(tokenizer: Any, question: str) -> str:
@@ -442,14 +446,15 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def ask(model: Any, tokenizer: Any, asked: list[str], length: int) -> dict[str, Any]:
-    """The adapter's own answers: {"asked", "length", "stops", "context", "perplexity", "answers": [{"prompt", "ids", "text"}]}."""
+    """The adapter's own answers: {"asked", "length", "stops", "context", "perplexity", "answers": [...]}."""
     adapted, stops = Transformers(model, tokenizer), stop_tokens(model, tokenizer)
     answers, context = [], 0
     for question in asked:
         prompt = as_prompt(tokenizer, question)
-        ids = adapted.answer(adapted.tokens(prompt), length, stops)
-        answers.append({"prompt": prompt, "ids": ids, "text": adapted.text(ids)})
-        context = max(context, len(adapted.tokens(prompt)) + length)
+        prompt_ids = adapted.tokens(prompt)
+        ids = adapted.answer(prompt_ids, length, stops)
+        answers.append({"prompt": prompt, "prompt_ids": prompt_ids, "ids": ids, "text": adapted.text(ids)})
+        context = max(context, len(prompt_ids) + length)
     reference = {"asked": asked, "length": length, "stops": stops, "context": context + 64, "answers": answers}
     return reference | {"perplexity": follow(adapted, reference)[1]}
 
@@ -486,6 +491,12 @@ def compare(what: str, model: Transformers | LlamaCpp, reference: Mapping[str, A
     }
     example = {"question": reference["asked"][0], "adapter": reference["answers"][0]["text"], "converted": texts[0]}
     emit("compared", what=what, **figures, example=example)
+    if other := sum(model.tokens(answer["prompt"]) != answer["prompt_ids"] for answer in reference["answers"]):
+        emit(
+            "warning",
+            code="tokens_differ",
+            message=f"{what} splits {other} of {len(texts)} prompts into other tokens than the model learned from.",
+        )
     if agreement < least:
         raise Stop(
             "conversion_disagrees",
@@ -690,8 +701,10 @@ PHONE = """## On a phone
 Any app that runs llama.cpp takes `{file}`: [PocketPal AI](https://github.com/a-ghorbani/pocketpal-ai) (Android, iOS) opens it from
 the phone's storage."""
 
-LEAP = """ In an app of your own, Liquid AI's [LEAP Edge SDK](https://docs.liquid.ai/leap) loads it: give the path of `{file}` on the
-phone to its model loader."""
+LEAP = """
+
+In an app of your own, Liquid AI's [LEAP SDK](https://docs.liquid.ai/deployment/on-device/sdk/model-loading) (Android, iOS) loads
+`{file}` with `loadSimpleModel`."""
 
 
 def gguf_card(result: Result, settings: Settings, adapter: Adapter, merged: Result, kind: str) -> str:

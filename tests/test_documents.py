@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import export
 import pytest
 import sft
 import yaml
@@ -17,7 +18,7 @@ from unsloth_jobs import hardware
 SKILL = (ROOT / "SKILL.md").read_text()
 REFERENCES = sorted((ROOT / "references").glob("*.md"))
 DOCUMENTS = [ROOT / "SKILL.md", ROOT / "AGENTS.md", ROOT / "README.md", *REFERENCES]
-SCRIPTS = [*sorted((ROOT / "scripts").glob("*.py")), ROOT / "templates" / "sft.py"]
+SCRIPTS = [*sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "templates").glob("*.py"))]
 HEADER = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")  # PEP 723's own expression
 
 
@@ -51,7 +52,8 @@ def test_files_and_flags_that_a_document_names_exist(path):
         assert (ROOT / name).exists(), name
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (path.parent / link).exists(), link
-    known = {"--" + item.name.replace("_", "-") for item in sft.fields(sft.Settings)}
+    settings = (*sft.fields(sft.Settings), *export.fields(export.Settings))
+    known = {"--" + item.name.replace("_", "-") for item in settings}
     known |= {flag for script in (ROOT / "scripts").glob("*.py") for flag in re.findall(r"--[a-z][\w-]+", help_of(script))}
     known |= {"--secrets", "--path", "--name"}  # of hf jobs, and of Codex's installer
     known |= set(re.findall(r'"(--[a-z][\w-]+)"', (ROOT / "benchmarks" / "speed.py").read_text()))

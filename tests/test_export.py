@@ -1,0 +1,253 @@
+"""An adapter becomes a merged model and GGUF files: real PEFT, real llama.cpp, and a Hub that they come back out of.
+
+The model is a tiny Llama with a sentencepiece tokenizer: llama.cpp's converter takes byte-level tokenizers, such as the
+tiny LFM2's, only where it knows them by the hash of what they do to a certain text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import export
+import pytest
+from conftest import ROOT, SFT, UV, Commands
+from hub import Hub
+from test_documents import header
+from test_training import ADA
+
+EXPORT = ROOT / "templates" / "export.py"
+ASKED = "What does bisect.insort do?"
+MAKE_LLAMA = """
+import json, sys
+from pathlib import Path
+import sentencepiece, torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+folder = Path(sys.argv[1])
+folder.mkdir()
+rows = [json.loads(line) for line in Path(sys.argv[2]).read_text("utf-8").splitlines()]
+lines = [line for row in rows for turn in row["messages"] for line in turn["content"].splitlines()]
+sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=1024,
+    byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
+)
+(folder / "tokenizer.vocab").unlink()
+(folder / "config.json").write_text('{"model_type": "llama"}')
+tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=False)
+tokenizer.chat_template = (
+    "{{ bos_token }}{% for turn in messages %}{% if turn['role'] == 'user' %}[INST] {{ turn['content'] }} [/INST]"
+    "{% else %} {{ turn['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+tokenizer.save_pretrained(folder)
+torch.manual_seed(7)
+LlamaForCausalLM(LlamaConfig(
+    vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, initializer_range=0.1, max_position_embeddings=512, tie_word_embeddings=False,
+    bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+)).save_pretrained(folder)
+"""
+
+
+@pytest.fixture(scope="module")
+def export_python() -> str:
+    """The interpreter of the template's own environment. The first time, llama.cpp is built for it: minutes."""
+    subprocess.run([UV, "sync", "--quiet", "--script", str(EXPORT)], check=True)
+    found = subprocess.run([UV, "python", "find", "--script", str(EXPORT)], check=True, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def llama(training_python, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
+    making = [training_python, "-c", MAKE_LLAMA, str(folder), str(ROOT / "demo" / "stdlib-docs.jsonl")]
+    subprocess.run(making, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(training_python, llama, tiny_model, tmp_path_factory):
+    """A Hub with a base model and an adapter of it, ada/tuned, that templates/sft.py trained."""
+    folder = tmp_path_factory.mktemp("export")
+    row = {
+        "messages": [
+            {"role": "user", "content": ASKED},
+            {"role": "assistant", "content": "Insert an item in a list, keep it sorted."},
+        ]
+    }
+    (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * 100)
+    with Hub(folder / "hub") as hub:
+        hub.add_user("ada", token=ADA)
+        hub.add_repo("ada/tiny-llama", llama)
+        hub.add_repo("ada/tiny-lfm2", tiny_model)
+        words = ["--base-model", "ada/tiny-llama", "--dataset", "rows.jsonl", "--output-repo", "ada/tuned", "--load-in-16bit"]
+        words += ["--max-steps", "20", "--batch-size", "4", "--gradient-accumulation", "1", "--learning-rate", "1e-2"]
+        words += ["--max-seq-length", "128", "--eval-split", "0.02", "--save-steps", "1000"]
+        done = subprocess.run(
+            [training_python, str(SFT), *words], env=environment(hub), cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        yield hub
+
+
+def environment(hub: Hub, **more: str) -> dict[str, str]:
+    return {**os.environ, **hub.env(token=ADA), **more}
+
+
+def run_export(hub: Hub, folder: Path, python: str, *arguments: str, **env: str) -> tuple[int, list[dict]]:
+    """Exit code and events of the template by itself, as `uv run templates/export.py` starts it."""
+    done = subprocess.run(
+        [python, str(EXPORT), *arguments], env=environment(hub, **env), cwd=folder, capture_output=True, text=True
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("EVENT ")]
+
+
+def commit(hub: Hub, name: str) -> str:
+    return hub.store.repos["model", name].head.sha
+
+
+def test_a_job_makes_a_merged_model_and_gguf_files_that_answer_like_the_adapter(
+    hub, llama, export_python, tmp_path, monkeypatch
+):
+    # Of the cache that export_python filled: some registries' answers may not be kept, and llama.cpp would be built again.
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    commands, adapter = Commands(hub.env(token=ADA), tmp_path), commit(hub, "ada/tuned")
+    words = ["submit.py", str(EXPORT), "--flavor", "cpu-upgrade", "--timeout", "30m"]
+    arguments = ["--", "--adapter", "ada/tuned", "--quantizations", "q4_k_m,q8_0"]
+
+    shown = commands.json(*words, *arguments, code=3)
+    job = commands.json(*words, "--approve", shown["plan_id"], *arguments)
+    log = "\n".join(line.text for line in hub.jobs.wait(job["job_id"], timeout=900).logs)
+    status = commands.json("status.py", job["job_id"], code=None)
+    said = [json.loads(line.split("EVENT ", 1)[1]) for line in log.splitlines() if "EVENT {" in line]
+
+    assert status["stage"] == "COMPLETED", log[-3000:]
+    # Each conversion was compared, in this order, and picks the adapter's tokens.
+    compared = {event["what"]: event for event in said if event["event"] == "compared"}
+    assert list(compared) == ["merged", "bf16", "q4_k_m", "q8_0"]
+    assert compared["merged"]["agreement"] >= 0.9
+    assert compared["bf16"]["agreement"] >= 0.9
+    assert compared["q8_0"]["agreement"] >= 0.9
+    assert "Insert an item" in compared["q4_k_m"]["example"]["converted"]
+    assert not [event for event in said if event.get("code") == "tokens_differ"]
+    # The card's held-out question is among those that were asked.
+    record = json.loads(hub.files("ada/tuned-merged")["export.json"].read_text())
+    assert ASKED in record["reference"]["asked"]
+    # The merged model has the base's tokenizer and chat template, byte for byte.
+    merged, ggufs = hub.files("ada/tuned-merged"), hub.files("ada/tuned-GGUF")
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert merged[name].read_bytes() == (llama / name).read_bytes()
+    assert "model.safetensors" in merged
+    # The cards' commands name files that are there; nothing but what was asked for is.
+    assert {name for name in ggufs if name.endswith(".gguf")} == {"tuned-Q4_K_M.gguf", "tuned-Q8_0.gguf"}
+    card = ggufs["README.md"].read_text()
+    for command in (
+        "llama-cli -hf ada/tuned-GGUF:Q4_K_M",
+        "ollama run hf.co/ada/tuned-GGUF:Q4_K_M",
+        "lms import tuned-Q4_K_M.gguf",
+    ):
+        assert command in card
+    assert "base_model: ada/tuned-merged" in card
+    assert "base_model: ada/tiny-llama" in merged["README.md"].read_text()
+    assert f"{compared['q8_0']['agreement']:.1%}" in card
+    # Private, the adapter as it was, and no token in clear anywhere.
+    assert all(hub.store.repos["model", name].private for name in ("ada/tuned-merged", "ada/tuned-GGUF"))
+    assert commit(hub, "ada/tuned") == adapter
+    assert hub.leaks(ADA) == []
+
+
+def test_what_is_pushed_is_not_made_again(hub, export_python, tmp_path):
+    """After the test above, on another machine: one more file is asked for."""
+    arguments = ["--adapter", "ada/tuned", "--quantizations", "q4_k_m,q8_0,q6_k"]
+    earlier = len(hub.journal.requests())
+    code, said = run_export(hub, tmp_path, export_python, *arguments, HF_HOME=str(tmp_path / "home"))
+    assert code == 0, said[-1]
+    assert [event["what"] for event in said if event["event"] == "converted"] == ["bf16", "q6_k"]
+    assert [event["what"] for event in said if event["event"] == "pushed"] == ["q6_k"]
+    assert set(said[-1]["made"]) == {"merged", "q4_k_m", "q8_0", "q6_k"}
+    assert not [r for r in hub.journal.requests()[earlier:] if "tiny-llama/resolve" in r.path and "safetensors" in r.path]
+
+
+def test_a_conversion_that_disagrees_is_not_pushed(hub, export_python, tmp_path):
+    arguments = ["--adapter", "ada/tuned", "--quantizations", "q2_k", "--min-agreement", "1"]
+    code, said = run_export(hub, tmp_path, export_python, *arguments)
+    assert (code, said[-1]["event"], said[-1]["code"]) == (1, "failed", "conversion_disagrees")
+    assert "--min-agreement" in said[-1]["fix"]
+    assert "tuned-Q2_K.gguf" not in hub.files("ada/tuned-GGUF")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "code"),
+    [
+        (["--adapter", "ada/nothing"], {}, "not_found"),
+        (["--adapter", "ada/tiny-llama"], {}, "no_adapter"),
+        (["--adapter", "ada/tuned", "--base-model", "tiny"], {}, "no_base_model"),
+        (["--adapter", "ada/tuned", "--base-model", "four-bit"], {}, "quantized_base"),
+        (["--adapter", "ada/tuned", "--output-repo", "microsoft/phi"], {}, "push_denied"),
+        (["--adapter", "local"], {"JOB_ID": "1"}, "no_output_repo"),
+        (["--adapter", "ada/tuned", "--base-model", "ada/tiny-lfm2", "--output-repo", "ada/lfm"], {}, "unknown_tokenizer"),
+    ],
+)
+def test_it_stops_before_any_heavy_work_and_says_what_to_do(hub, llama, export_python, tmp_path, arguments, env, code):
+    (tmp_path / "four-bit").mkdir()
+    (tmp_path / "four-bit" / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(llama)})
+    )
+    (tmp_path / "local" / "adapter_model.safetensors").write_bytes(b"")
+    exit_code, said = run_export(hub, tmp_path, export_python, *arguments, **env)
+    assert (exit_code, said[-1]["event"], said[-1]["code"]) == (1, "failed", code)
+    assert said[-1]["fix"]
+    assert not [event for event in said if event["event"] in ("reference", "merged")]
+
+
+def test_a_full_disk_is_seen_before_the_step(tmp_path):
+    export.require_disk(tmp_path, 1, "Merging")
+    with pytest.raises(export.Stop, match="Merging needs 1000000.0 GB"):
+        export.require_disk(tmp_path, 10**15, "Merging")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--adapter", "a/b", "--quantizations", "q4"],
+        ["--adapter", "a/b", "--min-agreement", "2"],
+        ["--adapter", "a/b", "--output-repo", "b"],
+        ["--adapter", "a/b", "--prompts", "no-such-file"],
+    ],
+)
+def test_wrong_flags_are_named(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        export.read_arguments(words)
+    assert "error: --" in capsys.readouterr().err
+
+
+def test_the_card_s_questions_are_asked_without_the_chat_s_own_words(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text(
+        "# x\n\n## Held-out questions\n\nAnswered greedily.\n\n> user  \n> What is &lt;b&gt;?  \n> assistant  \n\n| Base |\n|---|\n\n"
+        "> [INST] Why? [/INST]  \n\n| Base |\n\n## How it was made\n\n> not asked\n"
+    )
+    assert export.card_questions(card) == ["What is <b>?", "Why?"]
+    assert export.card_questions(tmp_path / "none.md") == []
+
+
+def test_the_help_needs_no_library():
+    done = subprocess.run(
+        [UV, "run", "--no-project", "--isolated", "python", "-I", str(EXPORT), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--quantizations" in done.stdout
+
+
+def test_its_versions_are_pinned_and_are_those_that_trained():
+    pinned, trained = header(EXPORT), set(header(SFT)["dependencies"])
+    assert all("==" in dependency for dependency in pinned["dependencies"])
+    shared = {one for one in trained if one.split("==")[0] in ("torch", "transformers", "peft", "huggingface_hub")}
+    assert len(shared) == 4 and shared <= set(pinned["dependencies"])
+    assert pinned["tool"]["uv"]["exclude-newer"] == header(SFT)["tool"]["uv"]["exclude-newer"]
