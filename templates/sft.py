@@ -1025,8 +1025,9 @@ def attach_adapter(model: Any, settings: Settings) -> Any:
 # position_ids that start anew, convolutions by seq_idx, and rows_leak finds the models that listen to neither.
 
 
-def pack(lengths: list[int], size: int) -> list[list[int]]:
+def pack(lengths: Iterable[int], size: int) -> list[list[int]]:
     """Row numbers by sequence, so that each holds at most size tokens: the longest row first, each where least is left."""
+    lengths = list(lengths)  # a data set's column takes ten times as long to look into
     sequences: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, number of the sequence), ascending
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
