@@ -229,10 +229,14 @@ def test_the_estimate_grows_with_the_model_and_the_work(hub, commands, tmp_path,
     def l4(*words: str) -> dict:
         return commands.json("estimate.py", *words, "--flavor", "l4x1")["flavors"][0]
 
-    tiny, wide = l4("ada/tiny", "ada/docs", "--epochs", "9"), l4("ada/wide", "ada/docs", "--epochs", "9")
+    tiny, wide, longer = (
+        l4(name, "ada/docs", "--epochs", epochs)
+        for name, epochs in (("ada/tiny", "900"), ("ada/wide", "900"), ("ada/wide", "90000"))
+    )
     assert wide["needed_gb"] > tiny["needed_gb"]
     assert wide["hours_high"] > tiny["hours_high"]
-    assert l4("ada/wide", "ada/docs", "--epochs", "90")["usd_high"] > 2 * wide["usd_high"]
+    assert longer["seconds"]["training"] == pytest.approx([100 * end for end in wide["seconds"]["training"]], rel=0.02)
+    assert longer["usd_high"] > 2 * wide["usd_high"]
     assert l4("ada/wide", "ada/docs", "--load-in-16bit")["needed_gb"] > wide["needed_gb"]
     assert l4("ada/wide", "ada/docs", "--max-steps", "3")["hours_high"] < wide["hours_high"]
 
