@@ -225,16 +225,17 @@ def test_the_estimate_uses_the_hub_s_prices_and_ranks_by_dollars_per_run(hub, co
 
 def test_the_estimate_grows_with_the_model_and_the_work(hub, commands, tmp_path, tiny_model):
     hub.add_repo("ada/wide", wide_model(tmp_path / "wide", tiny_model, layers=8, hidden=1024))
+    hub.add_repo("ada/narrow", wide_model(tmp_path / "narrow", tiny_model, layers=2, hidden=256))
 
     def l4(*words: str) -> dict:
         return commands.json("estimate.py", *words, "--flavor", "l4x1")["flavors"][0]
 
-    tiny, wide, longer = (
+    narrow, wide, longer = (
         l4(name, "ada/docs", "--epochs", epochs)
-        for name, epochs in (("ada/tiny", "900"), ("ada/wide", "900"), ("ada/wide", "90000"))
+        for name, epochs in (("ada/narrow", "900"), ("ada/wide", "900"), ("ada/wide", "90000"))
     )
-    assert wide["needed_gb"] > tiny["needed_gb"]
-    assert wide["hours_high"] > tiny["hours_high"]
+    assert wide["needed_gb"] > narrow["needed_gb"]
+    assert wide["hours_high"] > narrow["hours_high"]
     assert longer["seconds"]["training"] == pytest.approx([100 * end for end in wide["seconds"]["training"]], rel=0.02)
     assert longer["usd_high"] > 2 * wide["usd_high"]
     assert l4("ada/wide", "ada/docs", "--load-in-16bit")["needed_gb"] > wide["needed_gb"]
