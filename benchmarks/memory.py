@@ -146,15 +146,15 @@ def measure_mode(sft, words: list[str], options: argparse.Namespace) -> Iterator
         torch.cuda.empty_cache()
 
 
-def add_row(path: Path, row: dict) -> None:
+def add_row(path: Path, row: dict, fields: tuple[str, ...] = FIELDS) -> None:
+    """One more row of a CSV, which gets its head with the first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, fields)
         if new:
             writer.writeheader()
         writer.writerow(row)
-    print(row, flush=True)
 
 
 def main() -> None:
@@ -188,6 +188,7 @@ def main() -> None:
     for mode in options.checkpointing.split(","):
         for row in measure_mode(sft, [*base, "--gradient-checkpointing", mode], options):
             add_row(options.out, {**common, "packed": "yes", "checkpointing": mode, **row})
+            print(row, flush=True)
     shutil.rmtree(work)
 
 

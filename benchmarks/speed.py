@@ -20,7 +20,6 @@ all that the template's events can tell apart: for ours the two are the same.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import fcntl
 import importlib.metadata
@@ -400,14 +399,8 @@ def ratio(value: float | None, by: float | None) -> float | None:
     return value / by if value is not None and by else None
 
 
-def add_row(path: Path, row: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+def rounded(row: dict) -> dict:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def table(rows: list[dict]) -> str:
@@ -481,7 +474,7 @@ def main() -> None:
         if options.together:  # these were taken while the others ran too
             found |= dict.fromkeys(("tokens_per_s_after_first", "first_step_s", "start_to_first_step_s"))
         results.append({"shape": shape, "data": kind, "contender": contender, **found, **common})
-        add_row(options.out, results[-1])
+        memory.add_row(options.out, rounded(results[-1]), FIELDS)
         print({name: value for name, value in results[-1].items() if name not in common}, flush=True)
 
     if options.together:

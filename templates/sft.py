@@ -1183,15 +1183,19 @@ def rows_leak(model: Any, size: int) -> bool:
     return not abs(one - other) <= 1e-5 * abs(one)
 
 
+def wants_packing(settings: Settings) -> bool:
+    return settings.packing and settings.max_seq_length <= LONGEST_PACKED
+
+
 def may_pack(settings: Settings, config: Mapping[str, Any]) -> bool:
     """Whether rows will be packed, as far as config.json tells: linear attention carries its state over their borders."""
     kinds = str((config.get("text_config") or config).get("layer_types") or "")
-    return settings.packing and settings.max_seq_length <= LONGEST_PACKED and "linear" not in kinds and "mamba" not in kinds
+    return wants_packing(settings) and "linear" not in kinds and "mamba" not in kinds
 
 
 def can_pack(model: Any, settings: Settings) -> bool:
     """Whether rows stay apart in this model when they are packed; said, where not."""
-    if not settings.packing or settings.max_seq_length > LONGEST_PACKED:
+    if not wants_packing(settings):
         return False
     try:
         leak = rows_leak(model, settings.max_seq_length)

@@ -25,8 +25,13 @@ for name in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "CC"):
 @pytest.fixture(scope="session")
 def training_python() -> str:
     """The interpreter of the template's own environment, with the real torch, Unsloth and TRL."""
-    subprocess.run([UV, "sync", "--quiet", "--script", str(SFT)], check=True)
-    found = subprocess.run([UV, "python", "find", "--script", str(SFT)], check=True, capture_output=True, text=True)
+    return python_of(SFT)
+
+
+def python_of(script: Path) -> str:
+    """The interpreter of a script's own environment, made where it is missing."""
+    subprocess.run([UV, "sync", "--quiet", "--script", str(script)], check=True)
+    found = subprocess.run([UV, "python", "find", "--script", str(script)], check=True, capture_output=True, text=True)
     return found.stdout.strip()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import export
 import pytest
-from conftest import ROOT, SFT, UV, Commands
+from conftest import ROOT, SFT, UV, Commands, python_of
 from hub import Hub
 from test_documents import header
 from test_training import ADA
@@ -54,9 +54,7 @@ LlamaForCausalLM(LlamaConfig(
 @pytest.fixture(scope="module")
 def export_python() -> str:
     """The interpreter of the template's own environment. The first time, llama.cpp is built for it: minutes."""
-    subprocess.run([UV, "sync", "--quiet", "--script", str(EXPORT)], check=True)
-    found = subprocess.run([UV, "python", "find", "--script", str(EXPORT)], check=True, capture_output=True, text=True)
-    return found.stdout.strip()
+    return python_of(EXPORT)
 
 
 @pytest.fixture(scope="module")
