@@ -106,7 +106,9 @@ def test_a_smoke_run_is_short_cheap_and_leaves_the_result_s_repository_alone(hub
     assert made["max_usd"] < 0.3
     assert submit(commands, "--smoke", "--flavor", "h200", code=3)["plan"]["max_usd"] <= 1.0
     assert submit(commands, "--smoke", "--timeout", "9h", code=3)["problems"][0]["code"] == "over_budget"
-    assert made["pace_key"] == submit(commands, code=3)["plan"]["pace_key"]
+    whole, rest = (submit(commands, code=3, train=[*TRAIN, *more])["plan"] for more in ([], ["--resume"]))
+    assert made["pace_key"] == whole["pace_key"] == rest["pace_key"]
+    assert whole["run_key"] != rest["run_key"]  # what is left of a run costs less than all of it
 
 
 def test_a_smoke_run_s_step_time_makes_the_estimate_narrow_and_true(hub, commands):

@@ -16,7 +16,10 @@ FREE = {
     "output_repo", "public", "save_local", "trackio_space", "run_name", "learning_rate", "lora_alpha", "seed",
     "min_coverage", "save_steps",
 }  # fmt: skip
-LENGTH = {"num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "gradient_accumulation"}
+LENGTH = {
+    "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "gradient_accumulation", "resume",
+    "early_stopping",
+}  # fmt: skip
 SAME_RUN = 1.1  # how far a step time measured on the same model, rows and flavor may be off
 OTHER_MACHINE = 1.5  # how far the start of a run may be off from the start of one like it
 LEAST_WIDTH = 1.15  # of a range drawn from other models' runs
