@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -83,6 +84,22 @@ def test_the_price_table_is_the_snapshot_that_the_estimator_uses():
     text = (ROOT / "references" / "gpu-and-cost.md").read_text()
     assert "\n".join(rows) in text, "\n".join(rows)
     assert re.search(r"\d{4}-\d\d-\d\d", source).group() in text
+
+
+def test_the_speeds_that_are_claimed_are_those_that_were_measured():
+    with (ROOT / "benchmarks" / "speed.csv").open() as file:
+        rows = {(row["shape"], row["data"], row["contender"]): row for row in csv.DictReader(file)}
+
+    def times(of: str, other: str, shape: str = "lfm2-1.2b", figure: str = "tokens_per_s") -> float:
+        return float(rows[shape, "mixed", of][figure]) / float(rows[shape, "mixed", other][figure])
+
+    text = (ROOT / "README.md").read_text()
+    assert f"{times('ours', 'article'):.1f} times the tokens per second of the" in text
+    assert f"and {times('ours', 'trl'):.1f} times those of plain TRL" in text
+    assert f"{times('ours-lean', 'trl', figure='peak_gb'):.0%} of TRL's memory" in text
+    packed = times("ours", "trl-packed", shape="llama-1b")
+    assert f"it is {packed:.1f} times" in text
+    assert f"{packed:.1f} to {times('ours', 'trl'):.0f} times as long" in (ROOT / "scripts" / "estimate.py").read_text()
 
 
 def test_codes_that_troubleshooting_explains_are_codes_that_are_reported():
