@@ -78,6 +78,7 @@ class Settings:
     base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
     base_model_revision: str = setting("", "commit or branch of the model (default: main)")
     load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
+    backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not take")
     # Data
     dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .parquet .txt")
     dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
@@ -147,6 +148,8 @@ def setting_problems(settings: Settings) -> Iterable[str]:
         yield f"--early-stopping is a number of evaluations, or 0, not {settings.early_stopping}"
     if settings.early_stopping and not settings.eval_split:
         yield "--early-stopping needs rows held out: --eval-split 0.1"
+    if settings.backend not in ("unsloth", "trl"):
+        yield f"--backend is unsloth or trl, not {settings.backend}"
     if settings.gradient_checkpointing not in ("auto", "off", "offload"):
         yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
     if bool(settings.prompt_column) != bool(settings.completion_column):
@@ -949,10 +952,12 @@ def peak_gb() -> float | None:
     return round(torch.cuda.max_memory_allocated() / 1e9, 3) if torch.cuda.is_available() else None
 
 
-def versions() -> dict[str, str]:
+def versions(backend: str) -> dict[str, str]:
+    """Of the libraries that take part."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("unsloth", "torch", "transformers", "trl", "peft", "datasets")}
+    own = ("unsloth",) if backend == "unsloth" else ()
+    return {name: version(name) for name in (*own, "torch", "transformers", "trl", "peft", "datasets")}
 
 
 def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
@@ -976,26 +981,97 @@ def room_for(model: Any, settings: Settings) -> Callable[[int], bool]:
     return lambda tokens: keeps_activations(settings, linears, config, tokens, held, memory)
 
 
-def attach_adapter(model: Any, settings: Settings) -> Any:
-    """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
+def load_model(settings: Settings) -> Any:
+    """The base model, in 4 or 16 bits. Raises Stop where Unsloth does not take it."""
+    name, revision = settings.base_model, settings.base_model_revision or None
+    if settings.backend == "trl":
+        return load_plain_model(name, revision, settings.load_in_16bit)
+    import torch
     from unsloth import FastLanguageModel
 
+    try:
+        model, _ = FastLanguageModel.from_pretrained(
+            name,
+            revision=revision,
+            # Unsloth would load a copy of its own of some models, at another revision than the one that was checked.
+            use_exact_model_name=True,
+            max_seq_length=settings.max_seq_length,
+            load_in_4bit=not settings.load_in_16bit,
+            load_in_16bit=settings.load_in_16bit,
+        )
+    except (OSError, torch.OutOfMemoryError):  # a file, the network, the GPU: no other backend would do better
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines() or [""]
+        raise Stop(
+            "unsloth_refused",
+            f"Unsloth does not load {name}: {type(error).__name__}: {said[0][:300]}",
+            "Add --backend trl: the same training without Unsloth, slower. Estimate it again first.",
+        ) from error
+    return model
+
+
+def load_plain_model(name: str, revision: str | None, in_16bit: bool) -> Any:
+    """The model as transformers loads it, in its own 16 bits or in bitsandbytes' 4."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    on_gpu = torch.cuda.is_available()
+    dtype = (torch.bfloat16 if has_bf16() else torch.float16) if on_gpu else torch.float32
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        name,
+        revision=revision,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        quantization_config=None if in_16bit else quantised,
+        device_map={"": 0 if on_gpu else "cpu"},
+    )
+
+
+def has_bf16() -> bool:
+    """Whether this GPU computes in bf16 itself."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def with_lora(model: Any, settings: Settings, pattern: str) -> Any:
+    """The model with LoRA on each module whose name the regular expression matches."""
+    options = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "lora_dropout": 0, "bias": "none"}
+    if settings.backend == "trl":
+        from peft import LoraConfig, get_peft_model
+        from transformers import set_seed
+
+        set_seed(settings.seed)
+        return get_peft_model(model, LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **options))
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel.get_peft_model(
+        model,
+        target_modules=pattern,
+        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing == "offload" else False,
+        random_state=settings.seed,
+        **options,
+    )
+
+
+def in_full_precision(model: Any) -> None:
+    """Make the adapter fp32 where a library made it less: small updates are lost in 16 bits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def attach_adapter(model: Any, settings: Settings) -> Any:
+    """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
     linears = linear_shapes(model)
     targets = lora_targets(linears, settings.target_modules)
     asked = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
-    model = FastLanguageModel.get_peft_model(
-        model,
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=0,
-        bias="none",
-        target_modules=target_pattern(targets),
-        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing == "offload" else False,
-        random_state=settings.seed,
-    )
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # small updates are lost in 16 bits, where a backend made it so
+    model = with_lora(model, settings, target_pattern(targets))
+    in_full_precision(model)
     prefix = "base_model.model."
     adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
     share = coverage(asked, adapted)
@@ -1098,15 +1174,20 @@ def choose_passes(settings: Settings, rows_per_sequence: float, keeps: Callable[
 
 
 class Collator:
-    """Sequences, each a list of row numbers, as one line of `sequences` × `size` tokens: always the same shape."""
+    """Sequences, each a list of row numbers, as `sequences` × `size` tokens: always the same shape.
 
-    def __init__(self, tokens: Any, size: int, sequences: int, filler: int):
+    Unsloth takes them in one line. transformers' own attention over a line would take a mask of its square: it gets
+    them side by side.
+    """
+
+    def __init__(self, tokens: Any, size: int, sequences: int, filler: int, side_by_side: bool = False):
         self.tokens, self.size, self.sequences, self.filler = tokens, size, sequences, filler
+        self.side_by_side = side_by_side
 
     def __call__(self, chosen: list[dict[str, list[int]]]) -> dict[str, Any]:
         rows = [row for sequence in chosen for row in self.filled(sequence["rows"])]
         missing = self.sequences - len(chosen)  # in the last batch of an epoch
-        return as_batch(rows + missing * [self.fill(self.size)])
+        return as_batch(rows + missing * [self.fill(self.size)], self.size if self.side_by_side else None)
 
     def filled(self, numbers: list[int]) -> list[tuple[list[int], list[int]]]:
         columns = self.tokens[numbers]
@@ -1119,19 +1200,24 @@ class Collator:
         return [self.filler] * length, [IGNORE] * length
 
 
-def as_batch(rows: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
-    """Rows (input_ids, labels) one after the other, with all that tells a model where each begins. Shapes: (1, tokens)."""
+def as_batch(rows: list[tuple[list[int], list[int]]], width: int | None = None) -> dict[str, Any]:
+    """Rows (input_ids, labels) one after the other, with all that tells a model where each begins.
+
+    Shapes: (1, tokens), with the lengths of the rows for Unsloth's attention; or (sequences, width) without them.
+    """
     import torch
 
     lengths = torch.tensor([len(ids) for ids, _ in rows], dtype=torch.int32)
-    return {
+    batch = {
         "input_ids": torch.tensor([[token for ids, _ in rows for token in ids]]),
         # A row's first token is predicted from nothing: its label would be learned from the row before it.
         "labels": torch.tensor([[label for _, labels in rows for label in (IGNORE, *labels[1:])]]),
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "seq_idx": torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32), lengths)[None],
-        "packed_seq_lengths": lengths,
     }
+    if width is None:
+        return batch | {"packed_seq_lengths": lengths}
+    return {name: value.view(-1, width) for name, value in batch.items()}
 
 
 def keep_rows_apart(model: Any) -> None:
@@ -1139,11 +1225,12 @@ def keep_rows_apart(model: Any) -> None:
 
     transformers' own falls back to a plain convolution, which ignores seq_idx and is compiled anew for each length.
     """
-    # Attention over each row alone; without it, on a CPU, it is as exact over a mask of tokens × tokens.
-    with contextlib.suppress(ImportError):
-        from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
+    if "unsloth" in sys.modules:
+        # Attention over each row alone; without it, on a CPU, it is as exact over a mask of tokens × tokens.
+        with contextlib.suppress(ImportError):
+            from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
 
-        enable_hf_packed_attention()
+            enable_hf_packed_attention()
     for kind in {type(module) for module in model.modules()}:
         forward = inspect.unwrap(kind.forward)
         if "seq_idx" in inspect.signature(forward).parameters and "causal_conv1d_fn" in forward.__globals__:
@@ -1165,8 +1252,11 @@ def row_convolution(hidden_states, weight, bias=None, activation=None, seq_idx=N
     return result if activation is None else F.silu(result)
 
 
-def rows_leak(model: Any, size: int) -> bool:
-    """Whether a row's loss changes with the row that is packed before it: then this model cannot be trained packed."""
+def rows_leak(model: Any, size: int, width: int | None = None) -> bool:
+    """Whether a row's loss changes with the row that is packed before it: then this model cannot be trained packed.
+
+    width: as of as_batch, whose batches the model will be given.
+    """
     import torch
 
     half, vocabulary = size // 2, model.get_input_embeddings().num_embeddings
@@ -1175,7 +1265,7 @@ def rows_leak(model: Any, size: int) -> bool:
         before, row = ([(factor * place) % (vocabulary - 1) + 1 for place in range(half)] for factor in (step, 5))
         # Only a row's first tokens are near enough to its border to see far over it.
         learned = row[:8] + [IGNORE] * (half - 8)
-        batch = as_batch([(before, [IGNORE] * half), (row, learned)])
+        batch = as_batch([(before, [IGNORE] * half), (row, learned)] * (2 if width else 1), width)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # not worth half a minute of compilation
             return model(**{name: value.to(model.device) for name, value in batch.items()}, use_cache=False).loss.item()
 
@@ -1198,7 +1288,8 @@ def can_pack(model: Any, settings: Settings) -> bool:
     if not wants_packing(settings):
         return False
     try:
-        leak = rows_leak(model, settings.max_seq_length)
+        size = settings.max_seq_length // 2 * 2
+        leak = rows_leak(model, size, size if settings.backend == "trl" else None)
     except Exception as error:  # a forward that does not take a packed batch at all
         leak = f"{type(error).__name__}: {error}"
     if leak:
@@ -1445,11 +1536,11 @@ def build_trainer(
 ) -> Any:
     """TRL's trainer over rows as tokens (columns input_ids, labels, length), packed or each row by itself."""
     import torch
+    import transformers
     from datasets import Dataset, concatenate_datasets
-    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    size, pace = settings.max_seq_length, Pace()
+    size, pace, plain = settings.max_seq_length, Pace(), settings.backend == "trl"
     sequences = pack(train["length"], size) if packed else train
     batching = batching or Batching.of(settings, len(train) / len(sequences))
     passes = math.ceil(len(sequences) / batching.micro)
@@ -1457,7 +1548,7 @@ def build_trainer(
     collator = None
     if packed:
         rows, first = concatenate_datasets([train, held_out] if held_out else [train]), len(train)
-        collator = Collator(rows, size, batching.micro, tokenizer.pad_token_id)
+        collator = Collator(rows, size, batching.micro, tokenizer.pad_token_id, side_by_side=plain)
         train = Dataset.from_dict({"rows": sequences})
         if held_out:
             numbers = [[first + row for row in sequence] for sequence in pack(held_out["length"], size)]
@@ -1487,8 +1578,9 @@ def build_trainer(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    on_gpu = torch.cuda.is_available()
-    bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    on_gpu, bf16 = torch.cuda.is_available(), has_bf16()
+    if plain and not on_gpu:
+        Trainer.compute_loss = transformers.Trainer.compute_loss  # TRL's own is a kernel for GPUs
     config = SFTConfig(
         output_dir=str(Path(settings.save_local) / "checkpoints"),
         num_train_epochs=settings.num_epochs,
@@ -1525,6 +1617,9 @@ def build_trainer(
         # Rows arrive as tokens and labels: nothing after this point may change what is learned.
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings.seed,
+        # Unsloth's is set where the adapter is attached.
+        gradient_checkpointing=plain and settings.gradient_checkpointing == "offload",
+        gradient_checkpointing_kwargs={"use_reentrant": False} if plain else None,
     )
     curves = trackio_callback()
     trainer = Trainer(
@@ -1536,8 +1631,9 @@ def build_trainer(
         eval_dataset=held_out,
         callbacks=[progress_callback(settings, api, pace, ending or Ending(), best or Best()), curves],
     )
+    in_full_precision(model)  # TRL makes it bf16
     trainer.pace, trainer.batching, trainer.curves = pace, batching, curves
-    trainer.remove_callback(PrinterCallback)  # the events say it
+    trainer.remove_callback(transformers.PrinterCallback)  # the events say it
     return trainer
 
 
@@ -1672,6 +1768,7 @@ def fit(trainer: Any, make_trainer: Any, checkpoint: Path | None, ending: Ending
 # ---------------------------------------------------------------------------------------------------------------
 # Evidence: what training changed, measured on rows held out, and what it took; for events, Trackio and model card.
 
+LIBRARY = {"unsloth": "Unsloth", "trl": "TRL and PEFT"}
 ANSWERS = 3  # held-out questions that base and tuned model answer
 ANSWER_TOKENS = 128
 SHOWN_CHARS = 800  # of a text in the card
@@ -1699,7 +1796,6 @@ def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None
 def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict[str, str] | None:
     """One held-out question answered by the base model and by the tuned one, greedily. None for rows of plain text."""
     import torch
-    from unsloth import FastLanguageModel
 
     learned = [label != IGNORE for label in example["labels"]]
     start = len(learned) - learned[::-1].index(True)  # of the last answer, going back from its end
@@ -1708,7 +1804,6 @@ def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> d
     if not start or example["input_ids"][:start] == [tokenizer.bos_token_id]:
         return None
     prompt = torch.tensor([example["input_ids"][:start]], device=model.device)
-    FastLanguageModel.for_inference(model)
 
     def answer() -> str:
         with torch.no_grad():
@@ -1731,11 +1826,18 @@ def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> d
     }
 
 
-def show_answers(model: Any, tokenizer: Any, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+def show_answers(model: Any, tokenizer: Any, rows: Iterable[Mapping[str, Any]], backend: str) -> list[dict[str, str]]:
     """compare_answers for the first ANSWERS questions, each as an event. A failure is a warning: the result is safe."""
     answers: list[dict[str, str]] = []
     compared = (compare_answers(model, tokenizer, row) for row in rows)
     try:
+        if backend == "unsloth":
+            from unsloth import FastLanguageModel
+
+            FastLanguageModel.for_inference(model)
+        else:
+            model.gradient_checkpointing_disable()
+            model.eval()
         for answer in itertools.islice(filter(None, compared), ANSWERS):
             emit("sample", **answer)
             answers.append(answer)
@@ -1790,7 +1892,7 @@ def card_figures(settings: Settings, trainer: Any, seconds: float) -> dict[str, 
         "Peak GPU memory": None if peak_gb() is None else f"{peak_gb():.1f} GB",
         "Cost": cost_against_estimate(facts),
         "Hardware": machine(SAID["plan"]["hardware"], facts),
-        "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions(settings.backend).items()),
         "Plan": facts.get("plan_id"),
         "Script": f"sha256 {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}",
     }
@@ -1848,13 +1950,13 @@ def model_card(
         library_name="peft",
         pipeline_tag="text-generation",
         datasets=None if data.exists() else [settings.dataset],
-        tags=["unsloth", "trl", "sft", "lora", "hf_jobs"],
+        tags=[*(["unsloth"] if settings.backend == "unsloth" else []), "trl", "sft", "lora", "hf_jobs"],
     )
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {Path(where).name}",
         # Of a path on the training machine, a reader of the card needs the last part only.
-        f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with Unsloth on "
+        f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with {LIBRARY[settings.backend]} on "
         f"`{data.name if data.exists() else data}`.",
         "## What training changed",
         card_losses(losses),
@@ -1951,7 +2053,8 @@ def require_mergeable(settings: Settings) -> None:
     """Stop before training where a merge asked for could not be made after it."""
     import torch
 
-    if settings.merge_model and not settings.load_in_16bit and not torch.cuda.is_available():
+    unsloth_in_4bit = settings.backend == "unsloth" and not settings.load_in_16bit
+    if settings.merge_model and unsloth_in_4bit and not torch.cuda.is_available():
         raise Stop(
             "merge_needs_16bit",
             "Without a GPU a 4-bit model cannot be merged with its adapter.",
@@ -1966,7 +2069,11 @@ def push_merged(model: Any, tokenizer: Any, api: Any, settings: Settings) -> Non
     """
     folder, repo = Path(settings.save_local) / "merged", settings.output_repo + "-merged"
     try:
-        model.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")
+        if settings.backend == "unsloth":
+            model.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")
+        else:
+            save_merged(settings, folder)
+            tokenizer.save_pretrained(folder)
         if api is not None:
             api.create_repo(repo, private=not settings.public, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Merged 16-bit model")
@@ -1979,12 +2086,23 @@ def push_merged(model: Any, tokenizer: Any, api: Any, settings: Settings) -> Non
         ) from error
 
 
+def save_merged(settings: Settings, folder: Path) -> None:
+    """The saved adapter folded into the model as it was published, on the processor: it needs no GPU memory."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(
+        settings.base_model, revision=settings.base_model_revision or None, dtype="bfloat16"
+    )
+    PeftModel.from_pretrained(base, settings.save_local).merge_and_unload().save_pretrained(folder)
+
+
 def train(settings: Settings) -> None:
     began = time.monotonic()
     ending = Ending()
     ending.listen()
 
-    emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions())
+    emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions(settings.backend))
 
     # ---- what can fail for free comes first: the repository, the rows, their columns
     require_gpu_where_paid()
@@ -2006,9 +2124,8 @@ def train(settings: Settings) -> None:
     )
 
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
-    from unsloth import FastLanguageModel
-
-    # isort: split
+    if settings.backend == "unsloth":
+        import unsloth  # noqa: F401
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
@@ -2024,15 +2141,7 @@ def train(settings: Settings) -> None:
     emit("masks", **masks, sample=segments(tokenizer, first))
 
     # ---- the model, and how much of it the adapter reaches
-    model, _ = FastLanguageModel.from_pretrained(
-        settings.base_model,
-        revision=settings.base_model_revision or None,
-        # Unsloth would load a copy of its own of some models, at another revision than the one that was checked.
-        use_exact_model_name=True,
-        max_seq_length=settings.max_seq_length,
-        load_in_4bit=not settings.load_in_16bit,
-        load_in_16bit=settings.load_in_16bit,
-    )
+    model = load_model(settings)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
     keep_rows_apart(model)
@@ -2063,7 +2172,7 @@ def train(settings: Settings) -> None:
     ending.training = False
     ending.require_none(trainer.state, settings.output_repo or str(folder))
     losses = losses_of(base_loss, final_loss(trainer, best) if eval_tokens else None)
-    answers = show_answers(model, tokenizer, eval_tokens or ())
+    answers = show_answers(model, tokenizer, eval_tokens or (), settings.backend)
     trainer.curves.close(losses, answers)
     kept_step = best.step if best.weights else None
     drawn = draw_losses(trainer.state.log_history, base_loss, kept_step, folder / "loss.png")
