@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT / "templates"), str(ROOT / "demo")]
 STEPS = 3
 FIELDS = (
     "shape", "architecture", "parameters", "precision", "packed", "checkpointing", "length", "batch", "weights_gib",
-    "allocated_gib", "reserved_gib", "trainable", "gpu", "versions", "date",
+    "allocated_gib", "reserved_gib", "trainable", "gpu", "versions", "date", "backend",
 )  # fmt: skip
 
 
@@ -117,15 +117,11 @@ def measure_mode(sft, words: list[str], options: argparse.Namespace) -> Iterator
     """The rows of one way of checkpointing, each as soon as it is measured."""
     import torch
     from transformers import AutoTokenizer
-    from unsloth import FastLanguageModel
 
     longest = max(map(int, options.lengths.split(",")))
     settings = sft.parse_args([*words, "--max-seq-length", str(longest)])
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0  # what an earlier mode has not given back
-    model, _ = FastLanguageModel.from_pretrained(
-        settings.base_model, max_seq_length=longest, load_in_4bit=not settings.load_in_16bit,
-        load_in_16bit=settings.load_in_16bit, use_exact_model_name=True,
-    )  # fmt: skip
+    model = sft.load_model(settings)
     tokenizer = AutoTokenizer.from_pretrained(settings.base_model)
     weights = (torch.cuda.memory_allocated() - before) / 2**30 if torch.cuda.is_available() else 0
     architecture = type(model).__name__
@@ -161,27 +157,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", required=True)
     parser.add_argument("--precision", choices=["4bit", "16bit"], required=True)
+    parser.add_argument("--backend", choices=["unsloth", "trl"], default="unsloth")
     parser.add_argument("--checkpointing", default="off,offload")
     parser.add_argument("--lengths", default="1024,2048")
     parser.add_argument("--batches", default="2,4")
     parser.add_argument("--work", default="/tmp/memory", help="folder for models and checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="CSV to add to")
     options = parser.parse_args()
-    work = Path(options.work) / f"{options.shape}-{options.precision}"
+    work = Path(options.work) / f"{options.shape}-{options.precision}-{options.backend}"
     parameters = make_model(options.shape, work / "model")
 
+    if options.backend == "unsloth":
+        import unsloth  # noqa: F401  before transformers, which it patches
     import sft
-    import unsloth  # noqa: F401  before transformers, which it patches
 
     names = ("unsloth", "torch", "transformers", "trl")
     common = {
         "shape": options.shape, "parameters": parameters, "precision": options.precision,
         "gpu": sft.hardware()["device"], "date": datetime.date.today().isoformat(),
-        "versions": " ".join(f"{name}={importlib.metadata.version(name)}" for name in names),
+        "versions": " ".join(f"{name}={importlib.metadata.version(name)}" for name in names), "backend": options.backend,
     }  # fmt: skip
     flags = {
         "base-model": work / "model", "dataset": "made here", "save-local": work / "out", "eval-split": 0, "max-steps": STEPS,
-        "gradient-accumulation": 2, "save-steps": 1000,
+        "gradient-accumulation": 2, "save-steps": 1000, "backend": options.backend,
     }  # fmt: skip
     base = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     base += ["--load-in-16bit"] if options.precision == "16bit" else []

@@ -1,13 +1,14 @@
 """Compare templates/sft.py with the script it grew out of and with plain TRL: real tokens a second, and memory.
 
     python benchmarks/speed.py --together --steps 16 --warmup 5 --limit-s 430 --out benchmarks/speed.csv
-    python benchmarks/speed.py lfm2-1.2b:mixed:ours,trl --out speed.csv
+    python benchmarks/speed.py lfm2-1.2b:mixed:ours-trl llama-1b:mixed:ours-trl --together --out benchmarks/speed.csv
 
 Run it in the environment of templates/sft.py. Models have random weights and the real shape (see memory.py); the rows
 are made here and are the same for all. Contenders, each in a process of its own, with compile caches of its own:
 
     ours        templates/sft.py, as a user runs it
     ours-lean   the same, two sequences at once and activations offloaded: for the least memory
+    ours-trl    the same with --backend trl: without Unsloth
     article     the script printed in huggingface.co/blog/unsloth-jobs, with its own list of modules and its defaults
     trl         TRL, PEFT and bitsandbytes without Unsloth, on ours' tokens and masks, rows grouped by length
     trl-packed  the same with rows packed; refused where the model lets packed rows see one another
@@ -41,8 +42,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("templates", "demo", "benchmarks")]
 
 KINDS = ("mixed", "full")
-CONTENDERS = ("ours", "ours-lean", "article", "trl", "trl-packed")
-PUBLISHED = (  # the cases of speed.csv
+CONTENDERS = ("ours", "ours-lean", "ours-trl", "article", "trl", "trl-packed")
+PUBLISHED = (  # what one GPU of 80 GB holds at once
     "lfm2-1.2b:mixed:ours,ours-lean,article,trl", "lfm2-1.2b:full:ours,trl", "llama-1b:mixed:ours,trl,trl-packed",
     "qwen3-0.6b:mixed:ours,trl-packed",
 )  # fmt: skip
@@ -312,6 +313,8 @@ def command(contender: str, options: argparse.Namespace, model: Path, rows: Path
     }  # fmt: skip
     if contender == "ours-lean":
         settings |= {"batch-size": 2, "gradient-accumulation": BATCH * ACCUMULATION // 2, "gradient-checkpointing": "offload"}
+    if contender == "ours-trl":
+        settings |= {"backend": "trl"}
     flags = [word for name, value in settings.items() for word in ("--" + name, str(value))]
     return [sys.executable, __file__, "--child", contender, *flags]
 

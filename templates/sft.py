@@ -1181,8 +1181,8 @@ class Collator:
     """
 
     def __init__(self, tokens: Any, size: int, sequences: int, filler: int, side_by_side: bool = False):
-        self.tokens, self.size, self.sequences, self.filler = tokens, size, sequences, filler
-        self.side_by_side = side_by_side
+        self.tokens = tokens.with_format("numpy")  # lists would take ten times as long, while the GPU waits
+        self.size, self.sequences, self.filler, self.side_by_side = size, sequences, filler, side_by_side
 
     def __call__(self, chosen: list[dict[str, list[int]]]) -> dict[str, Any]:
         rows = [row for sequence in chosen for row in self.filled(sequence["rows"])]
@@ -1205,19 +1205,21 @@ def as_batch(rows: list[tuple[list[int], list[int]]], width: int | None = None) 
 
     Shapes: (1, tokens), with the lengths of the rows for Unsloth's attention; or (sequences, width) without them.
     """
+    import numpy as np
     import torch
 
-    lengths = torch.tensor([len(ids) for ids, _ in rows], dtype=torch.int32)
-    batch = {
-        "input_ids": torch.tensor([[token for ids, _ in rows for token in ids]]),
-        # A row's first token is predicted from nothing: its label would be learned from the row before it.
-        "labels": torch.tensor([[label for _, labels in rows for label in (IGNORE, *labels[1:])]]),
-        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-        "seq_idx": torch.repeat_interleave(torch.arange(len(rows), dtype=torch.int32), lengths)[None],
+    lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int32)
+    ids, labels = (np.concatenate(column).astype(np.int64) for column in zip(*rows, strict=True))
+    begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    labels[begins == np.arange(len(ids))] = IGNORE  # predicted from nothing, or from the row before it
+    columns = {
+        "input_ids": ids,
+        "labels": labels,
+        "position_ids": np.arange(len(ids)) - begins,
+        "seq_idx": np.repeat(np.arange(len(rows), dtype=np.int32), lengths),
     }
-    if width is None:
-        return batch | {"packed_seq_lengths": lengths}
-    return {name: value.view(-1, width) for name, value in batch.items()}
+    batch = {name: torch.from_numpy(values).view(-1, width or len(ids)) for name, values in columns.items()}
+    return batch if width else batch | {"packed_seq_lengths": torch.from_numpy(lengths)}
 
 
 def keep_rows_apart(model: Any) -> None:
@@ -1305,7 +1307,11 @@ class Pace:
     WARMUP: ClassVar[int] = 3
     steps: int = 0
     tokens: Any = 0  # numbers or, so that the GPU need not be waited for, tensors
+    timed_steps: int = 0
     timed_tokens: Any = 0
+    since: float = 0.0  # when the steps that are not timed yet began; 0 between them
+    open_steps: int = 0  # and what these are
+    open_tokens: Any = 0
     first_step_s: float = 0.0
     train_s: float = 0.0
     evaluations: int = 0
@@ -1314,29 +1320,39 @@ class Pace:
     checkpoint: Path | None = None
 
     def step_begins(self) -> None:
-        self.since = time.monotonic()
+        self.since = self.since or time.monotonic()
 
     def step_holds(self, tokens: Any) -> None:
         self.step_tokens = tokens
 
-    def step_ends(self) -> None:
+    def step_ends(self, pausing: bool) -> None:
+        """pausing: whether something else is done before the next step, such as a log line or an evaluation.
+
+        Else the GPU is not waited for, so that the next step is made ready while it works.
+        """
         import torch
 
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # its last work belongs to this step
-        seconds = time.monotonic() - self.since
         self.steps += 1
         self.tokens += self.step_tokens
+        timed = self.steps > self.WARMUP
+        if timed:
+            self.open_steps, self.open_tokens = self.open_steps + 1, self.open_tokens + self.step_tokens
+        if timed and not pausing:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds, self.since = time.monotonic() - self.since, 0.0
         if self.steps == 1:
             self.first_step_s = seconds
-        if self.steps > self.WARMUP:
+        if timed:
             self.train_s += seconds
-            self.timed_tokens += self.step_tokens
+            self.timed_steps, self.timed_tokens = self.timed_steps + self.open_steps, self.timed_tokens + self.open_tokens
+            self.open_steps, self.open_tokens = 0, 0
 
     @property
     def step_s(self) -> float | None:
         """Seconds of a timed step."""
-        return self.train_s / (self.steps - self.WARMUP) if self.steps > self.WARMUP else None
+        return self.train_s / self.timed_steps if self.timed_steps else None
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -1412,12 +1428,12 @@ def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending, 
                 torch.cuda.reset_peak_memory_stats()  # loading takes more for a moment, and is over
 
         def on_step_end(self, args, state, control, **kwargs):
-            pace.step_ends()
             if best.patience and state.global_step == state.max_steps:
                 control.should_evaluate = True  # the last adapter may be the best
             if ending.due(2 * pace.saving_s + pace.evaluation_s + (pace.step_s or 0)):
                 control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
             control.should_log |= control.should_save  # logging, which comes first, keeps what is no number out of checkpoints
+            pace.step_ends(control.should_log or control.should_evaluate)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" not in (logs or {}):
@@ -1589,7 +1605,8 @@ def build_trainer(
         gradient_accumulation_steps=batching.accumulation,
         learning_rate=settings.learning_rate,
         warmup_steps=0.03,
-        optim="adamw_8bit" if on_gpu else "adamw_torch",
+        # Its states are small beside all else, and one kernel updates them; in 8 bits each matrix would need its own.
+        optim="adamw_torch_fused",
         bf16=bf16,
         fp16=on_gpu and not bf16,
         # Where rows are not packed, those of like length share a batch: each new shape costs time, and padding is paid for.
