@@ -3,7 +3,8 @@
     python benchmarks/fit_memory.py     # in the environment of templates/sft.py
 
 The rows of HELD_OUT (whole shapes, a third of all) take no part in the fit, and neither do the runs of the template
-itself in benchmarks/speed.csv. Prints the constants to put into memory.py, and the error of the model as it stands
+itself in benchmarks/speed.csv. Rows that were measured with 8-bit Adam are held against what the model says of fp32
+moments, less the difference. Prints the constants to put into memory.py, and the error of the model as it stands
 there on each part. Rows of one process that come second in a compiled model lack what the first took for trying
 kernels, which a run of its own would not: they are marked, and left out of the errors.
 """
@@ -24,7 +25,9 @@ from unsloth_jobs import memory  # noqa: E402
 from unsloth_jobs.hub import Model  # noqa: E402
 
 HELD_OUT = {"llama-8b", "qwen3-4b", "qwen3-0.6b"}
+TRL_MARGIN = 1.04  # few rows were measured without Unsloth, and families differ
 GIB = 2**30
+OPTIMIZER_BYTES = {"adamw_8bit": 2, "adamw": memory.OPTIMIZER_BYTES}  # per LoRA parameter
 
 
 def model_of(shape: str) -> Model:
@@ -42,6 +45,7 @@ def model_of(shape: str) -> Model:
 def settings_of(row: dict[str, str]):
     words = ["--dataset", "x", "--batch-size", row["batch"], "--max-seq-length", row["length"]]
     words += ["--gradient-checkpointing", row["checkpointing"], "--packing" if row["packed"] == "yes" else "--no-packing"]
+    words += ["--backend", row["backend"]]
     return sft.parse_args([*words, *(["--load-in-16bit"] if row["precision"] == "16bit" else [])])
 
 
@@ -51,7 +55,7 @@ def tokens_of(row: dict[str, str]) -> int:
 
 def working(row: dict[str, str], model: Model) -> float:
     """Bytes that were measured beyond weights, adapter and optimizer."""
-    adapter = int(row["trainable"]) * (memory.ADAPTER_BYTES + memory.OPTIMIZER_BYTES)
+    adapter = int(row["trainable"]) * (memory.ADAPTER_BYTES + OPTIMIZER_BYTES[row["optimizer"]])
     weights = memory.weights_bytes(model, sft.adaptable(model.linears), row["precision"] == "16bit")
     return float(row["allocated_gib"]) * GIB - weights - adapter
 
@@ -62,7 +66,8 @@ def solve(columns: list[list[float]], wanted: list[float]) -> np.ndarray:
 
 
 def fit(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
-    own = [row for row in rows if row["shape"] not in HELD_OUT and memory.own_forward(models[row["shape"]])]
+    unsloth = [row for row in rows if row["shape"] not in HELD_OUT and row["backend"] == "unsloth"]
+    own = [row for row in unsloth if memory.own_forward(models[row["shape"]])]
     shapes = {shape: memory.widths(sft.adaptable(model.linears)) for shape, model in models.items()}
 
     alone = [row for row in own if row["packed"] == "no"]
@@ -87,20 +92,33 @@ def fit(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
     share = [(working(row, models[row["shape"]]) - memory.FIXED) / layer(row) for row in offloaded]
     print(f"PACKED_SHARE = {max(share):.2f} (the largest of {len(share)})")
 
+    trl = [
+        row for row in rows
+        if row["shape"] not in HELD_OUT and row["backend"] == "trl" and row["checkpointing"] == "off"
+    ]  # fmt: skip
+    each = [tokens_of(row) * memory.layers(models[row["shape"]]) for row in trl]
+    columns = [[count * size for size in shapes[row["shape"]]] for row, count in zip(trl, each, strict=True)]
+    print("PER_TOKEN_TRL_INNER = {:.3g}, PER_TOKEN_TRL_WIDTH = {:.3g}".format(
+        *solve(columns, [TRL_MARGIN * working(row, models[row["shape"]]) for row in trl])
+    ))  # fmt: skip
+
 
 def predicted(row: dict[str, str], model: Model) -> float:
     kept = row["checkpointing"] == "off"
-    return memory.memory(model, sft, settings_of(row), tokens_of(row), kept).peak * memory.GB / GIB
+    fewer = int(row["trainable"]) * (memory.OPTIMIZER_BYTES - OPTIMIZER_BYTES[row["optimizer"]])
+    peak = memory.memory(model, sft, settings_of(row), tokens_of(row), kept).peak
+    return (peak * memory.GB - fewer) / GIB
 
 
 def report(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
     errors: dict[str, list[float]] = {"fitted": [], "held out": [], "template": []}
     seen: set[tuple] = set()
     for row in rows:
-        model, process = models[row["shape"]], (row["shape"], row["precision"], row["checkpointing"])
+        model, process = models[row["shape"]], (row["shape"], row["precision"], row["checkpointing"], row["backend"])
         error = predicted(row, model) / float(row["allocated_gib"]) - 1
         part = "template" if "contender" in row else "held out" if row["shape"] in HELD_OUT else "fitted"
-        second = part == "fitted" and process in seen and not memory.own_forward(model) and not row["shape"].startswith("gemma")
+        compiled = row["backend"] == "unsloth" and not memory.own_forward(model) and not row["shape"].startswith("gemma")
+        second = part == "fitted" and process in seen and compiled
         seen.add(process)
         if not second:
             errors[part].append(error)
@@ -113,10 +131,14 @@ def report(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
 
 def template_runs() -> list[dict[str, str]]:
     """The whole runs of the template in speed.csv, as rows of memory.csv."""
-    ways = {"ours": {"checkpointing": "off", "batch": "4"}, "ours-lean": {"checkpointing": "offload", "batch": "2"}}
+    ways = {
+        "ours": {"checkpointing": "off", "batch": "4", "backend": "unsloth"},
+        "ours-lean": {"checkpointing": "offload", "batch": "2", "backend": "unsloth"},
+        "ours-trl": {"checkpointing": "off", "batch": "4", "backend": "trl"},
+    }
     with (ROOT / "benchmarks" / "speed.csv").open() as file:
         return [
-            {**row, "precision": "4bit", "packed": "yes", "length": "2048", **ways[row["contender"]],
+            {**row, "precision": "4bit", "optimizer": "adamw", "packed": "yes", "length": "2048", **ways[row["contender"]],
              "allocated_gib": str(float(row["peak_gb"]) * 1e9 / GIB)}
             for row in csv.DictReader(file)
             if row["contender"] in ways

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT / "templates"), str(ROOT / "demo")]
 STEPS = 3
 FIELDS = (
     "shape", "architecture", "parameters", "precision", "packed", "checkpointing", "length", "batch", "weights_gib",
-    "allocated_gib", "reserved_gib", "trainable", "gpu", "versions", "date", "backend",
+    "allocated_gib", "reserved_gib", "trainable", "gpu", "versions", "date", "backend", "optimizer",
 )  # fmt: skip
 
 
@@ -176,6 +176,7 @@ def main() -> None:
         "shape": options.shape, "parameters": parameters, "precision": options.precision,
         "gpu": sft.hardware()["device"], "date": datetime.date.today().isoformat(),
         "versions": " ".join(f"{name}={importlib.metadata.version(name)}" for name in names), "backend": options.backend,
+        "optimizer": "adamw",
     }  # fmt: skip
     flags = {
         "base-model": work / "model", "dataset": "made here", "save-local": work / "out", "eval-split": 0, "max-steps": STEPS,

@@ -24,7 +24,7 @@ from unsloth_jobs.output import EXTRA_ARGUMENTS, application, duration, ends_cle
 
 FRAMEWORK = {
     "name": "unsloth",
-    "why": "the same rows took TRL with PEFT 1.6 to 13 times as long, on one GPU (benchmarks/speed.csv); "
+    "why": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
     "TRL itself is for several GPUs and for preference training, which this skill does not do",
 }
 

@@ -618,6 +618,7 @@ def activation_bytes(linears: Shapes, tokens: int) -> float:
     return tokens * 2 * sum(out + into for out, into in adaptable(linears).values())
 
 
+TRL_ACTIVATIONS = 1.7  # times what is kept without Unsloth, as in benchmarks/memory.csv: at most
 LOGITS_BYTES = 6  # per token and vocabulary entry, 16 and 32 bits
 
 
@@ -634,7 +635,8 @@ def keeps_activations(
     """Whether a run keeps its activations, which is fastest, or computes them anew; sizes in bytes of one GPU."""
     if settings.gradient_checkpointing != "auto":
         return settings.gradient_checkpointing == "off"
-    return weights + activation_bytes(linears, tokens) + logits_bytes(config, tokens) < ROOM * memory
+    activations = activation_bytes(linears, tokens) * (TRL_ACTIVATIONS if settings.backend == "trl" else 1)
+    return weights + activations + logits_bytes(config, tokens) < ROOM * memory
 
 
 def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
@@ -1025,7 +1027,6 @@ def load_plain_model(name: str, revision: str | None, in_16bit: bool) -> Any:
         name,
         revision=revision,
         dtype=dtype,
-        attn_implementation="sdpa",
         quantization_config=None if in_16bit else quantised,
         device_map={"": 0 if on_gpu else "cpu"},
     )
@@ -1046,7 +1047,10 @@ def with_lora(model: Any, settings: Settings, pattern: str) -> Any:
         from transformers import set_seed
 
         set_seed(settings.seed)
-        return get_peft_model(model, LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **options))
+        model = get_peft_model(model, LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **options))
+        if settings.gradient_checkpointing == "offload":
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
     from unsloth import FastLanguageModel
 
     return FastLanguageModel.get_peft_model(
@@ -1634,9 +1638,7 @@ def build_trainer(
         # Rows arrive as tokens and labels: nothing after this point may change what is learned.
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings.seed,
-        # Unsloth's is set where the adapter is attached.
-        gradient_checkpointing=plain and settings.gradient_checkpointing == "offload",
-        gradient_checkpointing_kwargs={"use_reentrant": False} if plain else None,
+        **({"gradient_checkpointing": False} if plain else {}),  # it was set where the adapter was attached
     )
     curves = trackio_callback()
     trainer = Trainer(

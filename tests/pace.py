@@ -20,7 +20,7 @@ for run in fit_memory.template_runs():
     rows = cost.rows_per_sequence(per_row, settings, packed=True)
     size = cost.work(cost.Run(1000, per_row, packed=True), settings, sft.Batching.of(settings, rows))
     gpu = hardware.Flavor("measured", 0.0, 80, 1, run["gpu"])
-    pace = cost.seconds_per_token(gpu, fit_memory.model_of(run["shape"]), size, run["checkpointing"])
+    pace = cost.seconds_per_token(gpu, fit_memory.model_of(run["shape"]), size, run["checkpointing"], run["backend"])
     found.append(
         {name: run[name] for name in ("shape", "data", "contender")}
         | {"measured": float(row["tokens_per_s"]), "slowest": 1 / pace.high, "fastest": 1 / pace.low}

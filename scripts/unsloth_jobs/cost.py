@@ -19,6 +19,7 @@ from .ledger import Ledger, Range
 
 UTILISATION = (0.45, 0.20)  # share of peak arithmetic that a step reaches: best, worst
 LAUNCH_S = (0.006, 0.014)  # seconds per decoder layer and micro-batch: best, worst, as in benchmarks/speed.csv
+TRL_SLOWER = Range(1.2, 2.0)  # times as long without Unsloth, as in benchmarks/speed.csv
 STARTUP = Range(180, 600)  # seconds: machine, installation, download, rows to tokens, compilation, final push
 FLOPS_PER_WEIGHT = {"off": 4, "offload": 6}  # per token: forward 2, the same again where it is computed anew, backward 2
 FILLED = 0.97  # of a packed sequence, where rows are much shorter than it
@@ -118,7 +119,7 @@ def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: R
     sizes = vram, round(needed.needed, 2)
     if reason := misfit(flavor, needed.needed, disk_gb(model, settings), bf16_for(model, template)):
         return Candidate(flavor.name, False, reason, *sizes, memory=needed, tokens=size.tokens)
-    pace = seconds_per_token(flavor, model, size, needed.checkpointing)
+    pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend)
     known = ledger.sharpen(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(run.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
@@ -169,13 +170,14 @@ def disk_gb(model: Model, settings: Any) -> float:
     return LIBRARIES_GB + model.parameters * 2 / 1e9 * (2 if settings.merge_model else 1)
 
 
-def seconds_per_token(flavor: Flavor, model: Model, size: Work, checkpointing: str) -> Range:
+def seconds_per_token(flavor: Flavor, model: Model, size: Work, checkpointing: str, backend: str) -> Range:
     """Seconds of training per token, from the model's shapes and the GPU's data sheet."""
     filled = size.micro_batches * size.at_once / max(size.tokens, 1)  # what is computed, padding included
     flops = FLOPS_PER_WEIGHT[checkpointing] * model.parameters * filled
     arithmetic = Range(*(flops / (flavor.gpu.bf16_tflops * 1e12 * share) for share in UTILISATION))
     launching = Range(*LAUNCH_S).times(memory.layers(model) * size.micro_batches / max(size.tokens, 1))
-    return Range(max(arithmetic.low, launching.low), arithmetic.high + launching.high)
+    pace = Range(max(arithmetic.low, launching.low), arithmetic.high + launching.high)
+    return Range(pace.low * TRL_SLOWER.low, pace.high * TRL_SLOWER.high) if backend == "trl" else pace
 
 
 def evaluating(flavor: Flavor, model: Model, size: Work) -> Range:

@@ -16,14 +16,16 @@ from .hub import EXPERTS, Model, text_config
 GB = 1e9
 NF4_BYTES = 0.516  # per weight: 4 bits and double-quantised scales
 WEIGHTS_SLACK = 30e6  # allocator rounding and buffers, measured right after loading
-ADAPTER_BYTES, OPTIMIZER_BYTES = 4 + 4, 2  # per LoRA parameter: fp32 weight and gradient; 8-bit Adam's two moments
+ADAPTER_BYTES, OPTIMIZER_BYTES = 4 + 4, 8  # per LoRA parameter: fp32 weight and gradient; Adam's two moments
 # Offloaded: bytes for each token and unit of width, live in the backward pass of one layer, and what does not grow.
 PER_TOKEN_INNER, PER_TOKEN_WIDTH, FIXED = 5.81, 22.5, 103e6
-PACKED_SHARE = 0.68  # of that, where Unsloth's own forward runs packed: attention over each row alone
+PACKED_SHARE = 0.62  # of that, where Unsloth's own forward runs packed: attention over each row alone
 # Kept: values of 16 bits for each token, layer and unit of hidden and query width, in Unsloth's own forward; once more
 # where queries and keys are normed.
-PER_TOKEN_KEPT, PER_TOKEN_NORMED = 3.46, 0.913
-LOSS_SLICE = 2540  # bytes per vocabulary entry: the loss is computed over this many tokens at a time
+PER_TOKEN_KEPT, PER_TOKEN_NORMED = 4.12, 0.706
+# Kept without Unsloth: bytes for each token, layer and unit of the widest layer's and of hidden and query width.
+PER_TOKEN_TRL_INNER, PER_TOKEN_TRL_WIDTH = 4.9, 18.7
+LOSS_SLICE = 2410  # bytes per vocabulary entry: the loss is computed over this many tokens at a time
 COMPILATION = 0.55e9  # what compiled layers (all but Unsloth's own forward) take once, for trying kernels
 CUDA_CONTEXT = 0.6e9  # what the driver holds beside torch's memory
 FRAGMENTATION = 1.05
@@ -79,9 +81,9 @@ def memory(model: Model, template: Any, settings: Any, tokens: int, kept: bool) 
     weights = weights_bytes(model, template.adaptable(model.linears), settings.load_in_16bit)
     logits = template.logits_bytes(model.config, tokens)
     if kept:
-        activations = kept_bytes(model, template, linears, tokens)
+        activations = kept_bytes(model, template, linears, tokens, settings.backend)
     else:  # a layer's backward pass and the loss are never at work at once
-        activations = offloaded_bytes(model, linears, tokens, settings.packing)
+        activations = offloaded_bytes(model, linears, tokens, settings.packing, settings.backend)
         logits = max(logits - activations, 0)
     parts = (weights, adapter * ADAPTER_BYTES, adapter * OPTIMIZER_BYTES, activations, logits)
     return Memory("off" if kept else "offload", *(part / GB for part in parts))
@@ -93,19 +95,24 @@ def weights_bytes(model: Model, linears: dict[str, tuple[int, int]], in_16bit: b
     return quantised * NF4_BYTES + (model.parameters - quantised) * 2 + WEIGHTS_SLACK
 
 
-def kept_bytes(model: Model, template: Any, linears: dict[str, tuple[int, int]], tokens: int) -> float:
+def kept_bytes(model: Model, template: Any, linears: dict[str, tuple[int, int]], tokens: int, backend: str) -> float:
     """All activations of a forward pass, and the loss on top of them."""
+    inner, width = widths(linears)
+    if backend == "trl":
+        return tokens * layers(model) * (PER_TOKEN_TRL_INNER * inner + PER_TOKEN_TRL_WIDTH * width)
     if not own_forward(model):
         return template.activation_bytes(linears, tokens) + COMPILATION
-    inner, width = widths(linears)
     normed = any(name.endswith("q_norm.weight") for name in model.tensors)
     values = 2 * inner + (PER_TOKEN_KEPT + PER_TOKEN_NORMED * normed) * width
     return tokens * 2 * values * layers(model) + vocabulary(model) * LOSS_SLICE
 
 
-def offloaded_bytes(model: Model, linears: dict[str, tuple[int, int]], tokens: int, packed: bool) -> float:
+def offloaded_bytes(model: Model, linears: dict[str, tuple[int, int]], tokens: int, packed: bool, backend: str) -> float:
     """One layer's backward pass, or a slice of the loss, whichever is more."""
     inner, width = widths(linears)
+    if backend == "trl":  # each layer's input stays on the GPU
+        inputs = tokens * 2 * layers(model) * text_config(model.config).get("hidden_size", width // 2)
+        return inputs + tokens * (PER_TOKEN_INNER * inner + PER_TOKEN_WIDTH * width)
     own = own_forward(model)
     layer = tokens * (PER_TOKEN_INNER * inner + PER_TOKEN_WIDTH * width) * (PACKED_SHARE if own and packed else 1) + FIXED
     return max(layer, vocabulary(model) * LOSS_SLICE, 0 if own else COMPILATION)
