@@ -22,10 +22,10 @@ from unsloth_jobs.errors import FAILED, Problem, UserError
 from unsloth_jobs.examine import examine
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, duration, ends_clearly, people, print_json, show_problem, table
 
-FRAMEWORK = {
-    "name": "unsloth",
-    "why": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
+FRAMEWORKS = {  # by --backend, and why
+    "unsloth": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
     "TRL itself is for several GPUs and for preference training, which this skill does not do",
+    "trl": "asked for with --backend trl: for a model that Unsloth does not take",
 }
 
 app = application("What will a run cost, and on which GPU?")
@@ -93,7 +93,7 @@ def estimate(
                 "recommended": best and asdict(best),
                 "tokens": round(shown.tokens),
                 "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
-                "framework": FRAMEWORK,
+                "framework": {"name": settings.backend, "why": FRAMEWORKS[settings.backend]},
                 "ok": best is not None,
                 "problems": [asdict(problem) for problem in problems],
             }

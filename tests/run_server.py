@@ -72,7 +72,16 @@ def told_to_end(where: str) -> None:
     setattr(sft, where, told)
 
 
-FAULTS = {fault.__name__: fault for fault in (out_of_memory, out_of_memory_evaluating, told_to_end)}
+def unsloth_refuses() -> None:
+    """Unsloth does not take the model."""
+
+    def from_pretrained(*_, **__):
+        raise NotImplementedError("Unsloth: this architecture is not supported yet.")
+
+    unsloth.FastLanguageModel.from_pretrained = from_pretrained
+
+
+FAULTS = {fault.__name__: fault for fault in (out_of_memory, out_of_memory_evaluating, told_to_end, unsloth_refuses)}
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs leave nothing behind
 for line in sys.stdin:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 
 import pytest
 import sft
-from conftest import ROOT, ROWS
+from conftest import ROOT, ROWS, SFT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +108,48 @@ def trained(runs, training_python, tiny_model, tmp_path_factory):
         few = ["--max-steps", "2", "--num-samples", "60"]
         started[name] = runs.start("--base-model", str(folder / name), *words, *few)
     return {name: run.wait() for name, run in started.items()}
+
+
+@pytest.fixture(scope="module")
+def without_unsloth(training_python, tiny_model, tmp_path_factory):
+    """The events of the same run with --backend trl, in a process where Unsloth is not to be had."""
+    folder = tmp_path_factory.mktemp("trl")
+    run = f"import sys; sys.modules['unsloth'] = None; sys.argv[0] = {str(SFT)!r}; import sft; sys.exit(sft.main())"
+    words = ["--backend", "trl", "--base-model", str(tiny_model), "--dataset", str(ROWS), *ONE_EPOCH, "--merge-model"]
+    command = [training_python, "-c", run, *words, "--save-local", str(folder / "out")]
+    env = {**os.environ, "PYTHONPATH": str(SFT.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    events = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("EVENT ")]
+    return folder / "out", {event["event"]: event for event in events}
+
+
+def test_without_unsloth_the_same_is_learned(trained, without_unsloth):
+    (folder, last), unsloth = without_unsloth, trained["packed"].last
+    assert "unsloth" not in last["plan"]["versions"]
+    for name in ("batching", "coverage"):
+        said = {**unsloth(name), "time": last[name].get("time")}
+        assert {**last[name], "time": said["time"]} == said
+    for name in ("steps", "tokens", "supervised_fraction"):
+        assert last["done"][name] == unsloth("done")[name]
+    # The base model is in 4 bits in both, by code that rounds a little differently.
+    assert last["done"]["base_loss"] == pytest.approx(unsloth("done")["base_loss"], rel=0.01)
+    assert last["done"]["tuned_loss"] == pytest.approx(unsloth("done")["tuned_loss"], rel=0.03)
+    card = (folder / "README.md").read_text()
+    assert "trained with TRL and PEFT" in card and "nsloth" not in card.split("---")[1]
+
+
+def test_without_unsloth_a_4_bit_run_leaves_a_merged_model_in_16(without_unsloth, training_python):
+    folder, _ = without_unsloth
+    load = "import sys, transformers as t; m = t.AutoModelForCausalLM.from_pretrained(sys.argv[1]); print(m.dtype)"
+    said = subprocess.run([training_python, "-c", load, str(folder / "merged")], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["torch.bfloat16"]
+
+
+def test_a_model_that_unsloth_refuses_is_offered_the_other_way(runs, tiny_model):
+    words = ["--base-model", str(tiny_model), "--dataset", str(ROWS), "--num-samples", "20"]
+    failed = runs.start(*words, fault=["unsloth_refuses"]).wait().last("failed")
+    assert failed["code"] == "unsloth_refused" and "--backend trl" in failed["fix"]
 
 
 def test_a_packed_run_learns_what_an_unpacked_run_learns(trained):
