@@ -16,7 +16,7 @@ PLACEHOLDERS = {
 }  # fmt: skip
 PROGRAM = re.compile(  # what tells a command from other code within a sentence
     r"(uvx?|hf|make|python3?|py|pip|git|npx|npm|claude|codex|opencode|ollama|llama-\w+|curl|winget|brew|cp|mkdir|wsl"
-    r"|/plugin|\$skill-installer|[\w./]*\b(check|estimate|submit|status|logs|sft|export)\.py) \S"
+    r"|/plugin|\$skill-installer|[\w./-]+\.(py|sh)) \S"
 )
 
 

@@ -100,7 +100,7 @@ HOW: dict[str, Callable[[Bench, str], None]] = {
     r"python benchmarks/fit_memory\.py": elsewhere,  # run in tests/test_memory.py
     r"python benchmarks/\w+\.py .*": by_its_help,
     r"uvx trackio show .*": by_its_help,
-    r"pip install uv": elsewhere,  # how these tests were set up: tests/requirements-uv.txt
+    r"(py -m )?pip install (uv|huggingface_hub)": elsewhere,  # how these tests were set up: tests/requirements*.txt
     r"wsl --install": elsewhere,  # Windows' own
     # Installing the skill, with the assistants' own programs: tests/test_installed.py.
     r"(/plugin|\$skill-installer|npx|npm|claude|codex|opencode|git|mkdir|cp|mv|rm|New-Item|tar) .*": elsewhere,
