@@ -16,7 +16,7 @@ import tables
 import yaml
 from conftest import ROOT, UV
 from documents import COMMANDS, DOCUMENTS, OURS, flags
-from unsloth_jobs import examine
+from unsloth_jobs import examine, plan
 
 SKILL = (ROOT / "SKILL.md").read_text()
 REFERENCES = sorted((ROOT / "references").glob("*.md"))
@@ -102,6 +102,20 @@ def test_the_defaults_that_the_skill_tells_are_the_template_s():
     )
     assert said in SKILL
     assert (default.load_in_16bit, default.learning_rate, default.eval_split) == (False, 2e-4, 0.1)
+
+
+def test_figures_of_the_code_are_told_as_they_are():
+    def told(document: str, sentence: str) -> None:
+        assert sentence in (ROOT / document).read_text(), sentence
+
+    told("SKILL.md", f"(at most ${plan.SMOKE_MAX_USD:.0f})")
+    told(
+        "references/gpu-and-cost.md",
+        f"trains {plan.SMOKE_STEPS} steps on the same flavor, for at most ${plan.SMOKE_MAX_USD:.0f}",
+    )
+    told("references/after-training.md", f"stop below this share of equal tokens ({export.Settings().min_agreement})")
+    told("references/models.md", f"under {sft.Settings().min_coverage} the run stops")
+    told("references/models.md", f"| under {examine.FEW_ROWS} |")
 
 
 def data_sets() -> str:
