@@ -118,6 +118,17 @@ def test_figures_of_the_code_are_told_as_they_are():
     told("references/models.md", f"| under {examine.FEW_ROWS} |")
 
 
+@pytest.mark.parametrize("path", [path for path in REFERENCES if "| code |" in path.read_text()], ids=lambda path: path.name)
+def test_codes_that_a_reference_explains_are_codes_that_are_reported(path):
+    programs = [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "templates").glob("*.py")]
+    sources = "".join(program.read_text() for program in programs)
+    sources = sources.replace("{kind}_needed", 'config_needed" "split_needed')  # one of the two, as the flag is called
+    rows = re.findall(r"(?m)^\| (`\w+`(?:, `\w+`)*) \|", path.read_text())
+    codes = [code for row in rows for code in re.findall(r"\w+", row)]
+    assert codes
+    assert [code for code in codes if f'"{code}"' not in sources] == []
+
+
 def data_sets() -> str:
     return (ROOT / "references" / "data-sets.md").read_text()
 
@@ -162,25 +173,6 @@ def test_the_speeds_that_are_claimed_are_those_that_were_measured():
     packed = times("ours", "trl-packed", shape="llama-1b")
     assert f"it is {packed:.1f} times" in text
     assert f"{packed:.1f} to {times('ours', 'trl'):.0f} times as long" in (ROOT / "scripts" / "estimate.py").read_text()
-
-
-def test_codes_that_troubleshooting_explains_are_codes_that_are_reported():
-    sources = "".join(path.read_text() for path in [*(ROOT / "scripts").rglob("*.py"), ROOT / "templates" / "sft.py"])
-    table = (ROOT / "references" / "troubleshooting.md").read_text()
-    codes = [code for row in re.findall(r"(?m)^\| (`.*?) \|", table) for code in re.findall(r"`(\w+)`", row)]
-    assert len(codes) > 10
-    assert [code for code in codes if f'"{code}"' not in sources] == []
-
-
-@pytest.mark.parametrize("path", [path for path in REFERENCES if "| code |" in path.read_text()], ids=lambda path: path.name)
-def test_codes_that_a_reference_explains_are_codes_that_are_reported(path):
-    programs = [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "templates").glob("*.py")]
-    sources = "".join(program.read_text() for program in programs)
-    sources = sources.replace("{kind}_needed", 'config_needed" "split_needed')  # one of the two, as the flag is called
-    rows = re.findall(r"(?m)^\| (`\w+`(?:, `\w+`)*) \|", path.read_text())
-    codes = [code for row in rows for code in re.findall(r"\w+", row) if "_" in code]
-    assert codes
-    assert [code for code in codes if f'"{code}"' not in sources] == []
 
 
 def test_exit_codes_and_json_keys_stand_in_every_help():
