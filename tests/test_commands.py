@@ -70,11 +70,14 @@ def ours(bench: Bench, command: str) -> None:
     assert done.stdout.strip()
 
 
+NAMED = ("hf jobs", "hf upload", "hf buckets sync")  # without what it needs to run, to say which is meant
+
+
 def of_hf(bench: Bench, command: str) -> None:
     """With the real `hf`. It asks for the token to log in with, where none is given."""
     words = bench.words(command)
     words += ["--token", ADA] if words[1:3] == ["auth", "login"] else []
-    words += ["--help"] if words == ["hf", "jobs"] else []
+    words += ["--help"] if command in NAMED else []
     created = len(list(bench.hub.jobs))
     bench.run(str(Path(sys.executable).with_name("hf")), *words[1:])
     assert len(list(bench.hub.jobs)) - created == (words[1:4] == ["jobs", "uv", "run"])
