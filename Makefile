@@ -31,3 +31,8 @@ $(VENV)/tests: $(VENV)/uv tests/requirements.txt
 
 clean:
 	rm -rf $(VENV) .cache
+
+# The tables in references/ that are made from code and data.
+.PHONY: tables
+tables: $(VENV)/tests
+	$(BIN)/python tests/tables.py
