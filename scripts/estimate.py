@@ -11,12 +11,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
+
+if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
+    sys.pycache_prefix = f"{sys.prefix}/pycache"
+
 from unsloth_jobs import cost, hardware, hub, ledger, quiet, records, template
 from unsloth_jobs.errors import FAILED, Problem, UserError
 from unsloth_jobs.examine import examine

@@ -8,9 +8,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
+
+if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
+    sys.pycache_prefix = f"{sys.prefix}/pycache"
+
 from unsloth_jobs import events, places
 from unsloth_jobs.output import application, ends_clearly, print_json
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
+    sys.pycache_prefix = f"{sys.prefix}/pycache"
+
 from unsloth_jobs import places, records
 from unsloth_jobs.diagnosis import Diagnosis, diagnose, saved
 from unsloth_jobs.errors import FAILED, USAGE, UserError

@@ -16,6 +16,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+
+if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
+    sys.pycache_prefix = f"{sys.prefix}/pycache"
+
 from unsloth_jobs import hub, plan, records
 from unsloth_jobs.errors import APPROVAL, USAGE, UserError
 from unsloth_jobs.hf_jobs import HFJobs

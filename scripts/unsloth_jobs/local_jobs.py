@@ -43,9 +43,10 @@ class LocalJobs:
         records.write(folder / "state.json", {"stage": "SCHEDULING", "created": time.time()})
         # The environment is handed on and never written down: it may hold a token.
         package = str(Path(__file__).resolve().parents[1])
+        # -B: the skill's folder stays as it was installed.
         with (folder / "runner.txt").open("wb") as errors:
             subprocess.Popen(
-                [sys.executable, "-m", "unsloth_jobs.local_runner", str(folder)],
+                [sys.executable, "-B", "-m", "unsloth_jobs.local_runner", str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
