@@ -172,7 +172,7 @@ SAID: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model
 def emit(event: str, **values: Any) -> None:
     """One line for status, logs and people. Tokens are cut out: a Hub error may quote one."""
     SAID[event] = values
-    line = json.dumps({"event": event, **values}, ensure_ascii=False, default=str)
+    line = json.dumps({"event": event, "time": round(time.time(), 1), **values}, ensure_ascii=False, default=str)
     print("EVENT " + TOKEN_PATTERN.sub("hf_***", line), flush=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -28,7 +29,16 @@ def application(help: str) -> typer.Typer:
 
 
 def print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(data, ensure_ascii=False, default=str), flush=True)
+    print(json.dumps(without_nan(data), ensure_ascii=False, default=str), flush=True)
+
+
+def without_nan(value: Any) -> Any:
+    """A value with null for NaN and infinity, which JSON does not know: a loss may be one."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return {name: without_nan(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def show_problem(problem: Problem) -> None:
