@@ -25,11 +25,11 @@ def chart(curve: Curve, columns: int) -> Text | None:
         return None
     low, high = min(point.value for point in points), max(point.value for point in points)
     first, last = min(point.step for point in points), max(point.step for point in points)
-    room = (high - low or abs(high) or 1) / (4 * ROWS)  # of one dot: the highest point lies on the canvas, not above it
+    room = (high - low or abs(high) or 1) / (4 * ROWS - 1)  # of one dot: a canvas ends before its upper limits
     top, bottom = f"{high:.3g}", f"{low:.3g}"
     margin = max(len(top), len(bottom))
     width = columns - margin - 2
-    canvas = Canvas(width, ROWS, first, low - room / 2, last + (last - first) / (2 * width - 1), high + room / 2)
+    canvas = Canvas(width, ROWS, first, low, last + (last - first) / (2 * width - 1), high + room)
     for left, right in pairwise(line):
         canvas.line(left.step, left.value, right.step, right.value)
     for point in dots:

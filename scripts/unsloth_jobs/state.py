@@ -66,6 +66,15 @@ class Status:
         return PHASES[reached[-1]] if reached else "installing its libraries"
 
     @property
+    def again(self) -> str:
+        """How to go on with a run that was ended, or to begin anew where it has saved nothing; empty without its plan."""
+        if self.plan is None:
+            return ""
+        if self.summary.event("checkpoint"):
+            return f"To go on with it: {self.plan.resuming(SCRIPTS / 'submit.py')}"
+        return f"To run it again: {self.plan.submitting(SCRIPTS / 'submit.py')}"
+
+    @property
     def next(self) -> str:
         if self.diagnosis and self.diagnosis.code in RESUMABLE and self.plan:
             return f"{self.diagnosis.fix} {self.plan.resuming(SCRIPTS / 'submit.py')}"
@@ -75,8 +84,7 @@ class Status:
             return f"The tuned model: {self.result}" if self.result else "It ended without an error: look at its log."
         if self.job.stage == "CANCELED":
             kept = saved(self.summary, self.plan.output_repo if self.plan else None)
-            further = f"To go on with it: {self.plan.resuming(SCRIPTS / 'submit.py')}" if self.plan else ""
-            return " ".join(part for part in ("It was cancelled.", self.ended_because, kept, further) if part)
+            return " ".join(part for part in ("It was cancelled.", self.ended_because, kept, self.again) if part)
         if self.job.stage == "SCHEDULING":
             waited = f", for {duration(waited)} by now" if (waited := waiting.waited_s(self.job)) else ""
             return f"It waits for a machine{waited}, which is not billed. Look again in a minute."
