@@ -61,6 +61,11 @@ def test_losses_become_a_curve_and_a_run_that_went_on_replaces_what_it_repeats()
     assert curve.as_json()["eval_loss"] == [[0, 3.0], [6, 2.2]]
 
 
+def test_a_job_that_was_started_again_has_not_failed():
+    said = summarise([event("plan"), progress(5, 2.0), event("failed", code="error"), event("plan"), progress(6, 1.9)])
+    assert (said.event("failed"), said.eta_s) == ({}, 940.0)
+
+
 def test_a_curve_is_short_in_json_and_keeps_its_ends():
     points = tuple(Point(step, float(step)) for step in range(1, 201))
     pairs = Curve(points).as_json()["loss"]
@@ -445,6 +450,12 @@ def test_all_lists_what_can_no_longer_be_asked_about_with_its_cost(hub, commands
     assert (listed["stage"], listed["result"]["repo"]) == ("COMPLETED", "ada/tiny-docs")
     assert listed["spent_usd"] == pytest.approx(0.4, abs=0.02)
     assert listed["warnings"]
+
+
+def test_all_warns_of_a_run_that_is_silent(hub, commands, submitted):
+    run_for(hub, submitted, 30, heard(900))
+    error = commands.run("status.py", "--all").stderr
+    assert "silent" in error and f"{submitted}: No event for 15 minutes" in error
 
 
 # ---- on this machine

@@ -107,6 +107,8 @@ def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
     for line in lines:
         if event := parse(line):
             name = event["event"]
+            if name == "plan":  # a new start: how an earlier one of the same job ended is past
+                last = {one: last[one] for one in last if one not in ("done", "failed")}
             last[name] = event
             heard = number(event.get("time")) or heard
             if name == "progress":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from rich.live import Live
 
 from . import ceiling
-from .errors import Problem, UserError
+from .errors import USAGE, Problem, UserError
 from .jobs import Place
 from .output import diagnostics, dollars, people, show_problem
 from .screen import as_table, line_of
@@ -27,6 +27,8 @@ def watch(place: Place, job_id: str, interval: float, max_usd: float | None = No
     Raises Left on Ctrl-C, which the job does not notice, and UserError for what does not pass.
     """
     status, said, guard = look(place, job_id), Said(), Guard(place, max_usd, 3 * interval)
+    if max_usd is not None and status.usd_per_minute is None:
+        raise UserError("no_price", f"What {status.job.flavor} costs is not known.", "Leave --max-usd out.", USAGE)
     try:
         with Live(as_table(status), console=people, auto_refresh=False, transient=True) as live:
             while not status.job.ended:
