@@ -42,17 +42,18 @@ LEFT = 130  # exit code after Ctrl-C, as of any program
 @app.command(epilog="Exit codes: 0 fine; 1 the job failed; 2 usage; 4 the Hub cannot be reached or says no; 130 Ctrl-C.")
 @ends_clearly
 def status(
-    job: Annotated[str, typer.Argument(help="the id or address that submit.py printed")] = None,
+    job: Annotated[str | None, typer.Argument(help="the id or address that submit.py printed")] = None,
     all: Annotated[bool, typer.Option("--all", help="every job submitted from this machine, and what each cost")] = False,
     watch_: Annotated[bool, typer.Option("--watch", help="go on until the job ends; Ctrl-C leaves it running")] = False,
     interval: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="between the looks of --watch (default: 10; 1 on this machine)")
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="between the looks of --watch (default: 10; 1 on this machine)"),
     ] = None,
     max_usd: Annotated[
-        float, typer.Option(min=0, metavar="USD", help="with --watch: cancel the job before it has cost more")
+        float | None, typer.Option(min=0, metavar="USD", help="with --watch: cancel the job before it has cost more")
     ] = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="end the job; what it pushed stays")] = False,
-    namespace: Annotated[str, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
+    namespace: Annotated[str | None, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """How a job is doing: stage, progress, loss, time left, money spent, what went wrong, what to do next.

@@ -22,6 +22,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fcntl import ioctl
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyte
 import pytest
@@ -441,6 +442,15 @@ def test_a_ceiling_needs_a_watcher(commands):
     assert commands.json("status.py", "0" * 24, "--max-usd", "1", code=2)["problems"][0]["code"] == "no_watch"
 
 
+def test_a_ceiling_needs_a_price(hub, commands, submitted, tmp_path):
+    run_for(hub, submitted, 5, [])
+    hub.jobs.get(submitted).spec["flavor"] = "h900"
+    elsewhere = Commands(commands.env | {"HF_HOME": str(tmp_path / "elsewhere")}, tmp_path)
+    refused = elsewhere.json("status.py", submitted, "--watch", "--max-usd", "1", code=2)
+    assert refused["problems"][0]["code"] == "no_price"
+    assert hub.jobs.get(submitted).stage == "RUNNING"
+
+
 def test_all_lists_what_can_no_longer_be_asked_about_with_its_cost(hub, commands, submitted):
     run_for(hub, submitted, 30, [])
     hub.jobs.set(submitted, stage="COMPLETED", logs=[event("done", repo="ada/tiny-docs")])
@@ -489,6 +499,20 @@ def test_a_job_on_this_machine_saves_when_its_ceiling_is_reached(tmp_path):
     status = commands.json("status.py", job)
     assert status["stage"] == "CANCELED"
     assert "checkpoint" in commands.run("logs.py", job).stdout
+
+
+# ---- the README's pictures, made by demo/pictures.py
+
+
+@pytest.mark.parametrize("name", ["check", "estimate", "status"])
+def test_a_picture_is_small_shows_its_command_and_loads_nothing(name):
+    path = ROOT / "demo" / "pictures" / f"{name}.svg"
+    drawn = path.read_text("utf-8")
+    assert f"demo/pictures/{name}.svg" in (ROOT / "README.md").read_text()
+    assert len(drawn) < 60_000
+    assert f"scripts/{name}.py" in "".join(ElementTree.fromstring(drawn).itertext()).replace("\xa0", " ")
+    assert not re.search(r"@import|href|url\((?!#)", drawn)
+    assert not re.search(r"/(home|root|tmp|Users|work)\b", drawn)
 
 
 # ---- in a terminal

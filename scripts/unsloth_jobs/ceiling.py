@@ -19,7 +19,7 @@ def due(left_s: float, summary: Summary, look_s: float) -> str | None:
     if left_s <= look_s:
         return "The ceiling is reached."
     progress, times = summary.progress, save_times(summary)
-    if len(times) < 2 or progress.step == progress.total_steps:
+    if len(times) < 2 or summary.heard is None or progress.step == progress.total_steps:
         return None
     if summary.eta_s is not None and summary.eta_s + FINISHING_S <= left_s:
         return None

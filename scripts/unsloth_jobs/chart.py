@@ -12,6 +12,7 @@ from .events import Curve, Point
 
 ROWS = 6
 HELD_OUT = "●"
+LINE, DOTS = "cyan", "bold yellow"
 
 
 def chart(curve: Curve, columns: int) -> Text | None:
@@ -37,10 +38,10 @@ def chart(curve: Curve, columns: int) -> Text | None:
     drawn = Text()
     for index, row in enumerate(canvas.plot().split("\n")):
         label = top if index == 0 else bottom if index == ROWS - 1 else ""
-        drawn.append(f"{label:>{margin}} │", "dim").append(row.ljust(width), "cyan").append("\n")
+        drawn.append(f"{label:>{margin}} │", "dim").append(row.ljust(width), LINE).append("\n")
     drawn.append(" " * (margin + 1) + "└", "dim").append(f"step {first}", "dim")
     drawn.append(f"{last:>{width - len(f'step {first}')}}", "dim")
-    drawn.highlight_regex(HELD_OUT, "bold yellow")
+    drawn.highlight_regex(HELD_OUT, DOTS)
     return drawn
 
 

@@ -40,7 +40,7 @@ def cleaned(value: Any) -> Any:
         return redact(CONTROL.sub("", value))
     if isinstance(value, list):
         return [cleaned(item) for item in value]
-    return {name: cleaned(item) for name, item in value.items()} if isinstance(value, dict) else value
+    return {cleaned(name): cleaned(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,10 @@ def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
     """Read a log from its beginning or its tail."""
     last: dict[str, dict[str, Any]] = {}
     kept: deque[str] = deque(maxlen=keep)
-    losses, evaluations, saves = [], [], []
-    heard = None
+    losses: list[Point] = []
+    evaluations: list[Point] = []
+    saves: list[Point] = []
+    heard: float | None = None
     for line in lines:
         if event := parse(line):
             name = event["event"]

@@ -25,8 +25,8 @@ def as_table(status: Status) -> Table:
         bar.add_row(ProgressBar(progress.total_steps, progress.step, width=30), f"{progress.step}/{progress.total_steps}")
         grid.add_row("step", bar)
     base = status.summary.event("eval").get("step") == 0
-    held_out = f"{chart.HELD_OUT} held-out (base model)" if base else f"{chart.HELD_OUT} held-out"
-    losses = {"training": progress.loss, held_out: progress.eval_loss}
+    held_out = f"[{chart.DOTS}]{chart.HELD_OUT}[/] held-out" + (" (base model)" if base else "")
+    losses = {f"[{chart.LINE}]training[/]": progress.loss, held_out: progress.eval_loss}
     if any(loss is not None for loss in losses.values()):
         grid.add_row("loss", "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None))
     if people.is_terminal and people.encoding.startswith("utf") and (curve := chart.chart(status.summary.curve, columns())):
@@ -54,7 +54,7 @@ def columns() -> int:
 def money(status: Status) -> str:
     """What was spent, against the ceiling while it runs and against the estimate."""
     foreseen = "estimated {} to {}".format(*map(dollars, whole)) if (whole := estimated_usd(status)) else ""
-    spent = dollars(status.spent_usd)
+    spent = dollars(status.spent_usd or 0)
     if status.plan is None:
         return f"{spent} at today's price"
     if not status.job.ended:
@@ -64,7 +64,7 @@ def money(status: Status) -> str:
 
 def estimated_usd(status: Status) -> tuple[float, float] | None:
     """What the run was estimated to cost; None where it was not, or is only a smoke run of it."""
-    if status.estimate is None or status.plan.smoke:
+    if status.estimate is None or status.plan is None or status.plan.smoke:
         return None
     return status.estimate["usd_low"], status.estimate["usd_high"]
 

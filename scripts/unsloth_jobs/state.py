@@ -72,7 +72,7 @@ class Status:
             return ""
         if self.summary.event("checkpoint"):
             return f"To go on with it: {self.plan.resuming(SCRIPTS / 'submit.py')}"
-        return f"To run it again: {self.plan.submitting(SCRIPTS / 'submit.py')}"
+        return f"To run it again: {self.plan.again(SCRIPTS / 'submit.py')}"
 
     @property
     def next(self) -> str:
@@ -99,7 +99,7 @@ def look(place: Place, job_id: str, before: Status | None = None) -> Status:
     summary, unread = read(place, job, before)
     run = records.run_of(job_id)
     plan = Plan.from_json(run["plan"]) if run else None
-    price = plan.usd_per_minute if plan else todays_price(place, job.flavor)
+    price = plan.usd_per_minute if plan else todays_price(place, job.flavor) if isinstance(place, HFJobs) else 0.0
     found = Status(
         job,
         summary,
@@ -121,13 +121,15 @@ def read(place: Place, job: Job, before: Status | None) -> tuple[Summary, list[P
     """What a job's log says, and the warning where it could not be read: the job's stage is known all the same."""
     if job.stage == "SCHEDULING":
         return summarise(()), []
+    lines: list[str] = []
     try:
-        return summarise(place.logs(job.job_id, tail=LOG_TAIL)), []
+        lines.extend(place.logs(job.job_id, tail=LOG_TAIL))
+        return summarise(lines), []
     except UserError as error:
         if error.exit_code != HUB:
             raise
         said = Problem("log_unread", "warning", f"Its log cannot be read: {error.problem.message}", error.problem.fix)
-        return before.summary if before else summarise(()), [said]
+        return before.summary if before else summarise(lines), [said]
 
 
 def waits(found: Status, place: Place, waited: float, before: Status | None) -> Status:
@@ -140,10 +142,8 @@ def waits(found: Status, place: Place, waited: float, before: Status | None) -> 
 
 
 @functools.cache
-def todays_price(place: Place, flavor: str) -> float | None:
+def todays_price(place: HFJobs, flavor: str) -> float | None:
     """Dollars a minute, for a job whose submission is not known here; None where no list of hardware names its flavor."""
-    if not isinstance(place, HFJobs):
-        return 0.0
     flavors = hardware.current(place.api)[0]
     return next((one.usd_per_minute for one in flavors if one.name == flavor), None)
 

@@ -30,8 +30,9 @@ class Alternative:
 
     def __str__(self) -> str:
         price = f"${self.usd_per_hour:.2f} an hour"
-        whole = "" if self.usd_low is None else f", {dollars(self.usd_low)} to {dollars(self.usd_high)} for the run"
-        return f"{self.flavor} ({price}{whole})"
+        if self.usd_low is not None and self.usd_high is not None:
+            price += f", {dollars(self.usd_low)} to {dollars(self.usd_high)} for the run"
+        return f"{self.flavor} ({price})"
 
 
 def waited_s(job: Job) -> float | None:
@@ -48,14 +49,14 @@ def alternatives(
 
     Where it said nothing, a flavor holds the run that has one GPU of at least the same memory and number formats.
     """
-    flavors = [flavor for flavor in flavors if flavor.gpus == 1 and flavor.gpu]
-    own = next((flavor for flavor in flavors if flavor.name == plan.flavor), None)
+    flavors = [flavor for flavor in flavors if flavor.gpus == 1]
+    needs_bf16 = all(flavor.gpu.bf16 for flavor in flavors if flavor.name == plan.flavor and flavor.gpu)
     said = {flavor.name: found for flavor in flavors if (found := estimate(flavor.name))}
 
     def holds(flavor: Flavor) -> bool:
         if said:
             return flavor.name in said
-        return flavor.vram_gb >= plan.vram_gb > 0 and (flavor.gpu.bf16 or (own is not None and not own.gpu.bf16))
+        return flavor.gpu is not None and flavor.vram_gb >= plan.vram_gb > 0 and flavor.gpu.bf16 >= needs_bf16
 
     def offer(flavor: Flavor) -> Alternative:
         figures = said.get(flavor.name, {})
@@ -70,7 +71,7 @@ def too_long(job: Job, waited: float, plan: Plan | None, others: tuple[Alternati
     """The warning about a wait of more than LONG_S. scripts: the folder of the commands it names."""
     fix = f"Waiting may still end. To give up: uv run {scripts / 'status.py'} {job.job_id} --cancel"
     if plan and others:
-        moved = replace(plan, flavor=others[0].flavor).submitting(scripts / "submit.py")
+        moved = replace(plan, flavor=others[0].flavor).again(scripts / "submit.py")
         fix += f"; then elsewhere, for a plan to approve: {moved}"
     said = f" Also with room for it: {', '.join(map(str, others))}; the Hub does not say which is free." if others else ""
     return Problem("waiting", "warning", f"It has waited {duration(waited)} for {job.flavor}, which is not billed.{said}", fix)

@@ -16,7 +16,7 @@ from .screen import as_table, line_of
 from .state import Status, look
 
 EVERY_S = {"hf": 10.0, "local": 1.0}  # between two looks
-PASSING = ("hub_unreachable", "hub_error", "rate_limited")  # codes of trouble that is waited out
+PASSING = ("hub_unreachable", "hub_error", "hub_garbled", "rate_limited")  # codes of trouble that is waited out
 PATIENTLY = 3  # times as long until the next look at a Hub in trouble
 
 
@@ -26,7 +26,7 @@ def watch(place: Place, job_id: str, interval: float, max_usd: float | None = No
     interval: seconds between looks. With max_usd the job is cancelled so that it costs no more, after it has saved.
     Raises Left on Ctrl-C, which the job does not notice, and UserError for what does not pass.
     """
-    status, said, guard = look(place, job_id), Said(), Guard(place, max_usd, 3 * interval)
+    status, said, guard = look(place, job_id), Said(), Guard(place, max_usd, (PATIENTLY + 1) * interval)
     if max_usd is not None and status.usd_per_minute is None:
         raise UserError("no_price", f"What {status.job.flavor} costs is not known.", "Leave --max-usd out.", USAGE)
     try:
