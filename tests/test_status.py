@@ -28,8 +28,10 @@ import pyte
 import pytest
 from conftest import ROOT, SFT, Commands
 from hub import Hub
+from huggingface_hub import JobInfo
 from unsloth_jobs import ceiling, chart, events, hardware, health, waiting
 from unsloth_jobs.events import Curve, Point, summarise
+from unsloth_jobs.hf_jobs import as_job
 from unsloth_jobs.jobs import Job
 from unsloth_jobs.plan import Plan
 
@@ -234,6 +236,22 @@ def test_a_run_that_has_saved_nothing_or_ends_in_time_goes_on_to_the_ceiling():
     late = replace(saving(20), heard=START + 350)  # the next checkpoint is late, and may come any moment
     assert ceiling.due(40, late, 10) is None
     assert ceiling.due(40, summarise([event("checkpoint", step=4, pushed=True)]), 10) is None  # no time is known
+
+
+# ---- money
+
+
+def test_what_was_spent_is_counted_by_the_hub_s_clock_where_this_one_is_wrong():
+    now = datetime.now(UTC) + timedelta(hours=1)  # this machine is an hour late
+    created, started = (
+        f"{stamp:%Y-%m-%dT%H:%M:%S.%f}Z" for stamp in (now - timedelta(minutes=20), now - timedelta(minutes=15))
+    )
+    owner = {"id": "1", "name": "ada", "type": "user"}
+    info = JobInfo(
+        id="1", createdAt=created, startedAt=started, status={"stage": "RUNNING"}, owner=owner, durations={"totalSecs": 1200}
+    )
+    assert as_job(info).elapsed_s == pytest.approx(900, abs=5)
+    assert waiting.waited_s(replace(as_job(info), stage="SCHEDULING")) == pytest.approx(1200, abs=5)
 
 
 # ---- waiting

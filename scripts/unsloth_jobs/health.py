@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from itertools import pairwise
 
 from .errors import Problem
@@ -28,7 +27,7 @@ def silent(job: Job, summary: Summary, plan: Plan | None) -> Problem | None:
     if job.stage != "RUNNING":
         return None
     if summary.heard is not None:
-        quiet = time.time() - summary.heard
+        quiet = job.now.timestamp() - summary.heard
     elif plan and plan.run_key and not summary.last:  # a template that has not begun to print them
         quiet = job.elapsed_s
     else:

@@ -6,9 +6,10 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, JobInfo, get_token
 
 from .errors import HUB, UserError
 from .hub import LOGIN, asking, redact
@@ -86,4 +87,14 @@ def as_job(info) -> Job:
         started=info.started_at,
         finished=info.finished_at,
         plan_id=(info.labels or {}).get(PLAN_LABEL),
+        ahead_s=ahead_s(info),
     )
+
+
+def ahead_s(info: JobInfo) -> float:
+    """How far the Hub's clock is ahead of this machine's, by what it says of a job's age; 0 within a minute."""
+    age_s = info.durations and info.durations.total_secs
+    if age_s is None or info.created_at is None or info.finished_at is not None:
+        return 0.0
+    ahead = (info.created_at - datetime.now(UTC)).total_seconds() + age_s
+    return ahead if abs(ahead) > 60 else 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def waited_s(job: Job) -> float | None:
     """Seconds since a job that has no machine yet was submitted; None for any other."""
     if job.stage != "SCHEDULING" or job.created is None:
         return None
-    return max((datetime.now(UTC) - job.created).total_seconds(), 0.0)
+    return max((job.now - job.created).total_seconds(), 0.0)
 
 
 def alternatives(
