@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +34,6 @@ PHASES = {  # by the event that begins each, in their order
     "coverage": "measuring the base model",
     "eval": "compiling the first step",
 }
-RESUMABLE = ("deadline", "timeout", "cancelled")
 WATCH_EVERY_S = {"hf": 10.0, "local": 1.0}
 
 
@@ -70,10 +68,8 @@ class Status:
 
     @property
     def next(self) -> str:
-        if self.diagnosis and self.diagnosis.code in RESUMABLE and self.plan:
-            return f"{self.diagnosis.fix} {self.plan.resuming(Path(__file__).with_name('submit.py'))}"
         if self.diagnosis:
-            return self.diagnosis.fix
+            return f"{self.diagnosis.fix} {self.diagnosis.command}".strip()
         if self.job.stage == "COMPLETED":
             return f"The tuned model: {self.result}" if self.result else "It ended without an error: look at its log."
         if self.job.stage == "CANCELED":
@@ -89,7 +85,7 @@ def look(place: Place, job_id: str) -> Status:
     summary = summarise(lines)
     run = records.run_of(job_id)
     plan = Plan.from_json(run["plan"]) if run else None
-    found = Status(job, summary, plan, diagnose(job, summary, plan.output_repo if plan else None), run and run["estimate"])
+    found = Status(job, summary, plan, diagnose(job, summary, plan), run and run["estimate"])
     if job.ended and plan:
         outcome = {"stage": job.stage, "elapsed_s": job.elapsed_s, "spent_usd": found.spent_usd}
         records.remember_outcome(job_id, outcome | {"done": summary.event("done") or None})

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .hub import redact
+from .redaction import plain
 
+UNHEALTHY = ("failed", "warning")
 MARK = "EVENT {"  # a progress bar may stand before it on the same line
-CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07?)|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def clean(line: str) -> str:
     """A log line without secrets and without what would steer the reader's terminal."""
-    return redact(CONTROL.sub("", line.split("\r")[-1] if "\r" in line.strip("\r") else line))
+    return plain(line.strip("\r").rpartition("\r")[2])
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """The event in a log line, or None. Never raises: a log holds anything."""
+    """The event in a log line, its texts cleaned, or None. Never raises: a log holds anything."""
     start = line.find(MARK)
     if start < 0:
         return None
     try:
-        event = json.loads(line[start + len(MARK) - 1 :])
-    except ValueError:
+        event = cleaned(json.loads(line[start + len(MARK) - 1 :]))
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event.get("event"), str) else None
+
+
+def cleaned(value: Any) -> Any:
+    """A JSON value whose texts are plain: what was escaped in the log steers a terminal once it is read."""
+    if isinstance(value, dict):
+        return {plain(name): cleaned(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [cleaned(item) for item in value]
+    return plain(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -47,20 +55,24 @@ class Summary:
     progress: Progress
     eta_s: float | None
     last: dict[str, dict[str, Any]] = field(default_factory=dict)  # the newest event of each name
-    lines: tuple[str, ...] = ()  # the end of the log, cleaned
+    lines: tuple[str, ...] = ()  # what was said since the last event that tells of a run in health, cleaned
 
     def event(self, name: str) -> dict[str, Any]:
         return self.last.get(name, {})
 
 
-def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
+def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
     """Read a log from its beginning or its tail."""
     last: dict[str, dict[str, Any]] = {}
     kept: deque[str] = deque(maxlen=keep)
     for line in lines:
         if event := parse(line):
             last[event["event"]] = event
-        elif text := clean(line).strip():
+            if event["event"] == "plan":
+                last.pop("failed", None)  # of an earlier attempt
+            if event["event"] not in UNHEALTHY:
+                kept.clear()
+        elif (text := clean(line).rstrip()).strip():
             kept.append(text)
     step, evaluation = last.get("progress", {}), last.get("eval", {})
     progress = Progress(
