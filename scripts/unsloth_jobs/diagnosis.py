@@ -31,9 +31,10 @@ def no_change(settings: Mapping[str, Any]) -> list[str]:
 
 def smaller_batch(settings: Mapping[str, Any]) -> list[str]:
     """The same rows in each step, half as many of them at once."""
-    micro, passes = settings.get("batch_size"), settings.get("gradient_accumulation")
-    halved = [f"--batch-size={micro // 2}", f"--gradient-accumulation={passes * 2}"] if micro and passes and micro > 1 else []
-    return ["--gradient-checkpointing=offload", *halved]
+    if not (micro := settings.get("batch_size")):
+        return []  # not a script with the template's flags
+    halved = [f"--batch-size={micro // 2}", f"--gradient-accumulation={2 * settings.get('gradient_accumulation', 1)}"]
+    return ["--gradient-checkpointing=offload", *(halved if micro > 1 else [])]
 
 
 def slower(settings: Mapping[str, Any]) -> list[str]:
@@ -214,23 +215,16 @@ IN_ERROR = (
     ),
     cause(
         "gated",
-        r"Cannot access gated repo|is a gated dataset on the Hub|trying to access a gated repo",
+        r"Cannot access gated repo|is a gated dataset on the Hub\.|trying to access a gated repo",
         "The model or data set is gated, and this token has no access to it.",
         "Accept its terms on its page on the Hub, then check again.",
         CHECK,
     ),
     cause(
         "storage_limit",
-        r"storage limit reached",
+        r"storage limit reached|'402 Payment Required'",
         "The account has no room left for private repositories.",
         "Delete what is not needed, or add --public, which anybody can read: ask first.",
-        RESUME,
-    ),
-    cause(
-        "no_credit",
-        r"'402 Payment Required'|\b402 (?:Client Error|Payment Required)",
-        "The account cannot pay for this.",
-        "Add credits at https://huggingface.co/settings/billing.",
         RESUME,
     ),
     cause(
@@ -537,10 +531,15 @@ def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis 
     if code and code != "error":
         change = CHANGES.get(code, no_change)
         return Diagnosis(code, told, str(failed.get("fix") or ""), say.command(NEXT.get(code, CHECK), change))
-    last = last_words([told] if told else errors, end) or "the log is empty"
+    last = last_words([told] if told else errors, end) or silence(summary)
     return Diagnosis(
         "unknown", f"{job.message or job.stage}. The last thing said: {last}", "Look at the end of the log.", say.command(LOGS)
     )
+
+
+def silence(summary: Summary) -> str:
+    step = summary.progress.step
+    return "nothing" if step is None else f"step {step} of {summary.progress.total_steps}, and nothing after it"
 
 
 def find(causes: Iterable[Cause], texts: list[str]) -> tuple[Cause, re.Match[str]] | None:
@@ -575,8 +574,9 @@ class Speaker:
             plan = replace(plan, flavor=flavor) if flavor and plan.where == "hf" else plan
             settings = self.summary.event("plan").get("settings")
             more = change(settings if isinstance(settings, dict) else {})
-            submit = SCRIPTS / "submit.py"
-            return plan.resuming(submit) if kind == RESUME else plan.again(submit, *more)
+            if more or change is no_change:  # the same run once more would fail once more
+                submit = SCRIPTS / "submit.py"
+                return plan.resuming(submit) if kind == RESUME else plan.again(submit, *more)
         return shlex.join(["uv", "run", str(SCRIPTS / "logs.py"), self.job.job_id, "--tail", "50"])
 
 
@@ -637,7 +637,10 @@ def exceptions(lines: list[str]) -> tuple[list[str], str]:
         chain.append("\n".join(line for line in block if line not in (DIRECT, HANDLING)))
         if joint != DIRECT:
             break
-    return chain, chain[0] if chain else "\n".join(lines)
+    end = chain[0] if chain else "\n".join(lines)
+    if not chain and RAISED.match(last := last_words([], end)):  # a program that prints its exception and no frames
+        chain = [last]
+    return chain, end
 
 
 def last_words(errors: list[str], end: str) -> str:

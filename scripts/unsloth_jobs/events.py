@@ -11,6 +11,7 @@ from typing import Any
 from .redaction import plain
 
 UNHEALTHY = ("failed", "warning")
+TAIL = 400  # lines of a log that tell how a job is: enough to hold the newest event of each kind
 MARK = "EVENT {"  # a progress bar may stand before it on the same line
 
 
@@ -61,7 +62,7 @@ class Summary:
         return self.last.get(name, {})
 
 
-def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
+def summarise(lines: Iterable[str], keep: int = TAIL) -> Summary:
     """Read a log from its beginning or its tail."""
     last: dict[str, dict[str, Any]] = {}
     kept: deque[str] = deque(maxlen=keep)

@@ -13,10 +13,11 @@ from huggingface_hub import get_token
 SECRET = re.compile(
     r"""
       (?P<hub> hf_ | api_org_ ) [A-Za-z0-9]{12,}                                    # Hugging Face
-    | (?<![A-Za-z0-9]) sk-(?=[A-Za-z_-]{0,64}\d)[A-Za-z0-9_-]{20,}                  # OpenAI, Anthropic
+    | (?: (?<![A-Za-z0-9]) | (?<=[\d[]m) )                                           # not within a word, but after a colour
+      sk-(?=[A-Za-z_-]{0,64}\d)[A-Za-z0-9_-]{20,}                                  # OpenAI, Anthropic
     | wandb_v1_ [A-Za-z0-9_-]{20,}
     | (?P<wandb> (?i:wandb[^\n]{0,40}?(?:key|login|password|relogin)) [\W]{1,8} ) [0-9a-f]{40} (?![0-9a-f])
-    | (?<![A-Z0-9]) (?:AKIA|ASIA) [A-Z0-9]{16} (?![A-Z0-9])                         # AWS
+    | (?<![A-Z0-9]) (?:AKIA|ASIA) [A-Z0-9]{16,}                                     # AWS
     | (?P<aws> (?i:aws_?secret_?(?:access_?)?key|secretaccesskey) \W{1,6} ) [A-Za-z0-9/+=]{40}
     | (?P<signed> X-Amz-(?:Signature|Credential|Security-Token)= ) [^&\s"'\\]+
     | gh[pousr]_ [A-Za-z0-9]{36,} | github_pat_ [A-Za-z0-9_]{22,}
