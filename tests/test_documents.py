@@ -102,14 +102,6 @@ def test_the_speeds_that_are_claimed_are_those_that_were_measured():
     assert f"{packed:.1f} to {times('ours', 'trl'):.0f} times as long" in (ROOT / "scripts" / "estimate.py").read_text()
 
 
-def test_codes_that_troubleshooting_explains_are_codes_that_are_reported():
-    sources = "".join(path.read_text() for path in [*(ROOT / "scripts").rglob("*.py"), ROOT / "templates" / "sft.py"])
-    table = (ROOT / "references" / "troubleshooting.md").read_text()
-    codes = [code for row in re.findall(r"(?m)^\| (`.*?) \|", table) for code in re.findall(r"`(\w+)`", row)]
-    assert len(codes) > 10
-    assert [code for code in codes if f'"{code}"' not in sources] == []
-
-
 def test_exit_codes_and_json_keys_stand_in_every_help():
     for script in sorted((ROOT / "scripts").glob("*.py")):
         assert "Exit codes" in help_of(script), script.name

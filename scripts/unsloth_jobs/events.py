@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .hub import redact
+from .redaction import plain
 
+UNHEALTHY = ("failed", "warning")
+TAIL = 1000  # lines of a log that tell how a job is: the template logs 200 losses, 10 checkpoints, 11 evaluations at most
 MARK = "EVENT {"  # a progress bar may stand before it on the same line
 LARGEST = 2**53  # of the integers that a float tells apart
-CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07?)|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def clean(line: str) -> str:
     """A log line without secrets and without what would steer the reader's terminal."""
-    return redact(CONTROL.sub("", line.split("\r")[-1] if "\r" in line.strip("\r") else line))
+    return plain(line.strip("\r").rpartition("\r")[2])
 
 
 def parse(line: str) -> dict[str, Any] | None:
@@ -35,12 +35,12 @@ def parse(line: str) -> dict[str, Any] | None:
 
 
 def cleaned(value: Any) -> Any:
-    """A JSON value with each of its texts as `clean` would leave it: JSON's own escapes hide control sequences too."""
-    if isinstance(value, str):
-        return redact(CONTROL.sub("", value))
+    """A JSON value whose texts are plain: what was escaped in the log steers a terminal once it is read."""
+    if isinstance(value, dict):
+        return {plain(name): cleaned(item) for name, item in value.items()}
     if isinstance(value, list):
         return [cleaned(item) for item in value]
-    return {cleaned(name): cleaned(item) for name, item in value.items()} if isinstance(value, dict) else value
+    return plain(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Summary:
     progress: Progress
     eta_s: float | None
     last: dict[str, dict[str, Any]] = field(default_factory=dict)  # the newest event of each name
-    lines: tuple[str, ...] = ()  # the end of the log, cleaned
+    lines: tuple[str, ...] = ()  # what was said since the last event that tells of a run in health, cleaned
     curve: Curve = Curve()
     saves: tuple[Point, ...] = ()
     heard: float | None = None
@@ -98,7 +98,7 @@ class Summary:
         return self.last.get(name, {})
 
 
-def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
+def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
     """Read a log from its beginning or its tail."""
     last: dict[str, dict[str, Any]] = {}
     kept: deque[str] = deque(maxlen=keep)
@@ -111,6 +111,8 @@ def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
             name = event["event"]
             if name == "plan":  # a new start: how an earlier one of the same job ended is past
                 last = {one: last[one] for one in last if one not in ("done", "failed")}
+            if name not in UNHEALTHY:
+                kept.clear()
             last[name] = event
             heard = number(event.get("time")) or heard
             if name == "progress":
@@ -119,7 +121,7 @@ def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
                 put(evaluations, event, event.get("eval_loss"))
             elif name == "checkpoint" and event.get("pushed") is True:
                 put(saves, event, event.get("step"))
-        elif text := clean(line).strip():
+        elif (text := clean(line).rstrip()).strip():
             kept.append(text)
     step, evaluation = last.get("progress", {}), last.get("eval", {})
     progress = Progress(

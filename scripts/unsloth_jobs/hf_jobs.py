@@ -12,9 +12,10 @@ from typing import Any
 from huggingface_hub import HfApi, JobInfo, get_token
 
 from .errors import HUB, UserError
-from .hub import LOGIN, asking, redact
+from .hub import LOGIN, asking
 from .jobs import RUN_VARIABLE, Job, run_facts
 from .plan import Plan
+from .redaction import plain
 
 PLAN_LABEL = "unsloth-jobs-plan"
 
@@ -50,7 +51,7 @@ class HFJobs:
         except (OSError, ValueError) as error:  # what the upload of the script raises
             raise UserError(
                 "upload_failed",
-                f"The script could not be uploaded: {redact(str(error))}",
+                f"The script could not be uploaded: {plain(str(error))}",
                 "Look at `status.py --all` before trying again: the job may exist.",
                 HUB,
             ) from error
@@ -80,7 +81,7 @@ def as_job(info) -> Job:
     return Job(
         job_id=info.id,
         stage=str(info.status.stage),
-        message=info.status.message,
+        message=info.status.message and plain(info.status.message),
         url=info.url,
         flavor=str(info.flavor),
         created=info.created_at,

@@ -10,14 +10,13 @@ from typing import Any
 from . import hardware, health, records, waiting
 from .diagnosis import Diagnosis, diagnose, saved
 from .errors import HUB, Problem, UserError
-from .events import Summary, summarise
+from .events import TAIL, Summary, summarise
 from .hf_jobs import HFJobs
 from .jobs import Job, Place
 from .output import duration
 from .plan import Plan
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-LOG_TAIL = 1000  # lines read for progress: the template logs 200 losses, 10 checkpoints and 11 evaluations at most
 PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
     "data": "turning rows into tokens",
@@ -25,7 +24,6 @@ PHASES = {  # by the event that begins each, in their order
     "coverage": "measuring the base model",
     "eval": "compiling the first step",
 }
-RESUMABLE = ("deadline", "timeout", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,8 @@ class Status:
 
     @property
     def next(self) -> str:
-        if self.diagnosis and self.diagnosis.code in RESUMABLE and self.plan:
-            return f"{self.diagnosis.fix} {self.plan.resuming(SCRIPTS / 'submit.py')}"
         if self.diagnosis:
-            return self.diagnosis.fix
+            return f"{self.diagnosis.fix} {self.diagnosis.command}".strip()
         if self.job.stage == "COMPLETED":
             return f"The tuned model: {self.result}" if self.result else "It ended without an error: look at its log."
         if self.job.stage == "CANCELED":
@@ -104,7 +100,7 @@ def look(place: Place, job_id: str, before: Status | None = None) -> Status:
         job,
         summary,
         plan,
-        diagnose(job, summary, plan.output_repo if plan else None),
+        diagnose(job, summary, plan),
         run and run["estimate"],
         price,
         (*unread, *health.warnings(job, summary, plan)),
@@ -123,7 +119,7 @@ def read(place: Place, job: Job, before: Status | None) -> tuple[Summary, list[P
         return summarise(()), []
     lines: list[str] = []
     try:
-        lines.extend(place.logs(job.job_id, tail=LOG_TAIL))
+        lines.extend(place.logs(job.job_id, tail=TAIL))
         return summarise(lines), []
     except UserError as error:
         if error.exit_code != HUB:
