@@ -393,8 +393,9 @@ def test_a_watcher_outlives_a_hub_that_is_down(hub, commands, submitted):
 
 
 def test_a_log_that_cannot_be_read_does_not_hide_the_stage(hub, commands, submitted):
-    run_for(hub, submitted, 5, [])
+    run_for(hub, submitted, 30, [])
     hub.faults.add(path=r"/logs$", status=500)
+    assert [one["code"] for one in commands.json("status.py", submitted)["warnings"]] == ["log_unread"]  # and not "silent"
     hub.jobs.set(submitted, stage="COMPLETED", logs=[event("done", repo="ada/tiny-docs")])
     status = commands.json("status.py", submitted)
     assert (status["stage"], status["warnings"][0]["code"]) == ("COMPLETED", "log_unread")

@@ -36,11 +36,12 @@ def silent(job: Job, summary: Summary, plan: Plan | None) -> Problem | None:
     usual = max((after - before for before, after in pairwise(times)), default=0.0)
     if quiet < max(SILENT_S, SLOW * usual):
         return None
+    curves = f" and at its curves ({plan.dashboard_url}): a log may stand still alone" if plan and plan.dashboard_url else ""
     return Problem(
         "silent",
         "warning",
         f"No event for {quiet / 60:.0f} minutes, while each minute is billed.",
-        f"Look at the end of its log: logs.py {job.job_id} --tail 20. If that stands still too, end it: "
+        f"Look at the end of its log, logs.py {job.job_id} --tail 20{curves}. If nothing moves, end it: "
         f"status.py {job.job_id} --cancel",
     )
 

@@ -103,7 +103,7 @@ def look(place: Place, job_id: str, before: Status | None = None) -> Status:
         diagnose(job, summary, plan),
         run and run["estimate"],
         price,
-        (*unread, *health.warnings(job, summary, plan)),
+        tuple(unread or health.warnings(job, summary, plan)),  # a log that cannot be read is no silence of the run
     )
     if (waited := waiting.waited_s(job) or 0) > waiting.LONG_S:
         found = waits(found, place, waited, before)
