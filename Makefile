@@ -7,7 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint pictures clean
 
 demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py
@@ -18,6 +18,9 @@ test: $(VENV)/tests lint
 lint: $(VENV)/tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+pictures: $(VENV)/tests
+	$(BIN)/python demo/pictures.py
 
 $(VENV)/uv: tests/requirements-uv.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 1; }

@@ -6,14 +6,16 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, JobInfo, get_token
 
 from .errors import HUB, UserError
-from .hub import LOGIN, asking, redact
+from .hub import LOGIN, asking
 from .jobs import RUN_VARIABLE, Job, run_facts
 from .plan import Plan
+from .redaction import plain
 
 PLAN_LABEL = "unsloth-jobs-plan"
 
@@ -49,7 +51,7 @@ class HFJobs:
         except (OSError, ValueError) as error:  # what the upload of the script raises
             raise UserError(
                 "upload_failed",
-                f"The script could not be uploaded: {redact(str(error))}",
+                f"The script could not be uploaded: {plain(str(error))}",
                 "Look at `status.py --all` before trying again: the job may exist.",
                 HUB,
             ) from error
@@ -79,11 +81,21 @@ def as_job(info) -> Job:
     return Job(
         job_id=info.id,
         stage=str(info.status.stage),
-        message=info.status.message,
+        message=info.status.message and plain(info.status.message),
         url=info.url,
         flavor=str(info.flavor),
         created=info.created_at,
         started=info.started_at,
         finished=info.finished_at,
         plan_id=(info.labels or {}).get(PLAN_LABEL),
+        ahead_s=ahead_s(info),
     )
+
+
+def ahead_s(info: JobInfo) -> float:
+    """How far the Hub's clock is ahead of this machine's, by what it says of a job's age; 0 within a minute."""
+    age_s = info.durations and info.durations.total_secs
+    if age_s is None or info.created_at is None or info.finished_at is not None:
+        return 0.0
+    ahead = (info.created_at - datetime.now(UTC)).total_seconds() + age_s
+    return ahead if abs(ahead) > 60 else 0.0

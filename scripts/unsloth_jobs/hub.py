@@ -33,6 +33,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from huggingface_hub.utils._http import default_client_factory
 
 from .errors import HUB, UserError
+from .redaction import plain
 
 T = TypeVar("T")
 TIMEOUT_S = 30
@@ -42,7 +43,6 @@ LONGEST_PAUSE_S = 5  # a Hub that asks for more is reported instead of waited fo
 PATIENCE_S = 4  # after which a read that fails again and again is reported; the client would go on for half a minute
 MANY_FILES = 1000  # whose sizes are not asked for
 LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/settings/tokens"
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
 def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
@@ -91,11 +91,6 @@ def send_or_give_up(send: Callable, failing: dict[str, float], request: Any, **o
     return response
 
 
-def redact(text: str) -> str:
-    """text without tokens: errors and logs may quote one."""
-    return TOKEN.sub("hf_***", text)
-
-
 @contextlib.contextmanager
 def asking(about: str) -> Iterator[None]:
     """Turn what the client raises while it asks about something into a UserError that says what to do."""
@@ -128,7 +123,7 @@ def asking(about: str) -> Iterator[None]:
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise UserError(
             "hub_unreachable",
-            f"The Hub at {endpoint()} did not answer: {redact(str(error) or type(error).__name__).rstrip('.')}.",
+            f"The Hub at {endpoint()} did not answer: {plain(str(error) or type(error).__name__).rstrip('.')}.",
             "Check the network and HF_ENDPOINT, then try again.",
             HUB,
         ) from error
@@ -176,7 +171,7 @@ def spelling(about: str) -> str:
 
 def http_error(about: str, error: HfHubHTTPError) -> UserError:
     status = error.response.status_code if error.response is not None else 0
-    said = redact(error.server_message or str(error)).strip().splitlines()[0]
+    said = plain(error.server_message or str(error)).strip().splitlines()[0]
     if status == 401:
         return UserError("bad_token", f"The Hub does not accept this token ({said}).", LOGIN + ".", HUB)
     if status == 402:

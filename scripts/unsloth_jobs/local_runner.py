@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,11 +17,10 @@ from pathlib import Path
 
 import psutil
 
-from unsloth_jobs.hub import TOKEN
 from unsloth_jobs.jobs import RUN_VARIABLE
 from unsloth_jobs.records import read, write
+from unsloth_jobs.redaction import redact
 
-SECRET = re.compile(TOKEN.pattern.encode())
 GRACE_S = 20  # between asking a job to end and ending it
 # Of the environment that started the job, these would mislead it: triton takes CC for its compiler.
 NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
@@ -60,10 +58,8 @@ def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
 
 
 def copy_log(child: subprocess.Popen, log) -> None:
-    token = os.environ.get("HF_TOKEN", "").encode()
     for line in child.stdout:
-        line = SECRET.sub(b"hf_***", line)
-        log.write(line.replace(token, b"***") if token else line)
+        log.write(redact(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
 
 
 def end(child: subprocess.Popen, reasons: list[str], reason: str) -> None:

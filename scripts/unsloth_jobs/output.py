@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .errors import Problem, UserError
+from .redaction import plain, redact
 
 # Off a terminal lines are not folded at 80: an id that is cut cannot be copied.
 people = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -24,17 +27,27 @@ EXTRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def application(help: str) -> typer.Typer:
+    sys.excepthook = lambda *error: print(redact("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
     return typer.Typer(help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(data, ensure_ascii=False, default=str), flush=True)
+    print(plain(json.dumps(without_nan(data), ensure_ascii=False, default=str)), flush=True)
+
+
+def without_nan(value: Any) -> Any:
+    """A value with null for NaN and infinity, which JSON does not know: a loss may be one."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return {name: without_nan(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def show_problem(problem: Problem) -> None:
     colour = "red" if problem.severity == "error" else "yellow"
-    diagnostics.print(f"[{colour}]{problem.severity}[/] [bold]{problem.code}[/]: {escape(problem.message)}")
-    diagnostics.print(f"  → {escape(problem.fix)}")
+    diagnostics.print(f"[{colour}]{problem.severity}[/] [bold]{problem.code}[/]: {escape(plain(problem.message))}")
+    diagnostics.print(f"  → {escape(plain(problem.fix))}")
 
 
 def ends_clearly(command: Callable) -> Callable:

@@ -59,10 +59,14 @@ class Plan:
 
     def resuming(self, submit: Path) -> str:
         """The command that goes on with this run from its last checkpoint."""
+        return self.again(submit, *([] if "--resume" in self.arguments else ["--resume"]))
+
+    def again(self, submit: Path, *more: str) -> str:
+        """The command that plans this run anew, with more of its script's arguments at its end."""
         place = ["--where", "local"] if self.where == "local" else ["--flavor", self.flavor]
         place += ["--namespace", self.namespace] if self.namespace else []
-        arguments = [*self.arguments, *([] if "--resume" in self.arguments else ["--resume"])]
-        return shlex.join(["uv", "run", str(submit), self.script, *place, "--timeout", f"{self.timeout_s}s", "--", *arguments])
+        words = ["uv", "run", str(submit), self.script, *place, "--timeout", f"{self.timeout_s}s", "--", *self.arguments, *more]
+        return shlex.join(words)
 
     @property
     def dashboard_url(self) -> str | None:

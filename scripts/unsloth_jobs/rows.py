@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from . import hub
 from .errors import UserError
+from .redaction import plain
 
 DRIFT = 4  # standard errors; chance goes beyond them once in ten thousand data sets
 
@@ -181,7 +182,7 @@ def reasons(template: ModuleType) -> Iterator[None]:
                 "The rows hold pictures or sound, and only text can be learned.",
                 "Choose a data set with messages, or with a question and an answer in each row.",
             ) from stop
-        raise UserError(stop.code, hub.redact(stop.message), stop.fix) from stop
+        raise UserError(stop.code, plain(stop.message), stop.fix) from stop
 
 
 def cause(error: BaseException | None, *kinds: type[Exception]) -> Exception | None:
