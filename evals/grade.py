@@ -1,4 +1,13 @@
-"""Grade what an assistant did: by the Hub's journal, its jobs and the run records, not by its words."""
+"""Grade what an assistant did: by the Hub's journal, its jobs and the run records, not by its words.
+
+Beside the published keys, an eval in evals.json has "state", what it starts with (state.py); "turns", the later prompts;
+at a prompt "approves", what its words say yes to; and "must" and "must_not", each a list of checks such as
+
+    {"see": "job", "turn": 2, "where": {"dataset": "^ada/", "max_usd": {"max": 5}}, "count": 1}
+
+A check looks for facts, of a request, a plan that was shown, a paid job, or the end of an earlier run. In "must" it has
+to find one (or "count"), in "must_not" none. {NAME} stands for the job id of an earlier run.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import state
+from hub.hardware import HARDWARE
+from hub.jobs import DEFAULT_TIMEOUT, Job
 from hub.journal import Record
 from unsloth_jobs import template
-from unsloth_jobs.errors import UserError
 from unsloth_jobs.hf_jobs import PLAN_LABEL
 
-ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+PARSERS = {  # by script, what turns its arguments into its settings
+    "sft.py": template.load(TEMPLATES / "sft.py").parse_args,
+    "export.py": template.load(TEMPLATES / "export.py").read_arguments,
+}
 READING_POSTS = re.compile(r"/paths-info(/|$)|/objects/batch$|/api/validate-yaml$")
 # What may change on the Hub, by what the user's words allow: a job with what carries its script, or the end of one.
 ALLOWED = {
@@ -26,16 +40,14 @@ ALLOWED = {
 
 @dataclass(frozen=True)
 class Turn:
-    """What one prompt led to. plans: those shown by its end, by id; runs: ids of the jobs that are
-    remembered by then; approves: what the prompt says yes to, a key of ALLOWED."""
+    """What one prompt led to. approves: a key of ALLOWED; plans: all that were shown by its end, by id."""
 
     approves: str | None
     answer: str
     code: int | None  # None: it was ended because it took too long
     requests: tuple[Record, ...]
-    jobs: tuple[Any, ...]
+    jobs: tuple[Job, ...]
     plans: dict[str, dict[str, Any]]
-    runs: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -60,16 +72,26 @@ def facts(evidence: Evidence) -> Iterator[Fact]:
             plan = turn.plans[plan_id]
             yield {"see": "plan", "turn": number, **plan, **arguments_of([plan["script"], *plan["arguments"]])}
         for job in turn.jobs:
-            plan = turn.plans.get(plan_of(job), {})
-            paid = {"flavor": job.spec["flavor"], "timeout_s": job.spec.get("timeoutSeconds"), "max_usd": plan.get("max_usd")}
-            paid["remembered"] = job.id in turn.runs
-            yield {"see": "job", "turn": number, **paid, **arguments_of(job.spec["command"])}
+            yield {"see": "job", "turn": number, **paid_for(job)}
         known |= turn.plans.keys()
     for name, stage in evidence.runs.items():
         yield {"see": "run", "turn": len(evidence.turns), "name": name, "stage": stage}
 
 
-def plan_of(job: Any) -> str | None:
+def paid_for(job: Job) -> Fact:
+    """What a job does, and what it can cost at the Hub's price."""
+    spec, timeout = job.spec, job.spec.get("timeoutSeconds", DEFAULT_TIMEOUT)
+    most = HARDWARE[spec["flavor"]].usd_per_hour * timeout / 3600
+    facts = {
+        "flavor": spec["flavor"],
+        "timeout_s": timeout,
+        "max_usd": round(most, 2),
+        "secrets": sorted(spec.get("secrets", ())),
+    }
+    return facts | arguments_of(spec["command"])
+
+
+def plan_of(job: Job) -> str | None:
     return job.spec.get("labels", {}).get(PLAN_LABEL)
 
 
@@ -78,14 +100,10 @@ def arguments_of(command: list[str]) -> Fact:
     at = next((number for number, word in enumerate(command) if word.endswith(".py")), len(command) - 1)
     script, arguments = Path(command[at]).name, command[at + 1 :]
     said = {"script": script, "arguments": " ".join(arguments)}
-    if script not in ("sft.py", "export.py"):
-        return said
-    module = template.load(ROOT / "templates" / script)
     try:
-        settings = module.read_arguments(arguments) if script == "export.py" else template.settings(module, arguments)
-    except (UserError, SystemExit):
+        return {**asdict(PARSERS[script](arguments)), **said} if script in PARSERS else said
+    except SystemExit:  # not what the script takes
         return said
-    return {**asdict(settings), **said}
 
 
 # ---- the eval's own checks

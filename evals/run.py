@@ -128,9 +128,9 @@ class Desk:
             raise RuntimeError(f"The run {run['name']} could not be submitted: {done.stderr}")
         return jsonlib.loads(done.stdout)["job_id"]
 
-    def records(self, kind: str) -> dict[str, dict[str, Any]]:
-        """The "plans" that submit.py has shown here, or the "runs" that it has started, by id."""
-        folder = Path(self.env["HF_HOME"], "unsloth-jobs", kind)
+    def plans(self) -> dict[str, dict[str, Any]]:
+        """The plans that submit.py has shown here, by id."""
+        folder = Path(self.env["HF_HOME"], "unsloth-jobs", "plans")
         return {path.stem: jsonlib.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
 
     def files(self) -> dict[Path, str]:
@@ -161,7 +161,7 @@ def play(case: dict[str, Any], assistant: Assistant, library: Library, skill: Pa
         for run in case["state"].get("runs", ()):
             runs[run["name"]] = desk.submit(run)
             lead(hub, runs[run["name"]], run)
-        before, earlier, turns, said = desk.files(), desk.records("plans"), [], []
+        before, earlier, turns, said = desk.files(), desk.plans(), [], []
         for step in [case, *case.get("turns", ())]:
             change(hub, step.get("state", {}))
             requests, jobs = len(hub.journal), {job.id for job in hub.jobs}
@@ -174,8 +174,7 @@ def play(case: dict[str, Any], assistant: Assistant, library: Library, skill: Pa
                     code,
                     tuple(hub.journal)[requests:],
                     tuple(job for job in hub.jobs if job.id not in jobs),
-                    {plan_id: plan for plan_id, plan in desk.records("plans").items() if plan_id not in earlier},
-                    frozenset(desk.records("runs")),
+                    {plan_id: plan for plan_id, plan in desk.plans().items() if plan_id not in earlier},
                 )
             )
         after = desk.files()

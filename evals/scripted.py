@@ -27,11 +27,7 @@ class Skill:
 
     def command(self, *parts: str, **values: Any) -> list[str]:
         """The first command in SKILL.md that holds these parts, with its capital words replaced by values."""
-        found = [
-            span
-            for span in re.findall(r"`([^`\n]+)`", self.text)
-            if all(part in span.split("/")[-1] or part in span for part in parts)
-        ]
+        found = [span for span in re.findall(r"`([^`\n]+)`", self.text) if all(part in span for part in parts)]
         if not found:
             sys.exit(f"SKILL.md has no command with {' and '.join(parts)}")
         words = found[0].split()
@@ -162,20 +158,17 @@ def mend(skill: Skill, words: str) -> None:
         case "push_denied":
             command = changed(command, "--output-repo", re.search(ID, words)[1])
         case "out_of_vram":
-            command = changed_flavor(skill, command)
+            command = on_a_larger_gpu(skill, command)
     plan(command)
 
 
-def changed_flavor(skill: Skill, command: list[str]) -> list[str]:
-    """The command for the cheapest run on a GPU with more memory."""
-    at, flags = (
-        command.index("--"),
-        dict(zip(command[command.index("--") + 1 :: 2], command[command.index("--") + 2 :: 2], strict=False)),
-    )
-    _, found = run(skill.command("estimate.py", "MODEL", MODEL=flags["--base-model"], DATASET=flags["--dataset"]))
+def on_a_larger_gpu(skill: Skill, command: list[str]) -> list[str]:
+    """The same run where it is cheapest among the GPUs with more memory."""
+    at = command.index("--")
+    flavor, model, dataset = (command[command.index(flag) + 1] for flag in ("--flavor", "--base-model", "--dataset"))
+    _, found = run(skill.command("estimate.py", "MODEL", MODEL=model, DATASET=dataset) + command[at + 1 :])
     memory = {one["flavor"]: one["vram_gb"] for one in found["flavors"]}
-    now = command[command.index("--flavor") + 1]
-    larger = next(one["flavor"] for one in found["flavors"] if one["fits"] and one["vram_gb"] > memory[now])
+    larger = next(name for one in found["flavors"] if one["fits"] and memory[name := one["flavor"]] > memory[flavor])
     return [*changed(command[:at], "--flavor", larger), *command[at:]]
 
 
@@ -210,7 +203,5 @@ def answer(skill: Skill, said: list[str], answers: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    answer(
-        Skill(Path.home() / ".agents/skills/unsloth-jobs"),
-        *conversation(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read()),
-    )
+    prompt = sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read()
+    answer(Skill(Path.home() / ".agents/skills/unsloth-jobs"), *conversation(prompt))

@@ -35,7 +35,6 @@ PHASES = {  # by the event that begins each, in their order
     "coverage": "measuring the base model",
     "eval": "compiling the first step",
 }
-SUBMIT = Path(__file__).with_name("submit.py")
 RESUMABLE = ("deadline", "timeout", "cancelled")
 WATCH_EVERY_S = {"hf": 10.0, "local": 1.0}
 
@@ -72,7 +71,7 @@ class Status:
     @property
     def next(self) -> str:
         if self.diagnosis and self.diagnosis.code in RESUMABLE and self.plan:
-            return f"{self.diagnosis.fix} {self.plan.command(SUBMIT, '--resume')}"
+            return f"{self.diagnosis.fix} {self.plan.resuming(Path(__file__).with_name('submit.py'))}"
         if self.diagnosis:
             return self.diagnosis.fix
         if self.job.stage == "COMPLETED":
@@ -114,8 +113,8 @@ def as_json(status: Status) -> dict[str, Any]:
         "model_url": status.result,
         "diagnosis": asdict(status.diagnosis) if status.diagnosis else None,
         "result": status.summary.event("done") or None,
-        "command": status.plan.command(SUBMIT) if status.plan else None,
         "next": status.next,
+        "command": status.plan.again(Path(__file__).with_name("submit.py")) if status.plan else None,
     }
 
 

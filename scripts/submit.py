@@ -98,11 +98,11 @@ def asked(json: bool) -> bool:
 
 def start(place: Place, made: plan.Plan, approved: str, estimate: dict[str, Any] | None) -> tuple[Job, bool]:
     """The job of this plan, and whether it was there already: an approved plan is paid for once."""
-    found = place.find(made)
-    job = found or place.submit(made, estimate)
-    if records.run_of(job.job_id) is None:  # also of a job that was found, where the answer to its submission was lost
-        records.remember_run(job.job_id, made, approved, estimate)
-    return job, found is not None
+    if job := place.find(made):
+        return job, True
+    job = place.submit(made, estimate)
+    records.remember_run(job.job_id, made, approved, estimate)
+    return job, False
 
 
 def show(made: plan.Plan, estimate: dict[str, Any] | None) -> None:

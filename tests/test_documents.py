@@ -19,8 +19,7 @@ from unsloth_jobs import hardware
 SKILL = (ROOT / "SKILL.md").read_text()
 REFERENCES = sorted((ROOT / "references").glob("*.md"))
 DOCUMENTS = [ROOT / "SKILL.md", ROOT / "AGENTS.md", ROOT / "README.md", *REFERENCES]
-EVALS = ROOT / "evals" / "run.py"
-SCRIPTS = [*sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "templates").glob("*.py")), EVALS]
+SCRIPTS = [*sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "templates").glob("*.py"))]
 HEADER = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")  # PEP 723's own expression
 
 
@@ -130,7 +129,7 @@ def test_every_script_pins_what_it_needs_and_that_resolves(script, tmp_path):
 
 def test_the_tests_run_the_versions_that_users_run():
     tested = set((ROOT / "tests" / "requirements.txt").read_text().split())
-    for script in (*sorted((ROOT / "scripts").glob("*.py")), EVALS):
+    for script in sorted((ROOT / "scripts").glob("*.py")):
         assert set(header(script)["dependencies"]) <= tested, script.name
 
 

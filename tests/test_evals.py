@@ -15,6 +15,7 @@ from conftest import ROOT
 from grade import ALLOWED
 from run import CASES, EVALS, Assistant, Library, Result, play
 from state import DATASETS, MODELS, NOT_OF_THE_SKILL
+from test_documents import header
 
 SCRIPTED = [sys.executable, str(EVALS / "scripted.py")]
 TRIGGERS = json.loads((EVALS / "triggers.json").read_text("utf-8"))
@@ -160,6 +161,10 @@ def test_a_later_prompt_carries_the_conversation_unless_the_program_goes_on_with
     ]
     assert Assistant(echo, again).ask(earlier, "Yes", env, tmp_path) == ("again Yes\n", 0)
     assert Assistant(echo, again).ask([], "Train it", env, tmp_path) == ("new Train it\n", 0)
+
+
+def test_the_program_runs_with_the_versions_of_the_tests():
+    assert set(header(EVALS / "run.py")["dependencies"]) <= set((ROOT / "tests" / "requirements.txt").read_text().split())
 
 
 # ---- the files

@@ -57,12 +57,16 @@ class Plan:
         """A hash over all of the above: whatever changes, the approval no longer fits."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
-    def command(self, submit: Path, *more: str) -> str:
-        """The command that shows this plan again, with more arguments of the script at its end."""
+    def resuming(self, submit: Path) -> str:
+        """The command that goes on with this run from its last checkpoint."""
+        return self.again(submit, *([] if "--resume" in self.arguments else ["--resume"]))
+
+    def again(self, submit: Path, *more: str) -> str:
+        """The command that plans this run anew, with more of its script's arguments at its end."""
         place = ["--where", "local"] if self.where == "local" else ["--flavor", self.flavor]
         place += ["--namespace", self.namespace] if self.namespace else []
-        arguments = [*self.arguments, *(one for one in more if one not in self.arguments)]
-        return shlex.join(["uv", "run", str(submit), self.script, *place, "--timeout", f"{self.timeout_s}s", "--", *arguments])
+        words = ["uv", "run", str(submit), self.script, *place, "--timeout", f"{self.timeout_s}s", "--", *self.arguments, *more]
+        return shlex.join(words)
 
     @property
     def dashboard_url(self) -> str | None:
