@@ -114,7 +114,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "diagnosis": asdict(status.diagnosis) if status.diagnosis else None,
         "result": status.summary.event("done") or None,
         "next": status.next,
-        "command": status.plan.again(Path(__file__).with_name("submit.py")) if status.plan else None,
+        "command": status.plan and status.plan.command,
     }
 
 
