@@ -128,10 +128,10 @@ class Desk:
             raise RuntimeError(f"The run {run['name']} could not be submitted: {done.stderr}")
         return jsonlib.loads(done.stdout)["job_id"]
 
-    def plans(self) -> dict[str, dict[str, Any]]:
-        """The plans that submit.py has shown here, by id."""
-        folder = Path(self.env["HF_HOME"], "unsloth-jobs", "plans")
-        return {path.stem: jsonlib.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    def plans(self, since: float) -> dict[str, dict[str, Any]]:
+        """The plans that submit.py has shown here since then, by id."""
+        shown = Path(self.env["HF_HOME"], "unsloth-jobs", "plans").glob("*.json")
+        return {path.stem: jsonlib.loads(path.read_text("utf-8")) for path in shown if path.stat().st_mtime > since}
 
     def files(self) -> dict[Path, str]:
         """Digests of what no assistant has to change: the skill, and the user's own files."""
@@ -150,7 +150,7 @@ def uv_for(python: str, root: Path) -> Path:
 
 def play(case: dict[str, Any], assistant: Assistant, library: Library, skill: Path, python: str | None = None) -> Result:
     """One eval, from its state to its grade, in folders that are gone afterwards."""
-    began = time.monotonic()
+    started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
         Hub(Path(scratch, "hub"), execute_jobs=False, scheduling=STILL_WAITING_S) as hub,
@@ -161,7 +161,7 @@ def play(case: dict[str, Any], assistant: Assistant, library: Library, skill: Pa
         for run in case["state"].get("runs", ()):
             runs[run["name"]] = desk.submit(run)
             lead(hub, runs[run["name"]], run)
-        before, earlier, turns, said = desk.files(), desk.plans(), [], []
+        before, began, turns, said = desk.files(), time.time(), [], []
         for step in [case, *case.get("turns", ())]:
             change(hub, step.get("state", {}))
             requests, jobs = len(hub.journal), {job.id for job in hub.jobs}
@@ -174,7 +174,7 @@ def play(case: dict[str, Any], assistant: Assistant, library: Library, skill: Pa
                     code,
                     tuple(hub.journal)[requests:],
                     tuple(job for job in hub.jobs if job.id not in jobs),
-                    {plan_id: plan for plan_id, plan in desk.plans().items() if plan_id not in earlier},
+                    desk.plans(began),
                 )
             )
         after = desk.files()
@@ -185,7 +185,7 @@ def play(case: dict[str, Any], assistant: Assistant, library: Library, skill: Pa
             tuple(leaks(hub, [answer for _, answer in said], after)),
         )
         failures = grade(with_ids(case, runs), evidence)
-    return Result(case["id"], not failures, failures, round(time.monotonic() - began, 1), [answer for _, answer in said])
+    return Result(case["id"], not failures, failures, round(time.monotonic() - started, 1), [answer for _, answer in said])
 
 
 def with_ids(case: dict[str, Any], runs: dict[str, str]) -> dict[str, Any]:
