@@ -85,6 +85,8 @@ class Assistant:
 
 @dataclass(frozen=True)
 class Result:
+    """What became of an eval. failures: sentences of grade.grade; answers: the assistant's, by prompt."""
+
     id: str
     passed: bool
     failures: list[str]
@@ -119,7 +121,7 @@ class Desk:
     def submit(self, run: dict[str, Any]) -> str:
         """Submit a run as its user did, and return its job's id."""
         skill = self.skills[0]
-        words = ["uv", "run", str(skill / "scripts/submit.py"), str(skill / "templates" / run.get("script", "sft.py"))]
+        words = ["uv", "run", str(skill / "scripts/submit.py"), str(skill / "templates/sft.py")]
         done = subprocess.run(
             [*words, *run["options"], "--yes", "--json", "--", *run["arguments"]],
             cwd=self.project, env=self.env, capture_output=True, text=True,
@@ -133,8 +135,14 @@ class Desk:
         shown = Path(self.env["HF_HOME"], "unsloth-jobs", "plans").glob("*.json")
         return {path.stem: jsonlib.loads(path.read_text("utf-8")) for path in shown if path.stat().st_mtime > since}
 
+    def changed(self, before: dict[Path, str], after: dict[Path, str]) -> list[str]:
+        """The files of before that are no more what they were, and new ones in the skill."""
+        new = (path for path in after.keys() - before.keys() if self.project not in path.parents)
+        changed = (path for path, digest in before.items() if after.get(path) != digest)
+        return [str(path.relative_to(self.home)) for path in (*changed, *new)]
+
     def files(self) -> dict[Path, str]:
-        """Digests of what no assistant has to change: the skill, and the user's own files."""
+        """Digests of the skill's files and the project's."""
         found = (path for folder in (*self.skills, self.project) for path in folder.rglob("*") if path.is_file())
         return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in found if "__pycache__" not in path.parts}
 
@@ -181,7 +189,7 @@ def play(case: dict[str, Any], assistant: Assistant, library: Library, skill: Pa
         evidence = Evidence(
             tuple(turns),
             {name: hub.jobs.get(job_id).stage for name, job_id in runs.items()},
-            tuple(str(path.relative_to(desk.home)) for path, digest in before.items() if after.get(path) != digest),
+            tuple(desk.changed(before, after)),
             tuple(leaks(hub, [answer for _, answer in said], after)),
         )
         failures = grade(with_ids(case, runs), evidence)
