@@ -76,6 +76,11 @@ class Plan:
     def model_url(self) -> str | None:
         return f"{hub.endpoint()}/{self.output_repo}" if self.output_repo else self.output_dir
 
+    @property
+    def command(self) -> str:
+        """The command that shows this plan again."""
+        return self.again(Path(__file__).resolve().parents[1] / "submit.py")
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
         return cls(**{**data, "arguments": tuple(data["arguments"]), "secrets": tuple(data["secrets"])})

@@ -167,4 +167,5 @@ def as_json(status: Status) -> dict[str, Any]:
         "ended_because": status.ended_because,
         "result": status.summary.event("done") or None,
         "next": status.next,
+        "command": status.plan and status.plan.command,
     }
