@@ -18,6 +18,7 @@ test: $(VENV)/tests lint
 lint: $(VENV)/tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 $(VENV)/uv: tests/requirements-uv.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 1; }

@@ -22,8 +22,8 @@ app = application("Print a job's log, with secrets removed.")
 def logs(
     job: Annotated[str, typer.Argument(help="the id or address that submit.py printed")],
     follow: Annotated[bool, typer.Option("--follow", help="go on until the job ends")] = False,
-    tail: Annotated[int, typer.Option(min=1, help="only the last N lines")] = None,
-    namespace: Annotated[str, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="only the last N lines")] = None,
+    namespace: Annotated[str | None, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
     json: Annotated[bool, typer.Option("--json", help='a JSON object per line: {"line", "event"}')] = False,
 ) -> None:
     """Print a job's log, with secrets removed.

@@ -136,7 +136,7 @@ def as_table(status: Status) -> Table:
     grid.add_row("time", duration(job.elapsed_s) + left)
     if status.plan:
         foreseen = "; estimated {} to {}".format(*map(dollars, whole)) if (whole := estimated_usd(status)) else ""
-        grid.add_row("spent", f"{dollars(status.spent_usd)} of at most {dollars(status.plan.max_usd)}{foreseen}")
+        grid.add_row("spent", f"{dollars(status.spent_usd or 0)} of at most {dollars(status.plan.max_usd)}{foreseen}")
     if (done := status.summary.event("done")) and done.get("base_loss"):
         grid.add_row("learned", f"held-out loss {done['base_loss']:.4f} → {done['tuned_loss']:.4f}")
     if status.diagnosis:
@@ -147,7 +147,7 @@ def as_table(status: Status) -> Table:
 
 def estimated_usd(status: Status) -> tuple[float, float] | None:
     """What the run was estimated to cost; None where it was not, or is only a smoke run of it."""
-    if status.estimate is None or status.plan.smoke:
+    if status.estimate is None or status.plan is None or status.plan.smoke:
         return None
     return status.estimate["usd_low"], status.estimate["usd_high"]
 
@@ -206,11 +206,11 @@ def show_all(namespace: str | None, json: bool) -> None:
 @app.command(epilog="Exit codes: 0 fine; 1 the job failed; 2 usage; 4 the Hub cannot be reached or says no.")
 @ends_clearly
 def status(
-    job: Annotated[str, typer.Argument(help="the id or address that submit.py printed")] = None,
+    job: Annotated[str | None, typer.Argument(help="the id or address that submit.py printed")] = None,
     all: Annotated[bool, typer.Option("--all", help="every job submitted from this machine")] = False,
     watch_: Annotated[bool, typer.Option("--watch", help="go on until the job ends")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="end the job; what it pushed stays")] = False,
-    namespace: Annotated[str, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
+    namespace: Annotated[str | None, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """How a job is doing: stage, progress, loss, time left, money spent, what went wrong, what to do next.

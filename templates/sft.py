@@ -1198,7 +1198,7 @@ def can_pack(model: Any, settings: Settings) -> bool:
     if not wants_packing(settings):
         return False
     try:
-        leak = rows_leak(model, settings.max_seq_length)
+        leak: bool | str = rows_leak(model, settings.max_seq_length)
     except Exception as error:  # a forward that does not take a packed batch at all
         leak = f"{type(error).__name__}: {error}"
     if leak:
@@ -1484,7 +1484,7 @@ def build_trainer(
             mean = total / learned
             metrics = {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
             self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
     on_gpu = torch.cuda.is_available()
@@ -1685,7 +1685,7 @@ def final_loss(trainer: Any, best: Best) -> float:
     """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation."""
     if best.weights:
         return best.loss
-    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
     return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate()["eval_loss"]
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, JobInfo, get_token
 
 from .errors import HUB, UserError
 from .hub import LOGIN, asking, redact
@@ -75,7 +75,7 @@ class HFJobs:
         return next((job for job in jobs if job.stage in ("SCHEDULING", "RUNNING", "COMPLETED")), None)
 
 
-def as_job(info) -> Job:
+def as_job(info: JobInfo) -> Job:
     return Job(
         job_id=info.id,
         stage=str(info.status.stage),

@@ -115,7 +115,7 @@ def alive(state: dict) -> bool:
 
 
 def detached() -> dict:
-    if os.name == "nt":
+    if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
     return {"start_new_session": True}
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -29,7 +30,7 @@ NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
 
 
 def run(folder: Path) -> None:
-    job, state = read(folder / "job.json"), read(folder / "state.json")
+    job, state = read(folder / "job.json") or {}, read(folder / "state.json") or {}
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env["PYTHONUNBUFFERED"] = "1"
     env[RUN_VARIABLE] = json.dumps(json.loads(env.get(RUN_VARIABLE, "{}")) | {"started": time.time()})
@@ -58,9 +59,9 @@ def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
     return ("COMPLETED", None) if code == 0 else ("ERROR", f"Job failed with exit code: {code}")
 
 
-def copy_log(child: subprocess.Popen, log) -> None:
+def copy_log(child: subprocess.Popen, log: BinaryIO) -> None:
     token = os.environ.get("HF_TOKEN", "").encode()
-    for line in child.stdout:
+    for line in child.stdout or ():
         line = SECRET.sub(b"hf_***", line)
         log.write(line.replace(token, b"***") if token else line)
 
@@ -69,14 +70,14 @@ def end(child: subprocess.Popen, reasons: list[str], reason: str) -> None:
     """Ask the command and all it started to end; insist after GRACE_S."""
     reasons.append(reason)
     processes = psutil.Process(child.pid).children(recursive=True) + [psutil.Process(child.pid)]
+    tell(processes, "terminate")
+    threading.Timer(GRACE_S, tell, (processes, "kill")).start()
+
+
+def tell(processes: list[psutil.Process], how: str) -> None:
     for process in processes:
-        terminate(process, "terminate")
-    threading.Timer(GRACE_S, lambda: [terminate(process, "kill") for process in processes]).start()
-
-
-def terminate(process: psutil.Process, how: str) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):  # it ended first, which is what was wanted
-        getattr(process, how)()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended first, which is what was wanted
+            getattr(process, how)()
 
 
 if __name__ == "__main__":

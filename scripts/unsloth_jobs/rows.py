@@ -124,7 +124,8 @@ class Sample(Table):
         if self.rows is None:
             return None
         error = self.mean_error(self.percentile(1.0))
-        return tuple(round(self.mean * self.rows * share) for share in (1, 1 - error, 1 + error))
+        tokens = self.mean * self.rows
+        return round(tokens), round(tokens * (1 - error)), round(tokens * (1 + error))
 
     @property
     def drifts(self) -> bool:
@@ -186,9 +187,11 @@ def reasons(template: ModuleType) -> Iterator[None]:
 
 def cause(error: BaseException | None, *kinds: type[Exception]) -> Exception | None:
     """The exception of one of these kinds that an error comes from, if there is one."""
-    while error and not isinstance(error, kinds):
+    while error:
+        if isinstance(error, kinds):
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def end_soon() -> None:
@@ -221,7 +224,8 @@ def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
     tokenizer = load_tokenizer(template, settings)
     renderer = template.make_renderer(tokenizer, table.layout)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    looked_at, shown = [], []
+    looked_at: list[Row] = []
+    shown: list[dict[str, Any]] = []
     for raw in table.first:
         row, example = look(template, renderer, table.layout, special, raw, settings.max_seq_length)
         looked_at.append(row)

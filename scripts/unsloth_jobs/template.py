@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import inspect
 import io
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,11 +20,12 @@ def load(path: Path = SFT) -> ModuleType:
     """The template as a module. Its heavy imports stand inside functions, so this needs no torch. Raises UserError."""
     if not path.is_file():
         raise UserError("no_script", f"There is no script {path}.", f"Pass the path of a script, {SFT} for one.", USAGE)
-    spec = importlib.util.spec_from_file_location(f"template_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    loader = SourceFileLoader(f"template_{path.stem}", str(path))
+    module = ModuleType(loader.name)
+    module.__file__ = loader.path
+    sys.modules[loader.name] = module  # dataclasses look their module up by name
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise UserError(
             "bad_script",
@@ -44,7 +46,7 @@ def settings(module: ModuleType, arguments: list[str]) -> Any:
         last = said.getvalue().strip().splitlines()[-1] if said.getvalue().strip() else "bad arguments"
         raise UserError(
             "bad_arguments",
-            f"{Path(module.__file__).name}: {last.split('error: ')[-1]}",
+            f"{Path(inspect.getfile(module)).name}: {last.split('error: ')[-1]}",
             f"Flags of the command go before `--`, flags of the script after it: uv run {module.__file__} --help",
             USAGE,
         ) from end
