@@ -44,7 +44,7 @@ class LocalJobs:
         # The environment is handed on and never written down: it may hold a token.
         package = str(Path(__file__).resolve().parents[1])
         with (folder / "runner.txt").open("wb") as errors:
-            subprocess.Popen(
+            runner = subprocess.Popen(
                 [sys.executable, "-m", "unsloth_jobs.local_runner", str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -52,6 +52,7 @@ class LocalJobs:
                 env=os.environ | {"PYTHONPATH": package, RUN_VARIABLE: run_facts(plan, estimate)},
                 **detached(),
             )
+        runner.returncode = 0  # it outlives this command, so nobody waits for it: unsaid, Python would warn of that
         return self.inspect(job_id)
 
     def inspect(self, job_id: str) -> Job:
