@@ -46,8 +46,9 @@ def run(folder: Path) -> None:
         timer = threading.Timer(job["timeout_s"], end, (child, reasons, "TIMEOUT"))
         timer.daemon = True
         timer.start()
-        copy_log(child, log)
-        code = child.wait()
+        with child:  # waits for it and closes its pipe
+            copy_log(child, log)
+        code = child.returncode
         timer.cancel()
     stage, message = outcome(code, reasons)
     write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
