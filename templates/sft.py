@@ -252,7 +252,8 @@ def naming_hint(columns: list[str]) -> str:
         return f"The file seems to be separated by {delimiter!r}: save it with commas."
     if len(columns) < 2:
         return "Each row needs a question and an answer: messages, or two columns."
-    return f"Name the two columns, such as: --prompt-column {columns[0]} --completion-column {columns[1]}"
+    # Names come from the data set, and a fix is pasted into a shell.
+    return "Name the two columns, such as: --prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
 
 
 def without_nulls(value: Any) -> Any:
@@ -587,7 +588,7 @@ def lora_targets(linears: Shapes, asked: str = "auto") -> list[str]:
         raise Stop(
             "unknown_target",
             f"The model has no linear layer named {', '.join(unknown)}.",
-            f"Pass --target-modules {','.join(present)}, or leave it at auto.",
+            f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
         )
     return wanted
 
@@ -656,14 +657,14 @@ def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
         raise Stop(
             f"unknown_{kind}",
             f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
-            f"Pass {flag} {available[0]}.",
+            f"Pass {flag} {shlex.quote(available[0])}.",
         )
     if preferred in available or len(available) == 1:
         return preferred if preferred in available else available[0]
     raise Stop(
         f"{kind}_needed",
         f"The data set has more than one {kind}: {', '.join(available)}.",
-        f"Pass one of them: {flag} {available[0]}.",
+        f"Pass one of them: {flag} {shlex.quote(available[0])}.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -163,7 +164,7 @@ def lora(template: ModuleType, settings: Any, model: hub.Model | None) -> tuple[
                 "low_coverage",
                 "warning",
                 f"{', '.join(targets)}: these modules hold {of_layers:.0%} of the LoRA that the model's linear layers could have.",
-                f"To adapt each of them: --target-modules {','.join(template.lora_targets(layers))} (or auto, the default).",
+                "To adapt each of them: --target-modules auto (the default).",
             )
         )
     if experts:
@@ -250,7 +251,7 @@ def judged_table(table: rows.Table, dataset: str) -> list[Problem]:
                 "duplicates",
                 "warning",
                 f"{table.duplicates} of the first {table.sampled} rows stand there before: they are learned more than once.",
-                f"Keep one of each: awk '!seen[$0]++' {dataset} > unique.jsonl"
+                f"Keep one of each: awk '!seen[$0]++' {shlex.quote(dataset)} > unique.jsonl"
                 if dataset.endswith(".jsonl")
                 else "Keep one of each, or train fewer passes: --num-epochs 1.",
             )

@@ -79,7 +79,7 @@ def as_job(info: JobInfo) -> Job:
     return Job(
         job_id=info.id,
         stage=str(info.status.stage),
-        message=info.status.message,
+        message=info.status.message and redact(info.status.message),
         url=info.url,
         flavor=str(info.flavor),
         created=info.created_at,

@@ -36,6 +36,8 @@ class LocalJobs:
         job_id = f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         folder = records.folder("jobs") / job_id
         folder.mkdir(mode=0o700)
+        for name in ("log.txt", "runner.txt"):
+            (folder / name).touch(mode=0o600)
         command = [uv, "run", "--script", plan.script, *plan.arguments]
         records.write(
             folder / "job.json", {"command": command, "cwd": os.getcwd(), "timeout_s": plan.timeout_s, "plan_id": plan.plan_id}

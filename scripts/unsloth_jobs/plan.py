@@ -112,6 +112,7 @@ class Wish:
 def make(api: HfApi, wish: Wish) -> Plan:
     """Look up all that a plan fixes: identity, price, revisions, repository. Raises UserError."""
     script, where, arguments = wish.script, wish.where, wish.arguments
+    template.require_harmless(arguments)
     module = template.load(script) if takes_settings(script) else None
     if wish.smoke and module is None:
         raise UserError(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import re
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import USAGE, UserError
+from huggingface_hub import get_token
 
+from .errors import USAGE, UserError
+from .output import plain
+
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
 SFT = Path(__file__).resolve().parents[2] / "templates" / "sft.py"
 
 
@@ -36,8 +41,29 @@ def load(path: Path = SFT) -> ModuleType:
     return module
 
 
+def require_harmless(arguments: list[str]) -> None:
+    """Raises UserError (usage) on arguments that no plan, log or terminal may hold: a token, or control characters."""
+    token = get_token()
+    for argument in arguments:
+        if TOKEN.search(argument) or (token and token in argument):
+            raise UserError(
+                "token_in_arguments",
+                "One of the arguments holds a token, and arguments are written into plans and logs.",
+                "Leave it out: the job gets the token of `hf auth login` or HF_TOKEN as a secret.",
+                USAGE,
+            )
+        if "\n" in argument or plain(argument) != argument:
+            raise UserError(
+                "control_characters",
+                f"The argument {argument!r} holds control characters.",
+                "Type it anew: an id or a path has none.",
+                USAGE,
+            )
+
+
 def settings(module: ModuleType, arguments: list[str]) -> Any:
     """The template's Settings for these arguments. Raises UserError (usage) with argparse's own words."""
+    require_harmless(arguments)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
