@@ -135,12 +135,17 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 def setting_problems(settings: Settings) -> Iterable[str]:
     if not settings.dataset:
         yield "--dataset is needed: a Hub id such as mlabonne/FineTome-100k, or a local file"
-    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "lora_r", "lora_alpha"):
+    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "max_eval_rows", "lora_r", "lora_alpha"):
         if getattr(settings, name) < 1:
             yield f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}"
     for name in ("num_epochs", "learning_rate", "save_steps"):
-        if not getattr(settings, name) > 0:
+        if not 0 < getattr(settings, name) < math.inf:
             yield f"--{name.replace('_', '-')} must be above 0, not {getattr(settings, name)}"
+    for name in ("num_samples", "max_steps", "seed"):
+        if getattr(settings, name) < 0:
+            yield f"--{name.replace('_', '-')} must be at least 0, not {getattr(settings, name)}"
+    if not 0 <= settings.min_coverage <= 1:
+        yield f"--min-coverage is a share from 0 to 1, not {settings.min_coverage}"
     if not 0 <= settings.eval_split < 1:
         yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
     if settings.early_stopping < 0:
@@ -151,7 +156,7 @@ def setting_problems(settings: Settings) -> Iterable[str]:
         yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
     if bool(settings.prompt_column) != bool(settings.completion_column):
         yield "--prompt-column and --completion-column go together"
-    if settings.output_repo and settings.output_repo.count("/") != 1:
+    if settings.output_repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.output_repo, re.ASCII):
         yield f"--output-repo is OWNER/NAME, not {settings.output_repo!r}"
 
 
@@ -293,6 +298,14 @@ def normalise_message(message: Any) -> dict[str, Any]:
     return {"role": ROLES[role], "content": content, **kept}
 
 
+def parsed(value: Any) -> Any:
+    """What some data sets keep as JSON in a string. Raises ValueError where it is none."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+
+
 def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
     """One row as {"messages": [...], "tools"?: [...]}, {"prompt": str, "completion": str} or {"text": str}.
 
@@ -309,11 +322,10 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
         if isinstance(prompt, list) and isinstance(completion, list):
             return {"messages": [normalise_message(message) for message in prompt + completion]}
         return {"prompt": plain_text(prompt), "completion": plain_text(completion)}
-    turns = json.loads(values["messages"]) if isinstance(values["messages"], str) else values["messages"]
+    turns = parsed(values["messages"])
     if not isinstance(turns, list) or not turns:
         raise ValueError("the conversation is empty")
-    tools = values.get("tools")
-    tools = without_nulls(json.loads(tools) if isinstance(tools, str) and tools.strip() else tools)
+    tools = without_nulls(parsed(values.get("tools") or None))
     return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
 
 
@@ -417,9 +429,10 @@ class Renderer:
         return text, spans
 
     def span_by_marker(self, text: str, messages: list[dict], tools: list | None, index: int) -> Span | None:
-        replaced = [*messages[:index], {"role": "assistant", "content": MARKER}, *messages[index + 1 :]]
+        marker = next(mark for mark in (MARKER + "7" * more for more in itertools.count()) if mark not in text)
+        replaced = [*messages[:index], {"role": "assistant", "content": marker}, *messages[index + 1 :]]
         try:
-            before, found, after = self.chat(replaced, tools).partition(MARKER)
+            before, found, after = self.chat(replaced, tools).partition(marker)
         except ValueError:  # over a tool's result whose call is gone, for one
             return None
         start = before.rfind(self.header) + len(self.header) if self.header else len(before)

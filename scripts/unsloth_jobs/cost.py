@@ -89,7 +89,7 @@ def rows_per_sequence(tokens_per_row: float, settings: Any, packed: bool) -> flo
 def work(run: Run, settings: Any, batching: Any) -> Work:
     """The work of a run in passes of this batching."""
     rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
-    held_out = round(rows * settings.eval_split)
+    held_out = min(round(rows * settings.eval_split), rows - 1)
     each = batching.micro * rows_per_sequence(run.tokens_per_row, settings, run.packed)  # rows of a forward pass
     trained = (rows - held_out) * settings.num_epochs
     micro_batches = math.ceil((rows - held_out) / each) * settings.num_epochs

@@ -27,7 +27,7 @@ def parse(line: str) -> dict[str, Any] | None:
         return None
     try:
         event = json.loads(line[start + len(MARK) - 1 :])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event.get("event"), str) else None
 

@@ -81,7 +81,7 @@ def seconds(text: str) -> int:
     """A duration such as 90s, 30m, 4h, 1d or 2h30m. Raises UserError, also without a unit: 10 is seconds to `hf jobs`."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     value = sum(float(number) * UNITS[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text.strip() or value < 1:
+    if "".join(number + unit for number, unit in parts) != text.strip() or not 1 <= value < math.inf:
         raise UserError("bad_timeout", f"{text!r} is no duration with a unit.", "Write it as 30m, 4h, 2h30m or 1d.", USAGE)
     return round(value)
 

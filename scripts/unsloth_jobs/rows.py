@@ -125,7 +125,7 @@ class Sample(Table):
             return None
         error = self.mean_error(self.percentile(1.0))
         tokens = self.mean * self.rows
-        return round(tokens), round(tokens * (1 - error)), round(tokens * (1 + error))
+        return round(tokens), round(tokens * max(1 - error, 0)), round(tokens * (1 + error))
 
     @property
     def drifts(self) -> bool:
