@@ -281,7 +281,11 @@ def test_no_turn_of_a_readable_row_is_lost_or_changed(turns, keys, as_text):
 
 # ---- masks
 
-FAMILIES = ["trl/qwen2_5", "trl/llama3_1", "trl/lfm2_2_5", "trl/phi3", "trl/gemma3", "unsloth/zephyr", "unsloth/mistral"]
+FAMILIES = [
+    "trl/qwen2_5", "trl/qwen3", "trl/llama3_1", "trl/lfm2_2_5", "trl/phi3", "trl/gemma3", "trl/gemma4", "trl/cohere2",
+    "trl/deepseekv3", "trl/glm4moe", "unsloth/zephyr", "unsloth/mistral", "unsloth/llama", "unsloth/phi-4", "unsloth/starling",
+]  # fmt: skip
+NO_SYSTEM = {"unsloth/zephyr", "unsloth/mistral"}  # they refuse one
 TAGS = [
     "<|im_end|>\n<|im_start|>assistant\n",
     "<|im_end|>",
@@ -306,7 +310,7 @@ def renderers(chat_templates):
 @given(exchanges, st.booleans(), st.sampled_from(FAMILIES))
 def test_the_answers_are_learned_and_nothing_else(renderers, turns, system, name):
     renderer = renderers[name]
-    messages = [{"role": "system", "content": "⁂ Be brief."}] * (system and name not in ("unsloth/zephyr", "unsloth/mistral"))
+    messages = [{"role": "system", "content": "⁂ Be brief."}] * (system and name not in NO_SYSTEM)
     for question, answer in turns:  # each question begins with a letter that no answer has
         messages += [{"role": "user", "content": "⁂" + question}, {"role": "assistant", "content": answer}]
     text, spans = renderer.render({"messages": messages})
@@ -315,13 +319,14 @@ def test_the_answers_are_learned_and_nothing_else(renderers, turns, system, name
     assert len(learned) == len(turns)
     for part, (_, answer) in zip(learned, turns, strict=True):
         head, found, tail = part.partition(answer.strip())
-        assert found and not head.strip(), (part, answer)
-        assert re.fullmatch(rf"\s*(?:{renderer.tokens})?\s*", tail), (part, answer)
+        assert found and re.fullmatch(r"\s*(<think>\s*</think>\s*)?", head), (part, answer)
+        assert re.fullmatch(rf"\s*(?:{renderer.tokens})*\s*", tail), (part, answer)
     whole = renderer.tokens_of(text, spans)
     assert len(whole.input_ids) == len(whole.labels) == whole.total_tokens
     parts = sft.segments(renderer.tokenizer, whole)
     assert "".join(part["text"] for part in parts) == text
-    assert [part["text"] for part in parts if part["learned"]] == learned
+    # A token may straddle the space before an answer.
+    assert [part["text"].strip() for part in parts if part["learned"]] == [part.strip() for part in learned]
     cut = whole.cut(len(whole.input_ids) // 2)
     assert cut.labels == whole.labels[: len(cut.input_ids)]
 
