@@ -14,7 +14,8 @@ from conftest import ROWS, make_tokenizer
 from hypothesis import HealthCheck, assume, example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
-from unsloth_jobs import cost, events, hardware, ledger, output, places, plan, records
+from tiny_model import CHAT_TEMPLATE
+from unsloth_jobs import cost, events, hardware, ledger, output, places, plan, records, rows
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.hub import Model
 
@@ -263,6 +264,27 @@ def test_a_damaged_line_of_real_data_is_read_or_refused(line):
         return
     assume(isinstance(row, dict))
     test_any_row_is_read_or_refused_with_a_reason.hypothesis.inner_test(row)
+
+
+extras = ["role", "from", "content", "value", "tool_calls", "name", "reasoning_content", "thinking"]
+turns_of_anything = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "tool"]), "content": st.text(max_size=9) | JSON})
+    | st.dictionaries(st.sampled_from(extras), JSON | st.sampled_from(["user", "gpt"])),
+    max_size=4,
+)
+CHATML = sft.Renderer(make_tokenizer(CHAT_TEMPLATE))
+
+
+@given(st.fixed_dictionaries({"messages": turns_of_anything, "tools": JSON}), st.integers(1, 60))
+@example(
+    {"messages": [{"role": "user", "content": "a"}, {"role": "gpt", "content": "b", "thinking": ["c"]}], "tools": None}, 60
+)
+def test_what_check_counts_in_any_row_adds_up(row, length):
+    counted, shown = rows.look(sft, CHATML, sft.detect_format(row), set(), row, length)
+    assert counted.learned <= counted.trained <= min(counted.length, length)
+    assert counted.needed <= counted.length
+    assert bool(counted.lost) == (counted.learned == 0)
+    assert shown is None or len(shown.labels) == len(shown.input_ids) == counted.trained
 
 
 text_parts = st.lists(st.text(), min_size=1, max_size=3)

@@ -147,6 +147,14 @@ def test_a_token_among_the_arguments_is_refused_and_not_repeated(hub, commands, 
     assert list(hub.jobs) == []
 
 
+def test_a_script_with_a_token_in_it_is_not_shipped(hub, commands, project):
+    (project / "mine.py").write_text(TELLTALE + f"\nTOKEN = {TOKEN!r}\n")
+    for where in ("local", "hf"):
+        refused = commands.run("submit.py", "mine.py", "--where", where, "--yes", "--max-usd", "9", code=2)
+        assert "token_in_script" in refused.stderr and TOKEN not in refused.stdout + refused.stderr
+    assert list(hub.jobs) == [] and hub.leaks(TOKEN) == []
+
+
 def test_a_name_that_begins_like_a_token_is_none(hub, commands):
     words = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--output-repo", "ada/hf_finetuned2"]
     assert commands.json("submit.py", str(SFT), "--", *words, code=3)["plan"]["output_repo"] == "ada/hf_finetuned2"

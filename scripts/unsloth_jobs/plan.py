@@ -114,6 +114,7 @@ def make(api: HfApi, wish: Wish) -> Plan:
     script, where, arguments = wish.script, wish.where, wish.arguments
     template.require_harmless(arguments)
     module = template.load(script) if takes_settings(script) else None
+    template.require_no_token(script)
     if wish.smoke and module is None:
         raise UserError(
             "no_smoke", "A smoke run needs a script that takes --max-steps.", "Use templates/sft.py, or a copy.", USAGE

@@ -286,7 +286,8 @@ def dropped_text(template: ModuleType, row: dict[str, Any], learned: str) -> str
     """The first text of an answer, thoughts included, that is not among what is learned."""
     answers = [] if "text" in row else [turn for turn in template.as_messages(row) if turn["role"] == "assistant"]
     written = (turn.get(part, "") for turn in answers for part in ("reasoning_content", "thinking", "content"))
-    return next((text for text in written if text.strip() and text.strip() not in learned), "")
+    texts = (text.strip() for text in written if isinstance(text, str))
+    return next((text for text in texts if text and text not in learned), "")
 
 
 # ---- how many rows there are

@@ -18,6 +18,7 @@ from .errors import USAGE, UserError
 from .output import plain
 
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
+LEAVE_OUT = "Leave it out: the job gets the token of `hf auth login` or HF_TOKEN as a secret."
 SFT = Path(__file__).resolve().parents[2] / "templates" / "sft.py"
 
 
@@ -41,15 +42,19 @@ def load(path: Path = SFT) -> ModuleType:
     return module
 
 
+def holds_token(text: str) -> bool:
+    token = get_token()
+    return bool(TOKEN.search(text) or (token and token in text))
+
+
 def require_harmless(arguments: list[str]) -> None:
     """Raises UserError (usage) on arguments that no plan, log or terminal may hold: a token, or control characters."""
-    token = get_token()
     for argument in arguments:
-        if TOKEN.search(argument) or (token and token in argument):
+        if holds_token(argument):
             raise UserError(
                 "token_in_arguments",
                 "One of the arguments holds a token, and arguments are written into plans and logs.",
-                "Leave it out: the job gets the token of `hf auth login` or HF_TOKEN as a secret.",
+                LEAVE_OUT,
                 USAGE,
             )
         if "\n" in argument or plain(argument) != argument:
@@ -59,6 +64,14 @@ def require_harmless(arguments: list[str]) -> None:
                 "Type it anew: an id or a path has none.",
                 USAGE,
             )
+
+
+def require_no_token(script: Path) -> None:
+    """Raises UserError (usage) where a token is written in a script, which is uploaded as it stands."""
+    if holds_token(script.read_text("utf-8")):
+        raise UserError(
+            "token_in_script", f"A token is written in {script}, which the job's storage would keep.", LEAVE_OUT, USAGE
+        )
 
 
 def settings(module: ModuleType, arguments: list[str]) -> Any:
