@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 from unsloth_jobs import events, places
-from unsloth_jobs.output import application, ends_clearly, plain, print_json
+from unsloth_jobs.output import application, ends_clearly, print_json, visible
 
 app = application("Print a job's log, with secrets removed.")
 
@@ -35,7 +35,7 @@ def logs(
         if json:
             print_json({"line": text, "event": events.parse(text)})
         else:
-            print(plain(text), flush=True)
+            print(visible(text), flush=True)
 
 
 if __name__ == "__main__":

@@ -288,9 +288,9 @@ def test_what_the_hub_says_steers_nothing(hub, commands):
     assert not RAW.search(refused.stdout + refused.stderr)
 
 
-def test_plain_text_keeps_what_is_text():
+def test_what_is_text_is_shown_as_it_is():
     kept = "Grüße, 世界 🎉 — “quoted”\n\tindented\u00a0"
-    assert output.plain(kept) == kept
+    assert output.visible(kept) == kept
     assert json.loads(output.escaped(json.dumps(HOSTILE + kept, ensure_ascii=False))) == HOSTILE + kept
 
 

@@ -25,7 +25,7 @@ STEERING = dict.fromkeys(UNSEEN, "\N{REPLACEMENT CHARACTER}")
 STEERING |= {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
 
 
-def plain(text: str) -> str:
+def visible(text: str) -> str:
     """text with a picture in the place of each control character: an id, a row or a log line may hold any."""
     return text.translate(STEERING)
 
@@ -35,7 +35,7 @@ class Screen(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=plain(segment.text))
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 # Off a terminal lines are not folded at 80: an id that is cut cannot be copied.
@@ -53,7 +53,7 @@ def print_json(data: dict[str, Any]) -> None:
 
 
 def escaped(text: str) -> str:
-    """JSON with what `plain` would replace written as \\u…: the same JSON, harmless to a terminal."""
+    """JSON with what `visible` would replace written as \\u…: the same JSON, harmless to a terminal."""
     return text.translate({code: f"\\u{code:04x}" for code in STEERING})
 
 

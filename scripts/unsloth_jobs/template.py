@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import get_token
 
 from .errors import USAGE, UserError
-from .output import plain
+from .output import visible
 
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
 LEAVE_OUT = "Leave it out: the job gets the token of `hf auth login` or HF_TOKEN as a secret."
@@ -57,7 +57,7 @@ def require_harmless(arguments: list[str]) -> None:
                 LEAVE_OUT,
                 USAGE,
             )
-        if "\n" in argument or plain(argument) != argument:
+        if "\n" in argument or visible(argument) != argument:
             raise UserError(
                 "control_characters",
                 f"The argument {argument!r} holds control characters.",
