@@ -7,7 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
 
-.PHONY: demo test lint pictures clean
+.PHONY: demo test lint audit pictures clean
 
 demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py
@@ -18,6 +18,14 @@ test: $(VENV)/tests lint
 lint: $(VENV)/tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Known vulnerabilities in what the scripts and templates bring, by osv.dev: it needs the network, so `test` leaves it out.
+audit: $(VENV)/uv
+	@for script in scripts/*.py templates/*.py; do \
+		echo "$$script"; \
+		$(BIN)/uv audit --preview-features audit-command --script $$script || found=1; \
+	done; test -z "$$found"
 
 pictures: $(VENV)/tests
 	$(BIN)/python demo/pictures.py

@@ -45,7 +45,7 @@ def check(
     revision: Annotated[str, typer.Option(help="commit or branch of the model")] = "",
     script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
     sample: Annotated[int, typer.Option(min=1, help="rows to look at, from the first on")] = 500,
-    namespace: Annotated[str, typer.Option(help="user or organisation that will pay and own the model")] = None,
+    namespace: Annotated[str | None, typer.Option(help="user or organisation that will pay and own the model")] = None,
     where: Annotated[str, typer.Option(help="hf looks at the token too; local does not need one")] = "hf",
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:

@@ -32,8 +32,8 @@ app = application("Print a job's log, with secrets removed, and what a failed jo
 def logs(
     job: Annotated[str, typer.Argument(help="the id or address that submit.py printed")],
     follow: Annotated[bool, typer.Option("--follow", help="go on until the job ends")] = False,
-    tail: Annotated[int, typer.Option(min=1, help="only the last N lines")] = None,
-    namespace: Annotated[str, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="only the last N lines")] = None,
+    namespace: Annotated[str | None, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
     json: Annotated[bool, typer.Option("--json", help='a JSON object per line: {"line", "event"}')] = False,
 ) -> None:
     """Print a job's log, with secrets removed. The cause of a failure follows on stderr.
@@ -52,10 +52,9 @@ def logs(
 
 
 def name_cause(place: Place, job_id: str) -> None:
-    state = place.inspect(job_id)
-    if state.stage not in ("ERROR", "DELETED"):
+    log = events.summarise(place.logs(job_id, tail=events.TAIL))
+    if (found := diagnose(place.inspect(job_id), log, records.run_plan(job_id))) is None:
         return
-    found = diagnose(state, events.summarise(place.logs(job_id, tail=events.TAIL)), records.run_plan(job_id))
     diagnostics.print(f"\n[red]cause[/] [bold]{found.code}[/]: {escape(found.message)}", soft_wrap=True)
     diagnostics.print(f"  → {escape(found.fix)}\n  {escape(found.command)}", soft_wrap=True)
 

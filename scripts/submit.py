@@ -39,18 +39,20 @@ app = application("Show the plan of a run and, once it is approved, start it.")
 def submit(
     script: Annotated[Path, typer.Argument(help="the training script: templates/sft.py or your copy of it")],
     arguments: Annotated[
-        list[str], typer.Argument(help="the script's own arguments, after -- where a name is also one of these")
+        list[str] | None, typer.Argument(help="the script's own arguments, after -- where a name is also one of these")
     ] = None,
     where: Annotated[str, typer.Option(help="hf: Hugging Face Jobs; local: a background process here")] = "hf",
     flavor: Annotated[str, typer.Option(help="machine to rent; estimate.py recommends one")] = plan.DEFAULT_FLAVOR,
-    timeout: Annotated[str, typer.Option(help="end the job after 30m, 4h, 1d (default: 4h; 20m for a smoke run)")] = None,
-    max_usd: Annotated[float, typer.Option(help="refuse a plan that can cost more (a smoke run: 1)")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="end the job after 30m, 4h, 1d (default: 4h; 20m for a smoke run)")
+    ] = None,
+    max_usd: Annotated[float | None, typer.Option(help="refuse a plan that can cost more (a smoke run: 1)")] = None,
     attempts: Annotated[int, typer.Option(min=1, help="let Hugging Face start a failed job again, up to N starts")] = 1,
     smoke: Annotated[
         bool, typer.Option("--smoke", help=f"the same run for {plan.SMOKE_STEPS} steps, to measure its time and test it whole")
     ] = False,
-    namespace: Annotated[str, typer.Option(help="user or organisation that pays and owns the model")] = None,
-    approve: Annotated[str, typer.Option(metavar="PLAN_ID", help="start exactly the plan that has this id")] = None,
+    namespace: Annotated[str | None, typer.Option(help="user or organisation that pays and owns the model")] = None,
+    approve: Annotated[str | None, typer.Option(metavar="PLAN_ID", help="start exactly the plan that has this id")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="start without asking; on hf it needs --max-usd")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:

@@ -224,7 +224,7 @@ def base_bytes(adapter: Adapter) -> int:
         return sum(path.stat().st_size for path in Path(adapter.base).glob("model*.safetensors"))
     files = HfApi().model_info(adapter.base, revision=adapter.base_revision, files_metadata=True).siblings
     return sum(
-        file.size or 0 for file in files if file.rfilename.startswith("model") and file.rfilename.endswith(".safetensors")
+        file.size or 0 for file in files or () if file.rfilename.startswith("model") and file.rfilename.endswith(".safetensors")
     )
 
 
@@ -307,7 +307,7 @@ def open_result(settings: Settings, adapter: Adapter, kind: str) -> Result:
     api = HfApi() if repo else None
     result = Result(folder, f"{repo}-{kind}" if repo else None, api, {})
     try:
-        if api is not None:
+        if api and result.repo:
             api.create_repo(result.repo, private=not settings.public, exist_ok=True)
             if api.file_exists(result.repo, RECORD):
                 api.hf_hub_download(result.repo, RECORD, local_dir=folder)
@@ -315,7 +315,7 @@ def open_result(settings: Settings, adapter: Adapter, kind: str) -> Result:
                 (folder / RECORD).unlink(missing_ok=True)  # of a repository that is gone
         result.record = earlier_record(folder, adapter, settings.again)
         result.save()
-        if api is not None:
+        if api and result.repo:
             api.upload_file(
                 path_or_fileobj=folder / RECORD, path_in_repo=RECORD, repo_id=result.repo, commit_message="Export begins"
             )

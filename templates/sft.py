@@ -137,12 +137,17 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 def setting_problems(settings: Settings) -> Iterable[str]:
     if not settings.dataset:
         yield "--dataset is needed: a Hub id such as mlabonne/FineTome-100k, or a local file"
-    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "lora_r", "lora_alpha"):
+    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "max_eval_rows", "lora_r", "lora_alpha"):
         if getattr(settings, name) < 1:
             yield f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}"
     for name in ("num_epochs", "learning_rate", "save_steps"):
-        if not getattr(settings, name) > 0:
+        if not 0 < getattr(settings, name) < math.inf:
             yield f"--{name.replace('_', '-')} must be above 0, not {getattr(settings, name)}"
+    for name in ("num_samples", "max_steps", "seed"):
+        if getattr(settings, name) < 0:
+            yield f"--{name.replace('_', '-')} must be at least 0, not {getattr(settings, name)}"
+    if not 0 <= settings.min_coverage <= 1:
+        yield f"--min-coverage is a share from 0 to 1, not {settings.min_coverage}"
     if not 0 <= settings.eval_split < 1:
         yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
     if settings.early_stopping < 0:
@@ -155,7 +160,7 @@ def setting_problems(settings: Settings) -> Iterable[str]:
         yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
     if bool(settings.prompt_column) != bool(settings.completion_column):
         yield "--prompt-column and --completion-column go together"
-    if settings.output_repo and settings.output_repo.count("/") != 1:
+    if settings.output_repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.output_repo, re.ASCII):
         yield f"--output-repo is OWNER/NAME, not {settings.output_repo!r}"
 
 
@@ -267,7 +272,8 @@ def naming_hint(columns: list[str]) -> str:
         return f"The file seems to be separated by {delimiter!r}: save it with commas."
     if len(columns) < 2:
         return "Each row needs a question and an answer: messages, or two columns."
-    return f"Name the two columns, such as: --prompt-column {columns[0]} --completion-column {columns[1]}"
+    # Names come from the data set, and a fix is pasted into a shell.
+    return "Name the two columns, such as: --prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
 
 
 def without_nulls(value: Any) -> Any:
@@ -307,6 +313,14 @@ def normalise_message(message: Any) -> dict[str, Any]:
     return {"role": ROLES[role], "content": content, **kept}
 
 
+def parsed(value: Any) -> Any:
+    """What some data sets keep as JSON in a string. Raises ValueError where it is none."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+
+
 def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
     """One row as {"messages": [...], "tools"?: [...]}, {"prompt": str, "completion": str} or {"text": str}.
 
@@ -323,11 +337,10 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
         if isinstance(prompt, list) and isinstance(completion, list):
             return {"messages": [normalise_message(message) for message in prompt + completion]}
         return {"prompt": plain_text(prompt), "completion": plain_text(completion)}
-    turns = json.loads(values["messages"]) if isinstance(values["messages"], str) else values["messages"]
+    turns = parsed(values["messages"])
     if not isinstance(turns, list) or not turns:
         raise ValueError("the conversation is empty")
-    tools = values.get("tools")
-    tools = without_nulls(json.loads(tools) if isinstance(tools, str) and tools.strip() else tools)
+    tools = without_nulls(parsed(values.get("tools") or None))
     return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
 
 
@@ -431,9 +444,10 @@ class Renderer:
         return text, spans
 
     def span_by_marker(self, text: str, messages: list[dict], tools: list | None, index: int) -> Span | None:
-        replaced = [*messages[:index], {"role": "assistant", "content": MARKER}, *messages[index + 1 :]]
+        marker = next(mark for mark in (MARKER + "7" * more for more in itertools.count()) if mark not in text)
+        replaced = [*messages[:index], {"role": "assistant", "content": marker}, *messages[index + 1 :]]
         try:
-            before, found, after = self.chat(replaced, tools).partition(MARKER)
+            before, found, after = self.chat(replaced, tools).partition(marker)
         except ValueError:  # over a tool's result whose call is gone, for one
             return None
         start = before.rfind(self.header) + len(self.header) if self.header else len(before)
@@ -602,7 +616,7 @@ def lora_targets(linears: Shapes, asked: str = "auto") -> list[str]:
         raise Stop(
             "unknown_target",
             f"The model has no linear layer named {', '.join(unknown)}.",
-            f"Pass --target-modules {','.join(present)}, or leave it at auto.",
+            f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
         )
     return wanted
 
@@ -673,14 +687,14 @@ def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
         raise Stop(
             f"unknown_{kind}",
             f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
-            f"Pass {flag} {available[0]}.",
+            f"Pass {flag} {shlex.quote(available[0])}.",
         )
     if preferred in available or len(available) == 1:
         return preferred if preferred in available else available[0]
     raise Stop(
         f"{kind}_needed",
         f"The data set has more than one {kind}: {', '.join(available)}.",
-        f"Pass one of them: {flag} {available[0]}.",
+        f"Pass one of them: {flag} {shlex.quote(available[0])}.",
     )
 
 
@@ -1307,7 +1321,7 @@ def can_pack(model: Any, settings: Settings) -> bool:
         return False
     try:
         size = settings.max_seq_length // 2 * 2
-        leak = rows_leak(model, size, size if settings.backend == "trl" else None)
+        leak: bool | str = rows_leak(model, size, size if settings.backend == "trl" else None)
     except Exception as error:  # a forward that does not take a packed batch at all
         leak = f"{type(error).__name__}: {error}"
     if leak:
@@ -1607,7 +1621,7 @@ def build_trainer(
             mean = total / learned
             metrics = {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
             self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
     on_gpu, bf16 = torch.cuda.is_available(), has_bf16()
@@ -1813,7 +1827,7 @@ def final_loss(trainer: Any, best: Best) -> float:
     """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation."""
     if best.weights:
         return best.loss
-    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
     return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate()["eval_loss"]
 
 

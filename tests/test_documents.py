@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import export
@@ -186,10 +187,20 @@ def test_every_script_pins_what_it_needs_and_that_resolves(script, tmp_path):
     said = header(script)
     assert said["requires-python"].startswith(">=3.11")
     assert all("==" in dependency for dependency in said["dependencies"])
+    assert said["tool"]["uv"]["exclude-newer"] < date.today().isoformat()  # what these need in turn is pinned by this day
     copy = tmp_path / script.name
     copy.write_text(script.read_text())
     locked = subprocess.run([UV, "lock", "--script", str(copy)], capture_output=True, text=True)
     assert locked.returncode == 0, locked.stderr
+
+
+def test_all_that_the_tests_install_is_pinned():
+    lines = [line for path in (ROOT / "tests").glob("requirements*.txt") for line in path.read_text().splitlines()]
+    assert [line for line in lines if not re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line)] == []
+    for package in (ROOT / "tests").glob("package.json"):
+        wanted = json.loads(package.read_text())
+        versions = {**wanted.get("dependencies", {}), **wanted.get("devDependencies", {})}
+        assert [name for name, version in versions.items() if not re.fullmatch(r"\d[\w.-]*", version)] == []
 
 
 def test_the_tests_run_the_versions_that_users_run():

@@ -77,7 +77,7 @@ class HFJobs:
         return next((job for job in jobs if job.stage in ("SCHEDULING", "RUNNING", "COMPLETED")), None)
 
 
-def as_job(info) -> Job:
+def as_job(info: JobInfo) -> Job:
     return Job(
         job_id=info.id,
         stage=str(info.status.stage),
@@ -94,7 +94,7 @@ def as_job(info) -> Job:
 
 def ahead_s(info: JobInfo) -> float:
     """How far the Hub's clock is ahead of this machine's, by what it says of a job's age; 0 within a minute."""
-    age_s = info.durations and info.durations.total_secs
+    age_s = getattr(info.durations, "total_secs", None)
     if age_s is None or info.created_at is None or info.finished_at is not None:
         return 0.0
     ahead = (info.created_at - datetime.now(UTC)).total_seconds() + age_s

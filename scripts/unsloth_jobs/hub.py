@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils._http import default_client_factory
 
@@ -51,7 +52,7 @@ def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     failing: dict[str, float] = {}  # URL -> when it first failed, of those that did not succeed since
 
     def client() -> Any:
-        made = default_client_factory()  # which waits for ever where a call sets no timeout of its own
+        made: Any = default_client_factory()  # which waits for ever where a call sets no timeout of its own
         made.timeout = timeout_s
         made.event_hooks["response"].append(end_long_pauses)
         made.send = functools.partial(send_or_give_up, made.send, failing)
@@ -145,7 +146,7 @@ def look_up(api: HfApi, kind: str, name: str, look: Callable[[], T]) -> T:
 def similar(api: HfApi, kind: str, name: str) -> list[str]:
     """Up to three ids on the Hub that are spelt almost like this one; none where the search fails: it is a courtesy."""
     owner, _, short = name.rpartition("/")
-    search = api.list_models if kind == "model" else api.list_datasets
+    search: Callable[..., Any] = api.list_models if kind == "model" else api.list_datasets
     words = sorted(re.split(r"[-_.]", short), key=len, reverse=True)
     wanted: list[dict[str, str]] = [{"search": short}, {"search": words[0]}, *([{"author": owner}] if owner else [])]
     try:
@@ -375,7 +376,7 @@ def model(api: HfApi, name: str, revision: str | None = None) -> Model:
         require_weights(name, {sibling.rfilename for sibling in info.siblings or ()}, read)
         config = read("config.json")
         metadata = api.get_safetensors_metadata(name, revision=info.sha, timeout=LOOK_UP_S)
-    tensors = {
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
         tensor: (facts.dtype, tuple(facts.shape))
         for file in metadata.files_metadata.values()
         for tensor, facts in file.tensors.items()
@@ -386,7 +387,8 @@ def model(api: HfApi, name: str, revision: str | None = None) -> Model:
 def local_model(folder: Path) -> Model:
     read = lambda file: json.loads((folder / file).read_text("utf-8"))  # noqa: E731
     require_weights(str(folder), {path.name for path in folder.iterdir()}, read)
-    config, tensors = read("config.json"), {}
+    config: dict[str, Any] = read("config.json")
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
@@ -450,7 +452,7 @@ def viewer_rows(api: HfApi, name: str, config: str, split: str) -> tuple[int, st
             splits = answer.json()["size"]["splits"]
     except (UserError, ValueError, KeyError, TypeError):
         return None
-    said = next((one for one in splits if (one.get("config"), one.get("split")) == (config, split)), {})
+    said: dict[str, Any] = next((one for one in splits if (one.get("config"), one.get("split")) == (config, split)), {})
     if said.get("estimated_num_rows"):
         return said["estimated_num_rows"], "estimated"
     return (said["num_rows"], "viewer") if said.get("num_rows") and not answer.json().get("partial") else None
@@ -466,7 +468,8 @@ def file_sizes(api: HfApi, name: str, revision: str, urls: list[str]) -> int | N
             found = api.get_paths_info(name, paths, repo_type="dataset", revision=revision)
     except UserError:
         return None
-    return sum(file.size for file in found) if len(found) == len(paths) else None
+    sizes = [file.size for file in found if isinstance(file, RepoFile)]
+    return sum(sizes) if len(sizes) == len(paths) else None
 
 
 def is_local(name: str) -> bool:

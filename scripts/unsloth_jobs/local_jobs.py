@@ -36,6 +36,8 @@ class LocalJobs:
         job_id = f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         folder = records.folder("jobs") / job_id
         folder.mkdir(mode=0o700)
+        for name in ("log.txt", "runner.txt"):
+            (folder / name).touch(mode=0o600)
         command = [uv, "run", "--script", plan.script, *plan.arguments]
         records.write(
             folder / "job.json", {"command": command, "cwd": os.getcwd(), "timeout_s": plan.timeout_s, "plan_id": plan.plan_id}
@@ -45,7 +47,7 @@ class LocalJobs:
         package = str(Path(__file__).resolve().parents[1])
         # -B: the skill's folder stays as it was installed.
         with (folder / "runner.txt").open("wb") as errors:
-            subprocess.Popen(
+            runner = subprocess.Popen(
                 [sys.executable, "-B", "-m", "unsloth_jobs.local_runner", str(folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -53,6 +55,7 @@ class LocalJobs:
                 env=os.environ | {"PYTHONPATH": package, RUN_VARIABLE: run_facts(plan, estimate)},
                 **detached(),
             )
+        runner.returncode = 0  # it outlives this command, so nobody waits for it: unsaid, Python would warn of that
         return self.inspect(job_id)
 
     def inspect(self, job_id: str) -> Job:
@@ -116,7 +119,7 @@ def alive(state: dict) -> bool:
 
 
 def detached() -> dict:
-    if os.name == "nt":
+    if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS}
     return {"start_new_session": True}
 

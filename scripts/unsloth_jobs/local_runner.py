@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -27,7 +28,7 @@ NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
 
 
 def run(folder: Path) -> None:
-    job, state = read(folder / "job.json"), read(folder / "state.json")
+    job, state = read(folder / "job.json") or {}, read(folder / "state.json") or {}
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env["PYTHONUNBUFFERED"] = "1"
     env.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "unsloth_compiled_cache"))  # else in the user's project
@@ -44,8 +45,9 @@ def run(folder: Path) -> None:
         timer = threading.Timer(job["timeout_s"], end, (child, reasons, "TIMEOUT"))
         timer.daemon = True
         timer.start()
-        copy_log(child, log)
-        code = child.wait()
+        with child:  # waits for it and closes its pipe
+            copy_log(child, log)
+        code = child.returncode
         timer.cancel()
     stage, message = outcome(code, reasons)
     write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
@@ -57,8 +59,8 @@ def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
     return ("COMPLETED", None) if code == 0 else ("ERROR", f"Job failed with exit code: {code}")
 
 
-def copy_log(child: subprocess.Popen, log) -> None:
-    for line in child.stdout:
+def copy_log(child: subprocess.Popen, log: BinaryIO) -> None:
+    for line in child.stdout or ():
         log.write(redact(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
 
 
@@ -66,14 +68,14 @@ def end(child: subprocess.Popen, reasons: list[str], reason: str) -> None:
     """Ask the command and all it started to end; insist after GRACE_S."""
     reasons.append(reason)
     processes = psutil.Process(child.pid).children(recursive=True) + [psutil.Process(child.pid)]
+    tell(processes, "terminate")
+    threading.Timer(GRACE_S, tell, (processes, "kill")).start()
+
+
+def tell(processes: list[psutil.Process], how: str) -> None:
     for process in processes:
-        terminate(process, "terminate")
-    threading.Timer(GRACE_S, lambda: [terminate(process, "kill") for process in processes]).start()
-
-
-def terminate(process: psutil.Process, how: str) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):  # it ended first, which is what was wanted
-        getattr(process, how)()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended first, which is what was wanted
+            getattr(process, how)()
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def seconds(text: str) -> int:
     """A duration such as 90s, 30m, 4h, 1d or 2h30m. Raises UserError, also without a unit: 10 is seconds to `hf jobs`."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     value = sum(float(number) * UNITS[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text.strip() or value < 1:
+    if "".join(number + unit for number, unit in parts) != text.strip() or not 1 <= value < math.inf:
         raise UserError("bad_timeout", f"{text!r} is no duration with a unit.", "Write it as 30m, 4h, 2h30m or 1d.", USAGE)
     return round(value)
 
@@ -121,7 +121,13 @@ class Wish:
 def make(api: HfApi, wish: Wish) -> Plan:
     """Look up all that a plan fixes: identity, price, revisions, repository. Raises UserError."""
     script, where, arguments = wish.script, wish.where, wish.arguments
+    template.require_harmless(arguments)
     module = template.load(script) if takes_settings(script) else None
+    template.require_no_token(script)
+    if wish.smoke and module is None:
+        raise UserError(
+            "no_smoke", "A smoke run needs a script that takes --max-steps.", "Use templates/sft.py, or a copy.", USAGE
+        )
     settings = template.settings(module, arguments) if module else None
     if where == "local":
         machine, owner = hardware.LOCAL, None
@@ -129,13 +135,13 @@ def make(api: HfApi, wish: Wish) -> Plan:
         owner = hub.writable_namespace(hub.whoami(api), wish.namespace)
         machine = hardware.find(hardware.live(api)[0], wish.flavor)
     key = None
-    if settings:
+    if module:
         arguments = arguments + pinned(api, module, settings, arguments, owner)
         settings = template.settings(module, arguments)
         key = ledger.key(settings, script)
         if wish.attempts > 1 and hasattr(settings, "resume") and not settings.resume:
             arguments = [*arguments, "--resume"]  # a second start goes on from what the first one pushed
-    if wish.smoke:
+    if wish.smoke and module:
         arguments = arguments + smoke_flags(settings)
         settings = template.settings(module, arguments)
     limit = seconds(wish.timeout) if wish.timeout else default_timeout(machine, wish.smoke)
@@ -165,17 +171,13 @@ def make(api: HfApi, wish: Wish) -> Plan:
         trackio_space=value("trackio_space"),
         output_dir=str(Path(save_local).resolve()) if save_local and where == "local" else None,
         smoke=wish.smoke,
-        run_key=key and key.run,
-        pace_key=key and key.pace,
+        run_key=key.run if key else None,
+        pace_key=key.pace if key else None,
     )
 
 
 def smoke_flags(settings: Any) -> list[str]:
-    """What makes a run of the template a short trial of itself, with a result of its own. Raises UserError."""
-    if settings is None:
-        raise UserError(
-            "no_smoke", "A smoke run needs a script that takes --max-steps.", "Use templates/sft.py, or a copy.", USAGE
-        )
+    """What makes a run of the template a short trial of itself, with a result of its own."""
     repository = [f"--output-repo={settings.output_repo}-smoke"] if settings.output_repo else []
     return [f"--max-steps={SMOKE_STEPS}", *repository]
 

@@ -36,7 +36,7 @@ class Fault:
     def response(self) -> Response:
         is_text = isinstance(self.body, str)
         content = self.body if is_text else json.dumps(self.body)
-        return Response(content, self.status, self.headers, "text/plain" if is_text else "application/json")
+        return Response(content, self.status or 200, self.headers, "text/plain" if is_text else "application/json")
 
 
 class Faults:
