@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from unsloth_jobs import places, records
+from unsloth_jobs import places, records, submission
 from unsloth_jobs.diagnosis import Diagnosis, diagnose, saved
 from unsloth_jobs.errors import FAILED, USAGE, UserError
 from unsloth_jobs.events import Summary, summarise
@@ -83,10 +83,19 @@ class Status:
         return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
 
 
+def end_of_log(place: Place, job: Job) -> list[str]:
+    """As many of its last lines as can be had: a job's stage is told without them, too."""
+    lines: list[str] = []
+    try:
+        lines.extend(place.logs(job.job_id, tail=LOG_TAIL) if job.stage != "SCHEDULING" else ())
+    except UserError as error:
+        diagnostics.print(f"The log could not be read to its end: {error}", markup=False)
+    return lines
+
+
 def look(place: Place, job_id: str) -> Status:
     job = place.inspect(job_id)
-    lines = place.logs(job_id, tail=LOG_TAIL) if job.stage != "SCHEDULING" else ()
-    summary = summarise(lines)
+    summary = summarise(end_of_log(place, job))
     run = records.run_of(job_id)
     plan = Plan.from_json(run["plan"]) if run else None
     found = Status(job, summary, plan, diagnose(job, summary, plan.output_repo if plan else None), run and run["estimate"])
@@ -178,6 +187,10 @@ def line_of(status: Status) -> str:
 
 def show_all(namespace: str | None, json: bool) -> None:
     statuses = []
+    try:
+        submission.recover()
+    except UserError as error:
+        diagnostics.print(f"Whether a submission that was cut off has started a job is not known: {error}", markup=False)
     for job_id in (run["job_id"] for run in records.runs()):
         try:
             statuses.append(look(places.of(job_id, namespace), job_id))

@@ -60,6 +60,8 @@ def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
     for line in lines:
         if event := parse(line):
             last[event["event"]] = event
+            if event["event"] == "plan":  # a job that is started again: how its first attempt ended is no longer how it ends
+                last.pop("failed", None)
         elif text := clean(line).strip():
             kept.append(text)
     step, evaluation = last.get("progress", {}), last.get("eval", {})

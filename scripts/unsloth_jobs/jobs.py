@@ -52,7 +52,7 @@ class Place(Protocol):
     def cancel(self, job_id: str) -> None: ...
 
     def find(self, plan: Plan) -> Job | None:
-        """A job of this very plan that is waiting, running or done: submitting it again would pay twice."""
+        """A job of this very plan that is waiting, running or done, or not yet on record: a second would be paid twice."""
 
 
 def run_facts(plan: Plan, estimate: dict[str, Any] | None) -> str:

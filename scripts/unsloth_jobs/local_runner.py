@@ -33,14 +33,13 @@ def run(folder: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env["PYTHONUNBUFFERED"] = "1"
     env[RUN_VARIABLE] = json.dumps(json.loads(env.get(RUN_VARIABLE, "{}")) | {"started": time.time()})
-    me = psutil.Process()
-    state |= {"stage": "RUNNING", "pid": me.pid, "process_created": me.create_time(), "started": time.time()}
+    state |= {"stage": "RUNNING", **process_of(os.getpid()), "started": time.time()}
     reasons: list[str] = []
     with open(folder / "log.txt", "ab", buffering=0) as log:
         child = subprocess.Popen(
             job["command"], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        write(folder / "state.json", state)
+        write(folder / "state.json", state | {"child": process_of(child.pid)})
         signal.signal(signal.SIGTERM, lambda *_: end(child, reasons, "CANCELED"))
         timer = threading.Timer(job["timeout_s"], end, (child, reasons, "TIMEOUT"))
         timer.daemon = True
@@ -52,6 +51,14 @@ def run(folder: Path) -> None:
     write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
 
 
+def process_of(pid: int) -> dict:
+    """What names a process for good: after a restart another may have its number. One that is gone already has no time."""
+    try:
+        return {"pid": pid, "process_created": psutil.Process(pid).create_time()}
+    except psutil.NoSuchProcess:
+        return {"pid": pid, "process_created": 0}
+
+
 def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
     if reasons:
         return ("CANCELED", "Canceled") if reasons[0] == "CANCELED" else ("ERROR", "Job timeout")
@@ -59,10 +66,12 @@ def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
 
 
 def copy_log(child: subprocess.Popen, log) -> None:
+    """Goes on reading where the disk is full: a child whose output nobody reads would stand still, and lose its run."""
     token = os.environ.get("HF_TOKEN", "").encode()
     for line in child.stdout:
         line = SECRET.sub(b"hf_***", line)
-        log.write(line.replace(token, b"***") if token else line)
+        with contextlib.suppress(OSError):
+            log.write(line.replace(token, b"***") if token else line)
 
 
 def end(child: subprocess.Popen, reasons: list[str], reason: str) -> None:
