@@ -50,8 +50,8 @@ def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     """The Hub's client, at HF_ENDPOINT, with the token of HF_TOKEN or of `hf auth login`."""
 
     def client() -> Any:
-        made = default_client_factory()  # which waits for ever where a call sets no timeout of its own
-        made.timeout = timeout_s
+        made = default_client_factory()
+        made.event_hooks["request"].append(functools.partial(limit, timeout_s))
         made.send = functools.partial(send_patiently, made.send)
         return made
 
@@ -60,12 +60,19 @@ def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     return HfApi(library_name="unsloth-jobs")
 
 
+def limit(timeout_s: float, request: Any) -> None:
+    """Give a request the timeout that its call has left open or has set to None: the client would wait for ever."""
+    request.extensions["timeout"] = {part: limit or timeout_s for part, limit in request.extensions["timeout"].items()}
+
+
 def send_patiently(send: Callable, request: Any, **options: Any) -> Any:
-    """Send a request; a read that fails in passing is sent again, with growing pauses, for PATIENCE_S.
+    """Send a request; a read of the Hub that fails in passing is sent again, with growing pauses, for PATIENCE_S.
 
     What is raised then the client does not try again: it would go on for half a minute, or for as long as a
     Retry-After says. Anything but a read is sent once: it may have been done although its answer was lost.
     """
+    if not str(request.url).startswith(endpoint()):
+        return send(request, **options)  # such as the dataset viewer, which is only a shortcut
     is_read = request.method in ("GET", "HEAD")
     ends, pause = time.monotonic() + (PATIENCE_S if is_read else 0), FIRST_PAUSE_S
     while True:
@@ -189,7 +196,7 @@ def spelling(about: str) -> str:
 
 def http_error(about: str, error: HfHubHTTPError) -> UserError:
     status = error.response.status_code if error.response is not None else 0
-    said = redact(error.server_message or str(error)).strip().splitlines()[0]
+    said = redact(error.server_message or str(error)).strip().splitlines()[0].rstrip(".")
     if status == 401:
         return UserError("bad_token", f"The Hub does not accept this token ({said}).", LOGIN + ".", HUB)
     if status == 402:

@@ -12,7 +12,7 @@ from .output import diagnostics
 from .plan import Plan
 
 UNCLEAR = {"hub_unreachable", "hub_error", "hub_garbled", "upload_failed"}  # after which the job may exist all the same
-LOOK_AFTER_S = (0.0, 2.0, 4.0)  # a Hub that did not answer may still be about to start it
+LOOK_AFTER_S = (0.0, 1.0, 2.0)  # a Hub that did not answer may still be about to start it
 FORGOTTEN_AFTER_S = 3600.0  # a submission whose job is not listed by then came to nothing
 REPEAT = "Repeat the same command: before it starts a job it looks whether this plan has one."
 

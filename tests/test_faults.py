@@ -1,0 +1,660 @@
+"""Every fault of references/faults.md, injected: nothing is lost, nothing is paid twice, and one command goes on from there."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, SFT, Commands
+from hub import Hub
+
+ADA, BOB = "hf_adaadaadaada", "hf_bobbobbobbob"
+PATIENCE_S = 60  # after which a command counts as hanging
+TABLE = (ROOT / "references" / "faults.md").read_text()
+SHOWN: dict[str, str] = {}  # the faults that this file injects: id -> what status or the command says of it
+
+
+def shows(**outcomes: str) -> Callable:
+    """Marks a test of faults of the table: by id, the code (or stage) that the table states for them."""
+    SHOWN.update({name.replace("_", "-"): outcome for name, outcome in outcomes.items()})
+    return lambda test: test
+
+
+def test_the_table_states_the_outcomes_that_are_tested():
+    rows = re.findall(r"(?m)^\| `([\w-]+)` \|[^|]*\| `([\w-]+)`", TABLE)
+    assert dict(rows) == SHOWN
+
+
+# ---- the commands, in one process
+
+
+@dataclass
+class Said:
+    code: int
+    stdout: str
+    stderr: str
+    rss: int
+    files: int
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.stdout)
+
+    @property
+    def problem(self) -> str | None:
+        """The code of the first error; None where there is none."""
+        problems = json.loads(self.stdout.splitlines()[-1]).get("problems") or [] if self.stdout.strip() else []
+        assert all(one["message"] and one["fix"] for one in problems)
+        return next((one["code"] for one in problems if one["severity"] == "error"), None)
+
+
+class Server:
+    """Commands of a user: the real ones, with the real client, in a process that answers several."""
+
+    def __init__(self, env: dict[str, str], cwd: Path):
+        self.env = Commands(env, cwd).env | {"HF_HUB_ETAG_TIMEOUT": "1", "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1"}
+        self.cwd = cwd
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("command_server.py"))],
+            env=self.env,
+            cwd=cwd,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def __call__(self, script: str, *words: str, patience_s: float = 0.6, **env: str) -> Said:
+        at = words.index("--") if "--" in words else len(words)
+        wish = {"script": script, "words": [*words[:at], "--json", *words[at:]], "env": env, "patience_s": patience_s}
+        watch = threading.Timer(PATIENCE_S, self.process.kill)
+        watch.start()
+        print(json.dumps(wish), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        watch.cancel()
+        assert line, f"{script} {words} did not end"
+        said = Said(**json.loads(line))
+        assert "Traceback" not in said.stderr, said.stderr
+        assert ADA not in said.stdout + said.stderr
+        return said
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, docs: Path) -> Iterator[Hub]:
+    """A Hub whose jobs complete at once, without running anything."""
+    root = tmp_path_factory.mktemp("faults")
+    with Hub(root / "hub", execute_jobs=False, scheduling=0.02) as hub:
+        hub.add_user("ada", token=ADA)
+        hub.add_user("bob", token=BOB)
+        (root / "model").mkdir()
+        (root / "model" / "config.json").write_text('{"architectures": ["Lfm2ForCausalLM"]}')
+        hub.add_repo("ada/tiny", root / "model")
+        hub.add_repo("ada/docs", docs, type="dataset")
+        yield hub
+
+
+@pytest.fixture(autouse=True)
+def no_fault_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "hub" in request.fixturenames:
+        request.getfixturevalue("hub").faults.clear()
+
+
+@pytest.fixture(scope="module")
+def server(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(hub.env(token=ADA), tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+COUNT = iter(range(10_000))
+
+
+def new_plan(*options: str) -> list[str]:
+    """The words of a submit that no other test has made."""
+    wish = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--seed", str(next(COUNT))]
+    return [str(SFT), *options, "--yes", "--max-usd", "9", "--", *wish]
+
+
+def jobs_of(hub: Hub, words: list[str]) -> list:
+    """The jobs of a plan on the Hub: each of them is paid for."""
+    seed = words[words.index("--seed") :]
+    return [job for job in hub.jobs if " ".join(seed) + " " in " ".join(job.spec["command"]) + " "]
+
+
+@pytest.fixture(scope="module")
+def done(hub: Hub, server: Server) -> str:
+    """A job that was submitted and has completed."""
+    job = server("submit", *new_plan()).json["job_id"]
+    hub.jobs.wait(job)
+    return job
+
+
+# ---- at look-up
+
+LOOK_UP: dict[str, tuple[dict[str, Any], int, str | None]] = {  # the fault, the exit code, the problem (None: none is seen)
+    "401": ({"status": 401, "body": {"error": "Invalid credentials in Authorization header"}}, 4, "bad_token"),
+    "403": ({"status": 403, "body": {"error": "Not with this token"}}, 4, "forbidden"),
+    "429": ({"status": 429, "headers": {"Retry-After": "3600"}}, 4, "rate_limited"),
+    "429-short": ({"status": 429, "headers": {"Retry-After": "1"}, "times": 1}, 0, None),
+    "500": ({"status": 500}, 4, "hub_error"),
+    "503-once": ({"status": 503, "times": 1}, 0, None),
+    "slow": ({"delay": 2.5}, 4, "hub_unreachable"),
+    "dropped": ({"drop": "before"}, 4, "hub_unreachable"),
+    "garbled": ({"status": 200, "body": "<html>log in to this network</html>"}, 4, "hub_garbled"),
+}
+ASKED = {  # what is asked first, by the command that asks it
+    "submit": ("/api/whoami", "/api/models/ada/tiny$", "/api/jobs/hardware"),
+    "status": ("/api/jobs/ada/[^/]+$",),
+    "logs": ("/api/jobs/ada/[^/]+/logs",),
+    "estimate": ("/api/models/ada/tiny$",),  # check.py: see test_check.py
+}
+
+
+@shows(
+    lookup_401="bad_token",
+    lookup_403="forbidden",
+    lookup_429="rate_limited",
+    lookup_500="hub_error",
+    lookup_slow="hub_unreachable",
+    lookup_dropped="hub_unreachable",
+    lookup_garbled="hub_garbled",
+    lookup_passing="none",
+)
+@pytest.mark.parametrize("script", ASKED)
+@pytest.mark.parametrize("fault", LOOK_UP)
+def test_at_look_up(hub, server, done, script, fault):
+    how, code, problem = LOOK_UP[fault]
+    if script == "logs" and fault in ("slow", "garbled"):
+        return  # the client has a patience of its own with a log, and leaves out what is no line of it
+    words = {"submit": new_plan()[:1] + ["--"] + new_plan()[-6:], "status": [done], "logs": [done]}
+    wish = words.get(script, ["ada/tiny", "ada/docs"])
+    well = {"submit": (3, None), "status": (0, None), "logs": (0, None)}.get(script, (1, "no_safetensors"))
+    for place in ASKED[script]:
+        asked = hub.faults.add(path=place, **how)
+        said = server(script, *wish, patience_s=1.8 if fault == "429-short" else 0.6)
+        hub.faults.clear()
+        assert asked.hits
+        assert (said.code, said.problem) == ((code, problem) if problem else well), (place, said)
+    assert not jobs_of(hub, wish) if script == "submit" else True
+
+
+@shows(lookup_404="not_found")
+def test_what_is_not_there_is_said_with_what_to_correct(hub, server):
+    said = server("submit", str(SFT), "--", "--base-model", "ada/tiny", "--dataset", "ada/nothing")
+    assert (said.code, said.problem) == (1, "not_found")
+    said = server("check", "ada/nothing", "ada/docs")
+    assert (said.code, said.problem) == (1, "not_found")
+
+
+@shows(lookup_refused="hub_unreachable", lookup_dns="hub_unreachable")
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nosuchhost.invalid", "https://127.0.0.1:9"])
+def test_a_hub_that_cannot_be_reached(tmp_path, endpoint):
+    commands = Commands({"HF_ENDPOINT": endpoint, "HF_TOKEN": ADA, "HF_HOME": str(tmp_path)}, tmp_path)
+    problem = commands.json("submit.py", *new_plan(), code=4)["problems"][0]
+    assert problem["code"] == "hub_unreachable"
+    assert endpoint in problem["message"] and "HF_ENDPOINT" in problem["fix"]
+
+
+@pytest.mark.parametrize("job", ["", ".", "..", "a b", "x?stage=RUNNING", "x%2Fy", "a" * 101, "\x1b[2J"])
+@pytest.mark.parametrize("script", ["status", "logs"])
+def test_what_is_no_job_id_is_no_path_and_no_query(hub, server, script, job):
+    hub.journal.clear()
+    said = server(script, job)
+    assert (said.code, said.problem) == (2, "bad_job_id")
+    assert not len(hub.journal)
+
+
+@shows(job_of_another="unknown_job")
+def test_a_job_of_another_owner_is_found_by_its_address(hub, server, done, tmp_path):
+    other = Commands(hub.env(token=BOB), tmp_path)
+    problem = other.json("status.py", done, code=1)["problems"][0]
+    assert problem["code"] == "unknown_job" and "--namespace" in problem["fix"]
+    url = f"{hub.url}/jobs/ada/{done}"
+    hub.journal.clear()
+    assert server("status", url).json["stage"] == "COMPLETED"
+    assert not hub.journal.requests(path="whoami")  # which the Hub limits strictly
+
+
+# ---- at submit
+
+JOB, ARTIFACTS = r"^/api/jobs/ada$", "^/api/buckets/ada/jobs-artifacts"
+SUBMIT: dict[str, tuple[dict[str, Any], int, str | None]] = {
+    "402": ({"path": JOB, "status": 402, "body": {"error": "Pre-paid credit balance is insufficient"}}, 4, "no_credit"),
+    "403": ({"path": JOB, "status": 403, "body": {"error": "Missing permission job.write"}}, 4, "forbidden"),
+    "flavor": ({"path": JOB, "status": 400, "body": {"error": 'Invalid flavor "l4x1"'}}, 4, "refused"),
+    "429": ({"path": JOB, "status": 429, "headers": {"Retry-After": "3600"}}, 4, "rate_limited"),
+    "500": ({"path": JOB, "status": 500}, 4, "hub_error"),
+    "dropped": ({"path": JOB, "drop": "before"}, 4, "hub_unreachable"),
+    "upload": ({"path": f"{ARTIFACTS}/batch", "status": 403}, 4, "forbidden"),
+    "upload-broken": ({"path": "^/cas/v1/shards", "status": 500}, 4, "upload_failed"),
+    # From here on the Hub has created the job before its answer is lost.
+    "dropped-after": ({"path": JOB, "drop": "after"}, 0, None),
+    "500-after": ({"path": JOB, "status": 500, "handled": True}, 0, None),
+    "slow-after": ({"path": JOB, "delay": 2.0, "handled": True}, 0, None),
+    "garbled-after": ({"path": JOB, "status": 200, "body": "<html>", "handled": True}, 0, None),
+}
+
+
+@shows(
+    submit_402="no_credit",
+    submit_403="forbidden",
+    submit_flavor="refused",
+    submit_429="rate_limited",
+    submit_500="hub_error",
+    submit_dropped="hub_unreachable",
+    submit_upload="upload_failed",
+    submit_answer_lost="none",
+)
+@pytest.mark.parametrize("fault", SUBMIT)
+def test_at_submit(hub, server, fault):
+    how, code, problem = SUBMIT[fault]
+    words = new_plan()
+    asked = hub.faults.add(method="POST", **how)
+    first = server("submit", *words)
+    hub.faults.clear()
+    assert asked.hits
+    assert (first.code, first.problem) == (code, problem), first
+    assert len(jobs_of(hub, words)) == (0 if problem else 1)
+    assert_once(hub, server, words, existed=problem is None)
+
+
+def assert_once(hub: Hub, server: Server, words: list[str], existed: bool) -> None:
+    """The same command again leads to the one job of its plan, which is on record."""
+    again = server("submit", *words)
+    assert (again.code, again.problem) == (0, None), again
+    assert again.json["existed"] is existed
+    assert [job.id for job in jobs_of(hub, words)] == [again.json["job_id"]]
+    listed = [job["job_id"] for job in server("status", "--all").json["jobs"]]
+    assert listed.count(again.json["job_id"]) == 1
+
+
+@shows(submit_unclear="submit_unclear")
+def test_whether_a_job_exists_is_said_to_be_unknown_where_it_is(hub, server):
+    words = new_plan()
+    hub.faults.add(method="POST", path=JOB, drop="after")
+    hub.faults.add(method="GET", path=JOB, drop="before", skip=1)  # the first looks whether the plan has a job already
+    first = server("submit", *words)
+    hub.faults.clear()
+    assert (first.code, first.problem) == (4, "submit_unclear")
+    assert len(jobs_of(hub, words)) == 1
+    assert_once(hub, server, words, existed=True)
+
+
+def test_a_job_that_was_never_told_of_is_told_however_it_ended(hub, server):
+    words = new_plan()
+    hub.faults.add(method="POST", path=JOB, drop="after")
+    hub.faults.add(method="GET", path=JOB, drop="before", skip=1)
+    server("submit", *words)
+    hub.faults.clear()
+    [job] = jobs_of(hub, words)
+    hub.jobs.set(job.id, stage="ERROR", message="Job failed with exit code: 1")
+    told = server("submit", *words).json
+    assert (told["job_id"], told["existed"], told["stage"]) == (job.id, True, "ERROR")
+    assert server("submit", *words).json["job_id"] != job.id  # it is known by now, and a new one is what is asked for
+
+
+# ---- Ctrl-C, kill, and two at once: real processes
+
+
+class Submitting:
+    """A submit on its way, in a process of its own."""
+
+    def __init__(self, server: Server, words: list[str]):
+        at = words.index("--")
+        command = [sys.executable, str(ROOT / "scripts" / "submit.py"), *words[:at], "--json", *words[at:]]
+        self.process = subprocess.Popen(
+            command, cwd=server.cwd, env=server.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def reaches(self, hub: Hub, method: str, path: str) -> Submitting:
+        """Wait until the Hub has received this request."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not hub.journal.requests(method, path):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.process.communicate()
+            time.sleep(0.01)
+        time.sleep(0.1)
+        return self
+
+    def ends(self, signal_: int | None = None) -> tuple[int, dict[str, Any]]:
+        if signal_:
+            self.process.send_signal(signal_)
+        out, err = self.process.communicate(timeout=PATIENCE_S)
+        assert "Traceback" not in err and ADA not in out + err, err
+        return self.process.returncode, json.loads(out) if out.strip() else {}
+
+
+INTERRUPTED = {  # the moment, as the request that takes long then, and whether a job comes of it all the same
+    "looking": ({"method": "GET", "path": JOB, "delay": 5}, False),
+    "uploading": ({"method": "POST", "path": f"{ARTIFACTS}/batch", "delay": 5}, False),
+    "asking": ({"method": "POST", "path": JOB, "delay": 1.5}, True),  # the Hub has it in hand, and will start it
+    "answered": ({"method": "POST", "path": JOB, "delay": 20, "handled": True}, True),
+}
+
+
+@shows(interrupted="interrupted")
+@pytest.mark.parametrize("moment", INTERRUPTED)
+def test_ctrl_c(hub, server, moment):
+    how, started = INTERRUPTED[moment]
+    words = new_plan()
+    hub.journal.clear()
+    hub.faults.add(**how, times=1)
+    code, told = Submitting(server, words).reaches(hub, how["method"], how["path"]).ends(signal.SIGINT)
+    assert code == 130
+    if moment != "looking":  # nothing is begun before, and nothing needs to be said
+        assert told["problems"][0]["code"] == "interrupted"
+        assert ("--cancel" in told["problems"][0]["fix"]) is started
+    assert len(jobs_of(hub, words)) == started
+    assert_once(hub, server, words, existed=started)
+
+
+@shows(killed="none")
+def test_a_submit_that_is_killed_amid_it_is_found_by_status_alone(hub, server):
+    words = new_plan()
+    hub.journal.clear()
+    hub.faults.add(method="POST", path=JOB, delay=20, handled=True, times=1)
+    Submitting(server, words).reaches(hub, "POST", JOB).ends(signal.SIGKILL)
+    [job] = jobs_of(hub, words)
+    assert job.id in [one["job_id"] for one in server("status", "--all").json["jobs"]]
+    assert_once(hub, server, words, existed=True)
+
+
+@shows(submitted_twice="none")
+def test_the_same_command_twice_at_once_starts_one_job(hub, server):
+    words = new_plan()
+    hub.faults.add(method="POST", path=f"{ARTIFACTS}/batch", delay=1, times=1)
+    both = [Submitting(server, words) for _ in range(2)]
+    told = [submitting.ends() for submitting in both]
+    assert [code for code, _ in told] == [0, 0]
+    assert sorted(one["existed"] for _, one in told) == [False, True]
+    assert len({one["job_id"] for _, one in told}) == len(jobs_of(hub, words)) == 1
+
+
+# ---- records that cannot be written or read
+
+
+def no_file_grows() -> None:
+    """As on a full disk: each write of a byte fails."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
+def run_on_full_disk(server: Server, script: str, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *words],
+        cwd=server.cwd,
+        env=server.env,
+        preexec_fn=no_file_grows,
+        capture_output=True,
+        text=True,
+    )
+
+
+@shows(records_full="records_unwritable")
+def test_a_full_disk_is_noticed_before_anything_is_paid_for(hub, server, done):
+    words = new_plan()
+    folder = Path(server.env["HF_HOME"]) / "unsloth-jobs"
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    ended = run_on_full_disk(server, "submit.py", *words)
+    assert ended.returncode == 1 and "records_unwritable" in ended.stderr and "Traceback" not in ended.stderr
+    assert not jobs_of(hub, words)
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
+    assert not list(folder.rglob("*.partial"))
+    looked = run_on_full_disk(server, "status.py", done)
+    assert (looked.returncode, "COMPLETED" in looked.stdout) == (0, True), looked.stderr
+
+
+def test_a_home_that_is_none_hides_no_job(hub, server, done, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "unsloth-jobs").write_text("a file where the folder should be")
+    commands = Commands(server.env | {"HF_HOME": str(home)}, tmp_path)
+    words = new_plan()
+    assert commands.json("submit.py", *words, code=1)["problems"][0]["code"] == "records_unwritable"
+    assert not jobs_of(hub, words)
+    assert commands.json("status.py", done)["stage"] == "COMPLETED"
+
+
+def test_a_job_that_cannot_be_recorded_is_told_all_the_same(hub, tmp_path):
+    words, commands = new_plan(), Commands(hub.env(token=ADA), tmp_path)
+    commands.server = Server.__new__(Server)
+    commands.server.env, commands.server.cwd = commands.env, tmp_path
+    hub.journal.clear()
+    hub.faults.add(method="POST", path=JOB, delay=1, times=1)
+    submitting = Submitting(commands.server, words).reaches(hub, "POST", JOB)
+    runs = Path(commands.env["HF_HOME"]) / "unsloth-jobs" / "runs"
+    runs.write_text("a file where the folder should be")
+    code, told = submitting.ends()
+    [job] = jobs_of(hub, words)
+    assert (code, told["job_id"]) == (0, job.id)
+    runs.unlink()
+    assert [one["job_id"] for one in commands.json("status.py", "--all")["jobs"]] == [job.id]  # it was on record as an attempt
+
+
+def test_a_record_that_is_cut_off_hides_no_other(server, done):
+    runs = Path(server.env["HF_HOME"]) / "unsloth-jobs" / "runs"
+    for name, text in (("cut", '{"job_id": "cut", "pl'), ("other", "[]"), ("empty", "")):
+        (runs / f"{name}.json").write_text(text)
+    try:
+        said = server("status", "--all")
+        assert said.code == 0
+        assert done in [job["job_id"] for job in said.json["jobs"]]
+    finally:
+        for name in ("cut", "other", "empty"):
+            (runs / f"{name}.json").unlink()
+
+
+def test_a_clock_that_is_behind_gives_no_negative_time(hub, server):
+    job = server("submit", *new_plan()).json["job_id"]
+    hub.jobs.wait(job)
+    hub.jobs.get(job).started = time.time() + 3600
+    found = server("status", job).json
+    assert found["elapsed_s"] == 0 and found["spent_usd"] == 0
+
+
+# ---- while it runs
+
+
+@pytest.fixture
+def job(hub: Hub, server: Server) -> str:
+    """A job whose stage and log a test sets."""
+    job = server("submit", *new_plan()).json["job_id"]
+    hub.jobs.wait(job)
+    return job
+
+
+def event(name: str, **values: Any) -> str:
+    return f"EVENT {json.dumps({'event': name, **values})}"
+
+
+def progress(step: int) -> str:
+    return event("progress", step=step, total_steps=40, loss=1.5, eta_s=60)
+
+
+@shows(log_down="RUNNING", log_dropped="RUNNING", log_frozen="RUNNING", log_repeats="RUNNING")
+@pytest.mark.parametrize(
+    ("fault", "step"), [({"status": 500}, None), ({"drop": "during"}, 7), ({}, 9)], ids=["down", "dropped", "frozen"]
+)
+def test_the_stage_is_told_whatever_the_log_does(hub, server, job, fault, step):
+    hub.jobs.get(job).logs.clear()
+    hub.jobs.set(job, stage="RUNNING", logs=[progress(7)])
+    if fault:
+        hub.faults.add(path="/logs", **fault)
+    hub.jobs.set(job, logs=[progress(9)] * 3)  # lines that are sent again
+    said = server("status", job)
+    assert (said.code, said.json["stage"]) == (0, "RUNNING")
+    assert said.json["progress"]["step"] in ((7, 9) if step == 7 else (step,))
+    assert ("could not be read" in said.stderr) == bool(fault)
+
+
+def test_a_log_that_ends_early_is_followed_to_its_end(hub, server, job):
+    hub.jobs.get(job).logs.clear()
+    hub.jobs.set(job, stage="RUNNING", logs=["one", "two"])
+    hub.faults.add(path="/logs", drop="during", times=1)
+    threading.Timer(0.5, hub.jobs.set, (job,), {"stage": "COMPLETED", "logs": ["three"]}).start()
+    said = server("logs", job, "--follow", patience_s=2)
+    assert said.code == 0
+    assert [json.loads(line)["line"] for line in said.stdout.splitlines()] == ["one", "two", "three"]
+
+
+@shows(restarted="RUNNING")
+def test_what_ended_the_first_attempt_is_not_what_ends_the_second(hub, server, job):
+    first = [event("plan"), progress(3), event("failed", code="no_gpu", message="no GPU", fix="Submit it again")]
+    hub.jobs.set(job, logs=[*first, event("plan"), progress(5)])
+    hub.jobs.set(job, stage="RUNNING")
+    found = server("status", job).json
+    assert (found["diagnosis"], found["progress"]["step"], found["eta_s"]) == (None, 5, 60)
+    hub.jobs.set(job, stage="ERROR", message="Job failed with exit code: 137. Reason: OOMKilled")
+    assert server("status", job).json["diagnosis"]["code"] == "out_of_ram"
+
+
+@shows(preempted="ERROR", cancelled="CANCELED", deleted="job_deleted")
+def test_what_others_do_to_a_job_is_said_with_what_is_kept(hub, server, job):
+    hub.jobs.set(job, logs=[event("checkpoint", step=12, pushed=True)], stage="ERROR", message="Preempted")
+    said = server("status", job)
+    assert (said.code, said.json["stage"], said.json["message"]) == (1, "ERROR", "Preempted")
+    assert "Preempted" in said.json["diagnosis"]["message"]
+    hub.jobs.set(job, stage="CANCELED")
+    said = server("status", job)
+    assert said.code == 0 and "step 12 is in ada/tiny-docs" in said.json["next"]
+
+    spec = hub.jobs._jobs.pop(job).spec
+    said = server("status", job)
+    assert (said.code, said.problem) == (1, "job_deleted")
+    problem = said.json["problems"][0]
+    assert "ada/tiny-docs" in problem["message"]
+    words = shlex.split(problem["fix"].split(": ", 1)[1])
+    assert words[-1] == "--resume"
+    assert spec["flavor"] in words
+    assert server("submit", *words[3:]).code == 3  # a plan that can be approved
+
+
+# ---- on this machine
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Commands:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return Commands({"HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": ADA, "HF_HUB_OFFLINE": "1"}, tmp_path)
+
+
+def folder_of(local: Commands, job: str) -> Path:
+    return local.cwd / "hf" / "unsloth-jobs" / "jobs" / job
+
+
+def state_of(local: Commands, job: str) -> dict[str, Any]:
+    return json.loads((folder_of(local, job) / "state.json").read_text())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@shows(terminal_closed="COMPLETED")
+def test_a_closed_terminal_ends_no_run(local):
+    """The terminal's shell and all of its process group get SIGHUP, as from a window that is closed."""
+    submit = f"{sys.executable} {ROOT}/scripts/submit.py script.py --where local --yes --json -- 2 0; sleep 60"
+    shell = subprocess.Popen(
+        ["bash", "-c", submit], cwd=local.cwd, env=local.env, text=True, stdout=subprocess.PIPE, start_new_session=True
+    )
+    job = json.loads(shell.stdout.readline())["job_id"]
+    os.killpg(shell.pid, signal.SIGHUP)
+    assert shell.wait(PATIENCE_S) == -signal.SIGHUP
+    assert local.json("status.py", job, "--watch")["stage"] == "COMPLETED"
+
+
+@shows(rebooted="ERROR", stale_pid="ERROR")
+@pytest.mark.parametrize("pid", [None, os.getpid()], ids=["free", "another's"])
+def test_a_machine_that_was_restarted_has_ended_the_run(local, pid):
+    job = start(local, 0)
+    wait_until(lambda: state_of(local, job)["stage"] == "COMPLETED")
+    before = state_of(local, job) | {"stage": "RUNNING", "process_created": time.time() - 9e6}
+    before["child"]["process_created"] = before["process_created"]
+    for process in (before, before["child"]):
+        process["pid"] = pid or 2**22 + 1  # beyond the largest that Linux gives
+    (folder_of(local, job) / "state.json").write_text(json.dumps(before))
+    status = local.json("status.py", job, code=1)
+    assert (status["stage"], "restarted" in status["message"]) == ("ERROR", True)
+    local.run("status.py", job, "--cancel", code=1)  # which ends no process that is another's
+    assert psutil.Process(os.getpid()).is_running()
+    assert start(local, 0) != job
+
+
+@shows(runner_killed="RUNNING")
+def test_a_run_whose_runner_was_killed_is_seen_and_can_be_ended(local):
+    job = start(local, 60)
+    said(local, job, "hello")
+    state = state_of(local, job)
+    child = psutil.Process(state["child"]["pid"])
+    psutil.Process(state["pid"]).kill()
+    status = local.json("status.py", job)
+    assert (status["stage"], str(child.pid) in status["message"]) == ("RUNNING", True)
+    assert start(local, 60) == job  # it runs, so it is not started a second time
+    assert local.json("status.py", job, "--cancel")["stage"] == "CANCELED"
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+@shows(never_started="ERROR")
+def test_a_job_that_was_never_started_is_said_and_holds_nothing_up(local):
+    first = start(local, 0)
+    wait_until(lambda: state_of(local, first)["stage"] == "COMPLETED")
+    state, folder = folder_of(local, first) / "state.json", folder_of(local, "local-20990101-000000-beef")
+    folder.mkdir()  # without a state: the disk was full just then
+    state.write_text(json.dumps({"stage": "SCHEDULING", "created": time.time() - 600}))
+    status = local.json("status.py", first, code=1)
+    assert "never started" in status["message"]
+    assert local.json("status.py", folder.name, code=1)["stage"] == "ERROR"
+    assert start(local, 0) != first
+
+
+CHATTY = """
+import sys
+for line in range(2000):
+    print("line", line, flush=True)
+open("result", "w").write("kept")
+"""
+
+
+@shows(log_full="COMPLETED")
+def test_a_log_that_cannot_grow_costs_its_end_and_not_the_run(local):
+    (local.cwd / "chatty.py").write_text(CHATTY)
+    words = ["chatty.py", "--where", "local", "--yes", "--json"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "submit.py"), *words],
+        cwd=local.cwd, env=local.env, preexec_fn=limit, capture_output=True, text=True,
+    )  # fmt: skip
+    job = json.loads(done.stdout)["job_id"]
+    assert local.json("status.py", job, "--watch")["stage"] == "COMPLETED"
+    assert (local.cwd / "result").read_text() == "kept"
+    assert (folder_of(local, job) / "log.txt").stat().st_size <= 4096
+
+
+@shows(same_folder="folder_in_use")
+def test_two_runs_do_not_write_to_one_folder(local, tiny_model, training_python):
+    words = ["--base-model", str(tiny_model), "--dataset", str(ROWS), "--load-in-16bit", "--save-local", "out"]
+    submit = ["submit.py", str(SFT), "--where", "local", "--yes", "--"]
+    first = local.json(*submit, *words)["job_id"]
+    try:
+        refused = local.json(*submit, *words, "--max-steps", "5", code=2)["problems"][0]
+        assert refused["code"] == "folder_in_use" and first in refused["message"]
+        assert local.json(*submit, *words)["job_id"] == first
+    finally:
+        local.run("status.py", first, "--cancel")
