@@ -2005,7 +2005,7 @@ def unpushed(settings: Settings, folder: Path, error: Exception) -> Stop:
     job = os.environ.get("JOB_ID")
     if not job:
         private = "" if settings.public else " --private"
-        fix = f"hf upload {repo} {shlex.quote(str(folder.resolve()))} . --exclude 'checkpoints*' 'merged/*'{private}"
+        fix = f"hf upload {repo} {shlex.quote(str(folder.resolve()))} . --exclude 'checkpoints*' --exclude 'merged/*'{private}"
         return Stop(code, message, f"It is on this disk. With a token that may write there: {fix}")
     if rescue(folder, job):
         bucket = f"{run_facts().get('namespace') or repo.split('/')[0]}/jobs-artifacts"

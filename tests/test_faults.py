@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
 import resource
 import shlex
@@ -16,9 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from conftest import ROOT, SFT, Commands
+import sft
+from conftest import ROOT, ROWS, SFT, Commands
 from hub import Hub
+from huggingface_hub import HfApi
+from test_local_jobs import SCRIPT, said, start
 
 ADA, BOB = "hf_adaadaadaada", "hf_bobbobbobbob"
 PATIENCE_S = 60  # after which a command counts as hanging
@@ -585,10 +591,8 @@ def test_a_closed_terminal_ends_no_run(local):
 def test_a_machine_that_was_restarted_has_ended_the_run(local, pid):
     job = start(local, 0)
     wait_until(lambda: state_of(local, job)["stage"] == "COMPLETED")
-    before = state_of(local, job) | {"stage": "RUNNING", "process_created": time.time() - 9e6}
-    before["child"]["process_created"] = before["process_created"]
-    for process in (before, before["child"]):
-        process["pid"] = pid or 2**22 + 1  # beyond the largest that Linux gives
+    process = {"pid": pid or 2**22 + 1, "process_created": time.time() - 9e6}  # Linux gives no larger number than 2**22
+    before = state_of(local, job) | process | {"stage": "RUNNING", "child": process}
     (folder_of(local, job) / "state.json").write_text(json.dumps(before))
     status = local.json("status.py", job, code=1)
     assert (status["stage"], "restarted" in status["message"]) == ("ERROR", True)
@@ -648,8 +652,8 @@ def test_a_log_that_cannot_grow_costs_its_end_and_not_the_run(local):
 
 
 @shows(same_folder="folder_in_use")
-def test_two_runs_do_not_write_to_one_folder(local, tiny_model, training_python):
-    words = ["--base-model", str(tiny_model), "--dataset", str(ROWS), "--load-in-16bit", "--save-local", "out"]
+def test_two_runs_do_not_write_to_one_folder(local):
+    words = ["--base-model", str(local.cwd / "model"), "--dataset", str(ROWS), "--save-local", "out"]
     submit = ["submit.py", str(SFT), "--where", "local", "--yes", "--"]
     first = local.json(*submit, *words)["job_id"]
     try:
@@ -657,4 +661,184 @@ def test_two_runs_do_not_write_to_one_folder(local, tiny_model, training_python)
         assert refused["code"] == "folder_in_use" and first in refused["message"]
         assert local.json(*submit, *words)["job_id"] == first
     finally:
-        local.run("status.py", first, "--cancel")
+        local.run("status.py", first, "--cancel", code=None)
+
+
+# ---- in the job
+
+
+@pytest.fixture(scope="module")
+def words(tiny_model: Path) -> list[str]:
+    """A run of 12 steps that keeps a checkpoint each third."""
+    model = ["--base-model", str(tiny_model), "--load-in-16bit", "--dataset", str(ROWS), "--max-seq-length", "128"]
+    return [*model, "--batch-size", "4", "--gradient-accumulation", "4", "--max-steps", "12", "--save-steps", "3"]
+
+
+def pushes(run: Any) -> dict[int, bool]:
+    return {event["step"]: event["pushed"] for event in run.all("checkpoint")}
+
+
+@shows(checkpoint_hub_down="none", repository_deleted="none", push_half_done="none")
+def test_a_hub_that_is_down_for_a_while_costs_a_checkpoint_and_not_the_run(runs, words):
+    run = runs.start(*words, "--output-repo", "ada/down", fault=["impatient"])
+    run.wait_for("checkpoint", 3)
+    down = runs.hub.faults.add(path="^/api/models/ada/down/", status=503)
+    run.wait_for("checkpoint", 6)
+    runs.hub.faults.clear()
+    assert down.hits
+    with runs.hub.store.lock:
+        runs.hub.store.repos.pop(("model", "ada/down"))  # its owner deletes it meanwhile
+    half = runs.hub.faults.add(path="^/api/models/ada/down/commit", status=500, handled=True, skip=1, times=1)
+    run.wait()
+    runs.hub.faults.clear()
+    assert (run.code, sorted(run.losses())) == (0, list(range(1, 13))), run.log[-3000:]
+    assert half.hits
+    assert pushes(run)[3] and not pushes(run)[6] and pushes(run)[12]
+    assert {"push_failed"} == {event["code"] for event in run.all("warning")}
+    assert {"README.md", "adapter_model.safetensors", "last-checkpoint/trainer_state.json"} <= set(runs.hub.files("ada/down"))
+    assert runs.hub.store.repos["model", "ada/down"].private
+
+
+@shows(token_revoked="push_denied")
+def test_a_token_that_is_revoked_amid_the_run_leaves_a_model_and_the_command_that_sends_it(runs, words):
+    eve = "hf_eveeveeveeveeve"
+    runs.hub.add_user("eve", token=eve)
+    run = runs.start(*words, "--output-repo", "eve/revoked", fault=["impatient"], HF_TOKEN=eve)
+    run.wait_for("checkpoint", 3)
+    runs.hub.accounts.revoke(eve)
+    run.wait()
+    failed = run.last("failed")
+    assert (run.code, failed["code"]) == (1, "push_denied"), run.log[-3000:]
+    assert sorted(run.losses()) == list(range(1, 13))
+    assert eve not in run.log
+    kept = (run.folder / "out" / "adapter_model.safetensors").read_bytes()
+
+    again = "hf_eveagaineveagain"
+    runs.hub.add_user("eve", token=again)
+    command = shlex.split("hf " + failed["fix"].partition(": hf ")[2])
+    hf = str(Path(sys.executable).with_name("hf"))
+    subprocess.run([hf, *command[1:]], env=os.environ | runs.hub.env(token=again), check=True, capture_output=True)
+    files = runs.hub.files("eve/revoked")
+    assert files["adapter_model.safetensors"].read_bytes() == kept
+    assert not [path for path in files if path.startswith("checkpoints")]
+
+
+@shows(disk_full="disk_full")
+def test_a_full_disk_ends_the_run_with_its_name_and_it_goes_on_elsewhere(runs, words):
+    run = runs.start(*words, "--output-repo", "ada/full", fault=["disk_full", 4, 60_000]).wait()
+    failed = run.last("failed")
+    assert (run.code, failed["code"]) == (1, "disk_full"), run.log[-3000:]
+    assert "--resume" in failed["fix"]
+    resumed = runs.start(*words, "--output-repo", "ada/full", "--resume").wait()
+    assert (resumed.code, min(resumed.losses())) == (0, 4)
+
+
+@shows(name_taken="name_taken")
+def test_an_adapter_is_not_mixed_with_a_whole_model(hub):
+    before = set(hub.files("ada/tiny"))
+    with pytest.raises(sft.Stop) as stop:
+        sft.begin_repository(HfApi(endpoint=hub.url, token=ADA), sft.Settings(dataset="x", output_repo="ada/tiny"))
+    assert stop.value.code == "name_taken" and "--output-repo" in stop.value.fix
+    assert set(hub.files("ada/tiny")) == before
+    settings = sft.Settings(dataset="x", output_repo="ada/new")
+    for _ in range(2):  # one that holds an adapter, or nothing yet, is gone on with
+        sft.begin_repository(HfApi(endpoint=hub.url, token=ADA), settings)
+    assert sft.SETTINGS_FILE in hub.files("ada/new")
+
+
+LOST = """
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["huggingface_hub==1.33.0", "httpx"]
+# ///
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+import sft
+from huggingface_hub import HfApi
+
+settings, folder = sft.Settings(dataset="x", output_repo="ada/lost", save_local="out"), Path("out")
+(folder / "checkpoints").mkdir(parents=True)
+for name in ("adapter_model.safetensors", "checkpoints/large"):
+    (folder / name).write_text("learned")
+try:
+    sft.push_results(HfApi(token="hf_revokedrevoked"), settings, folder, sft.Ending())
+except sft.Stop as stop:
+    sft.emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
+"""
+
+
+@shows(push_denied_on_job="push_denied")
+def test_what_a_job_cannot_push_is_fetched_from_its_bucket(tmp_path):
+    """A job's machine is gone when it ends; the bucket that its script came from is not."""
+    with Hub(tmp_path / "hub", scheduling=0.02) as hub:
+        hub.add_user("ada", token=ADA)
+        (tmp_path / "lost.py").write_text(LOST)
+        api = HfApi(endpoint=hub.url, token=ADA)
+        info = api.run_uv_job(str(tmp_path / "lost.py"), script_args=[str(SFT)], namespace="ada")
+        job = hub.jobs.wait(info.id, PATIENCE_S)
+        [failed] = [json.loads(line.text.removeprefix("EVENT ")) for line in job.logs if '"failed"' in line.text]
+        assert failed["code"] == "push_denied"
+        command = shlex.split("hf " + failed["fix"].partition(": hf ")[2])
+        hf = str(Path(sys.executable).with_name("hf"))
+        env = os.environ | hub.env(token=ADA)
+        subprocess.run([hf, *command[1:]], env=env, cwd=tmp_path, check=True, capture_output=True)
+        fetched = [path.relative_to(tmp_path / "rescued") for path in (tmp_path / "rescued").rglob("*") if path.is_file()]
+        assert [path.name for path in fetched] == ["adapter_model.safetensors"]
+
+
+# ---- all of it, many times over
+
+CYCLES, WARM_UP, SEED = 200, 50, 7
+GROWTH = 24 << 20  # bytes that a process may hold more after 150 cycles: less than 0.2 MB a cycle
+ANYWHERE = [
+    {"path": "whoami", "status": 429, "headers": {"Retry-After": "60"}},
+    {"path": "/api/models/", "status": 502},
+    {"path": JOB, "method": "POST", "status": 500},
+    {"path": JOB, "method": "POST", "status": 500, "handled": True},
+    {"path": JOB, "method": "POST", "drop": "before"},
+    {"path": JOB, "method": "POST", "drop": "after"},
+    {"path": JOB, "method": "POST", "status": 200, "body": "<html>", "handled": True},
+    {"path": JOB, "method": "GET", "status": 503},
+    {"path": f"{ARTIFACTS}/batch", "status": 403},
+    {"path": "/api/jobs/ada/[^/]+$", "drop": "before"},
+    {"path": "/logs", "drop": "during"},
+    {"path": "/logs", "status": 500},
+]
+
+
+@shows(soak="none")
+def test_two_hundred_runs_with_random_faults_lose_none_double_none_and_leak_nothing(hub, tmp_path):
+    chance = random.Random(SEED)
+    server = Server(hub.env(token=ADA), tmp_path)
+    plans, jobs, warm = [], [], None
+    try:
+        for cycle in range(CYCLES):
+            words = new_plan()
+            for fault in chance.sample(ANYWHERE, chance.choice((0, 1, 1, 2))):
+                hub.faults.add(**fault, times=chance.choice((1, 2)))
+            for _ in range(6):
+                told = server("submit", *words, patience_s=0.05)
+                if told.code == 0:
+                    break
+                assert (told.code, bool(told.problem)) == (4, True), told
+            assert told.code == 0
+            hub.faults.clear()
+            if chance.random() < 0.5:
+                hub.faults.add(**chance.choice(ANYWHERE), times=1)
+            hub.jobs.wait(told.json["job_id"])
+            looked = server("status", told.json["job_id"], patience_s=0.05)
+            read = server("logs", told.json["job_id"], patience_s=0.05)
+            assert {looked.code, read.code} <= {0, 4}
+            hub.faults.clear()
+            plans.append(words)
+            jobs.append(told.json["job_id"])
+            warm = read if cycle == WARM_UP else warm
+        assert all([job.id for job in jobs_of(hub, words)] == [job] for words, job in zip(plans, jobs, strict=True))
+        listed = [one["job_id"] for one in server("status", "--all").json["jobs"]]
+        assert sorted(listed) == sorted(jobs)
+        assert read.files <= warm.files + 2
+        assert read.rss <= warm.rss + GROWTH, f"{(read.rss - warm.rss) / 2**20:.0f} MB more"
+    finally:
+        server.close()

@@ -161,9 +161,11 @@ def said_by_runner(folder: Path) -> str:
 
 
 def alive(state: dict) -> bool:
-    """Whether the job's own process is there: after a restart another may have its number."""
+    """Whether the process that a state names is there and at work: after a restart another may have its number."""
     try:
-        return abs(psutil.Process(state["pid"]).create_time() - state["process_created"]) < 2
+        process = psutil.Process(state["pid"])
+        is_same = abs(process.create_time() - state["process_created"]) < 2
+        return is_same and process.status() != psutil.STATUS_ZOMBIE  # which a container may keep for ever
     except (psutil.NoSuchProcess, KeyError):
         return False
 
