@@ -80,7 +80,7 @@ def submit(
         else:
             people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
-    report(made, *submission.start(places.for_plan(made), made, approved, estimate), json)
+    report(made, *submission.start(places.for_plan(api, made), made, approved, estimate), json)
 
 
 def approving(plan_id: str) -> str:

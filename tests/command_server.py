@@ -1,15 +1,14 @@
 """The commands, one after the other in this one process: their libraries take longer to import than most of them take.
 
-Each line on stdin is a call as JSON: {"script", "words", "env", "patience_s"}; the answer is {"code", "stdout", "stderr",
-"rss", "files"}: what the command said, the bytes that this process holds then, and its open files. Seconds that the commands
-wait for a Hub are set to patience_s.
+Each line on stdin is a call as JSON: {"script", "words", "patience_s", "timeout_s"}; the answer is {"code", "stdout",
+"stderr", "rss", "files"}: what the command said, the bytes that this process holds then, and its open files. The seconds are
+those that the commands wait for a Hub that says no, and for one that does not answer.
 """
 
 import contextlib
 import importlib
 import io
 import json
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -23,11 +22,10 @@ this = psutil.Process()
 connect = hub.connect
 
 
-def call(script: str, words: list[str], env: dict[str, str], patience_s: float) -> dict:
-    os.environ |= env
+def call(script: str, words: list[str], patience_s: float, timeout_s: float) -> dict:
     sys.argv[1:] = words
-    hub.PATIENCE_S = hub.VIEWER_S = patience_s
-    hub.connect = lambda timeout_s=None: connect(patience_s)
+    hub.PATIENCE_S = patience_s
+    hub.connect = lambda _=None: connect(timeout_s)
     submission.LOOK_AFTER_S = (0.0, patience_s)
     said, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):

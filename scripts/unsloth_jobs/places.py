@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from huggingface_hub import HfApi
+
 from . import hub, records
 from .errors import USAGE, UserError
 from .hf_jobs import HFJobs
@@ -32,6 +34,6 @@ def of(job: str, namespace: str | None = None) -> Place:
     return HFJobs(api, owner or hub.whoami(api).name)
 
 
-def for_plan(plan: Plan) -> Place:
+def for_plan(api: HfApi, plan: Plan) -> Place:
     """The place where a plan runs."""
-    return LocalJobs() if plan.where == "local" else HFJobs(hub.connect(), plan.namespace)
+    return LocalJobs() if plan.where == "local" else HFJobs(api, plan.namespace)

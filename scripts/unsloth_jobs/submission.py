@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from . import places, records
+from . import hub, places, records
 from .errors import HUB, INTERRUPTED, UserError
 from .jobs import Job, Place
 from .output import diagnostics
@@ -76,9 +76,10 @@ def keep(job: Job, plan: Plan, approved: str, estimate: dict[str, Any] | None) -
 
 def recover() -> None:
     """Put jobs on record whose submission was ended before it was answered. Raises UserError where a place cannot be asked."""
+    api = hub.connect()
     for attempt in records.attempts():
         plan = Plan.from_json(attempt["plan"])
-        if job := places.for_plan(plan).find(plan):
+        if job := places.for_plan(api, plan).find(plan):
             keep(job, plan, attempt["approved"], attempt["estimate"])
         elif time.time() - attempt["made_at"] > FORGOTTEN_AFTER_S:
             records.forget_attempt(plan)
