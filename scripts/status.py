@@ -19,7 +19,7 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import places, records
+from unsloth_jobs import places, records, submission
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
 from unsloth_jobs.events import Progress, Summary
 from unsloth_jobs.jobs import Job, Place
@@ -100,6 +100,10 @@ def leave(status: Status, max_usd: float | None, json: bool) -> None:
 
 
 def show_all(namespace: str | None, json: bool) -> None:
+    try:
+        submission.recover()
+    except UserError as error:
+        diagnostics.print(f"Whether a submission that was cut off has started a job is not known: {error}", markup=False)
     runs = [(run, places.of(run["job_id"], namespace)) for run in records.runs()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         statuses = list(pool.map(lambda pair: look_or_recall(*pair), runs))

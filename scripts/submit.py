@@ -20,11 +20,9 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import hub, plan, records
+from unsloth_jobs import hub, places, plan, records, submission
 from unsloth_jobs.errors import APPROVAL, USAGE, UserError
-from unsloth_jobs.hf_jobs import HFJobs
-from unsloth_jobs.jobs import Job, Place
-from unsloth_jobs.local_jobs import LocalJobs
+from unsloth_jobs.jobs import Job
 from unsloth_jobs.output import application, duration, ends_clearly, people, print_json, show_problem
 
 app = application("Show the plan of a run and, once it is approved, start it.")
@@ -88,8 +86,7 @@ def submit(
         else:
             people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
-    place = HFJobs(api, made.namespace) if where == "hf" else LocalJobs()
-    report(made, *start(place, made, approved, estimate), json)
+    report(made, *submission.start(places.for_plan(api, made), made, approved, estimate), json)
 
 
 def approving(plan_id: str) -> str:
@@ -100,15 +97,6 @@ def approving(plan_id: str) -> str:
 def asked(json: bool) -> bool:
     """Whether a person at a terminal said yes."""
     return not json and sys.stdin.isatty() and typer.confirm("\nStart it?", default=False)
-
-
-def start(place: Place, made: plan.Plan, approved: str, estimate: dict[str, Any] | None) -> tuple[Job, bool]:
-    """The job of this plan, and whether it was there already: an approved plan is paid for once."""
-    if job := place.find(made):
-        return job, True
-    job = place.submit(made, estimate)
-    records.remember_run(job.job_id, made, approved, estimate)
-    return job, False
 
 
 def show(made: plan.Plan, estimate: dict[str, Any] | None) -> None:

@@ -55,6 +55,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -822,13 +823,24 @@ def split_rows(rows: Any, settings: Settings) -> tuple[Any, Any]:
 
 
 SETTINGS_FILE = "training_settings.json"
+OPEN_PAUSES_S = (5, 20, 60)
 
 
 def open_repository(settings: Settings) -> Any:
     """Create the output repository and make its first commit, so that a push that cannot work fails now, not at the end."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
 
+    def client() -> Any:
+        made = default_client_factory()
+        made.event_hooks["request"].append(limit)
+        return made
+
+    def limit(request: Any) -> None:  # where a call sets no timeout the client waits for ever, on a paid machine
+        request.extensions["timeout"] = {part: s or HUB_TIMEOUT_S for part, s in request.extensions["timeout"].items()}
+
+    set_client_factory(client)
     api = HfApi()
     if not settings.output_repo:
         if os.environ.get("JOB_ID"):
@@ -838,21 +850,38 @@ def open_repository(settings: Settings) -> Any:
                 "Pass --output-repo YOU/NAME.",
             )
         return None
-    try:
-        api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
-        api.upload_file(
-            path_or_fileobj=json.dumps(asdict(settings), indent=1).encode(),
-            path_in_repo=SETTINGS_FILE,
-            repo_id=settings.output_repo,
-            commit_message="Training begins",
-        )
-    except HfHubHTTPError as error:
+    for pause in (*OPEN_PAUSES_S, None):
+        try:
+            begin_repository(api, settings)
+            return api
+        except HTTPError as error:
+            if is_refused(error):
+                raise Stop(
+                    "push_denied",
+                    f"{settings.output_repo} cannot be written to: {error}",
+                    "Use a token with write permission for this owner (https://huggingface.co/settings/tokens).",
+                ) from error
+            if pause is None:
+                fix = "Submit the same command again in some minutes."
+                raise Stop("hub_unreachable", f"{settings.output_repo} cannot be opened: {error}", fix) from error
+            time.sleep(pause)
+
+
+def begin_repository(api: Any, settings: Settings) -> None:
+    """The first commit. Raises Stop where the repository is something else's, and what the client raises."""
+    api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
+    if {"config.json", "adapter_config.json"} & set(api.list_repo_files(settings.output_repo)) == {"config.json"}:
         raise Stop(
-            "push_denied",
-            f"{settings.output_repo} cannot be written to: {error}",
-            "Use a token with write permission for this owner (https://huggingface.co/settings/tokens).",
-        ) from error
-    return api
+            "name_taken",
+            f"{settings.output_repo} holds a whole model, and the adapter would be mixed with it.",
+            "Name another --output-repo.",
+        )
+    api.upload_file(
+        path_or_fileobj=json.dumps(asdict(settings), indent=1).encode(),
+        path_in_repo=SETTINGS_FILE,
+        repo_id=settings.output_repo,
+        commit_message="Training begins",
+    )
 
 
 def require_gpu_where_paid() -> None:
@@ -907,6 +936,7 @@ class Ending:
     """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM)."""
 
     LONGEST_MARGIN_S = 300
+    LOOKS_EVERY_S = 1.0
 
     def __init__(self):
         self.reason = ""
@@ -929,6 +959,15 @@ class Ending:
         if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
             self.reason = "deadline"
         return bool(self.reason)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; False where the machine is taken away before, or may be any moment."""
+        until = time.time() + seconds
+        if self.deadline and until > self.deadline:
+            return False
+        while self.reason != "cancelled" and (left := until - time.time()) > 0:
+            time.sleep(min(left, self.LOOKS_EVERY_S))
+        return self.reason != "cancelled"
 
     def require_none(self, state: Any, where: str) -> None:
         """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
@@ -1500,25 +1539,37 @@ def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending, 
             began = time.monotonic()
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (folder / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
-            pushed = push_folder(
-                api, settings.output_repo, folder, f"Checkpoint at step {state.global_step}", path_in_repo="last-checkpoint"
-            )
+            message = f"Checkpoint at step {state.global_step}"
+            pushed = api is not None and push_folder(api, settings, folder, message, path_in_repo="last-checkpoint") is None
             pace.checkpoint, pace.saving_s = folder, time.monotonic() - began
             emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
 
     return Progress()
 
 
-def push_folder(api: Any, repo: str, folder: Path, message: str, **options: Any) -> bool:
-    """Whether the folder reached the Hub. A failure is a warning: training, and what is on disk, goes on."""
-    if api is None:
-        return False
+def push_folder(api: Any, settings: Settings, folder: Path, message: str, **options: Any) -> Exception | None:
+    """None when the folder has reached the Hub, else what went wrong, as a warning: training, and what is on disk, goes on."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def upload() -> None:
+        api.upload_folder(repo_id=settings.output_repo, folder_path=folder, commit_message=message, **options)
+
     try:
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, **options)
+        try:
+            upload()
+        except RepositoryNotFoundError:  # deleted meanwhile: a result that was paid for is kept all the same
+            api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
+            upload()
     except Exception as error:  # whatever went wrong with the network must not end a paid run
         emit("warning", code="push_failed", message=f"{message}: {error}")
-        return False
-    return True
+        return error
+    return None
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether the Hub said no, and will say so again; a fault in passing is anything else."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return 400 <= status < 500 and status not in (408, 409, 412, 429)
 
 
 def trackio_callback() -> Any:
@@ -1753,12 +1804,13 @@ def set_aside(folder: Path) -> None:
 
 def fetch_checkpoint(settings: Settings, api: Any) -> Path | None:
     """The repository's last-checkpoint, downloaded under the name that the trainer would have given it."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from httpx import HTTPError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     folder = Path(settings.save_local) / "checkpoints"
     try:
         api.snapshot_download(settings.output_repo, allow_patterns="last-checkpoint/*", local_dir=folder)
-    except HfHubHTTPError as error:
+    except (HTTPError, LocalEntryNotFoundError) as error:
         raise Stop("resume_failed", f"The checkpoint cannot be downloaded: {error}", "Try again in a minute.") from error
     fetched = folder / "last-checkpoint"
     if not (fetched / "trainer_state.json").is_file():
@@ -2075,23 +2127,55 @@ print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_t
 """
 
 
-def push_results(api: Any, settings: Settings, folder: Path) -> None:
-    """The adapter on the Hub. Raises Stop when it does not get there; the files stay on this machine."""
+HUB_TIMEOUT_S = 120  # for one piece of an answer, not for a whole upload
+PUSH_PAUSES_S = (5, 20, 60, 120, 240, 480)  # a quarter of an hour costs less than the run that would be lost
+RESULT_ONLY = ["checkpoints*", "merged/*"]  # what else lies in the folder is not pushed
+
+
+def push_results(api: Any, settings: Settings, folder: Path, ending: Ending) -> None:
+    """The adapter on the Hub. Raises Stop when it does not get there, with where it is and how it can be fetched or sent."""
     if api is None:
         return
-    pauses = (5, 20, 60)
-    for attempt, pause in enumerate((*pauses, 0)):
-        if push_folder(api, settings.output_repo, folder, "Adapter and card", ignore_patterns=["checkpoints*", "merged/*"]):
+    for pause in (*PUSH_PAUSES_S, None):
+        error = push_folder(api, settings, folder, "Adapter and card", ignore_patterns=RESULT_ONLY)
+        if error is None:
             emit("pushed", repo=settings.output_repo, url=f"{api.endpoint}/{settings.output_repo}")
             return
-        if attempt < len(pauses):
-            time.sleep(pause)
-    raise Stop(
-        "push_failed",
-        f"The adapter in {folder} did not reach {settings.output_repo}.",
-        f"The newest checkpoint is in {settings.output_repo}/last-checkpoint. From this machine: "
-        f"hf upload {settings.output_repo} {folder}",
+        if pause is None or is_refused(error) or not ending.wait(pause):
+            raise unpushed(settings, folder, error)
+
+
+def unpushed(settings: Settings, folder: Path, error: Exception) -> Stop:
+    """What to say of a result that the Hub did not take: one command fetches it, sends it, or makes it again."""
+    code = "push_denied" if is_refused(error) else "push_failed"
+    message, repo = f"The adapter did not reach {settings.output_repo}: {error}", settings.output_repo
+    job = os.environ.get("JOB_ID")
+    if not job:
+        private = "" if settings.public else " --private"
+        fix = f"hf upload {repo} {shlex.quote(str(folder.resolve()))} . --exclude 'checkpoints*' --exclude 'merged/*'{private}"
+        return Stop(code, message, f"It is on this disk. With a token that may write there: {fix}")
+    if rescue(folder, job):
+        bucket = f"{run_facts().get('namespace') or repo.split('/')[0]}/jobs-artifacts"
+        fix = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
+        return Stop(code, message, f"It was saved with the job's files. Fetch it: {fix}")
+    return Stop(
+        code,
+        message,
+        f"Submit the same command with --resume at its end: it goes on from the last checkpoint in {repo}, if any.",
     )
+
+
+def rescue(folder: Path, job: str) -> bool:
+    """Copy the result to the bucket that this script came from, which needs no token: it is mounted at /data."""
+    data = Path(__file__).resolve().parent
+    if data.name != "data":
+        return False
+    try:
+        shutil.copytree(folder, data / f"rescued-{job}", ignore=shutil.ignore_patterns("checkpoints*", "merged"))
+    except OSError as error:
+        emit("warning", code="rescue_failed", message=str(error))
+        return False
+    return True
 
 
 def require_mergeable(settings: Settings) -> None:
@@ -2213,7 +2297,7 @@ def train(settings: Settings) -> None:
     best.restore(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    push_results(api, settings, folder)
+    push_results(api, settings, folder, ending)
     ending.training = False
     ending.require_none(trainer.state, settings.output_repo or str(folder))
     losses = losses_of(base_loss, final_loss(trainer, best) if eval_tokens else None)
@@ -2224,7 +2308,7 @@ def train(settings: Settings) -> None:
     figures = card_figures(settings, trainer, time.monotonic() - began)
     card = model_card(settings, losses, figures, answers, "loss.png" if drawn else None)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    push_results(api, settings, folder)
+    push_results(api, settings, folder, ending)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
     emit(
@@ -2243,6 +2327,10 @@ def train(settings: Settings) -> None:
     )
 
 
+# As Python, safetensors and torch put it; a quota and a limit of a file's size are as good as full.
+DISK_FULL = re.compile(r"No space left|File too large|quota exceeded|os error (28|27|122)|PytorchStreamWriter failed writing")
+
+
 def main() -> int:
     settings = parse_args()
     if not sys.stderr.isatty():  # in a log, each refresh of a progress bar is a line
@@ -2257,6 +2345,10 @@ def main() -> int:
         emit("failed", code="cancelled", message="The run was told to end.", fix=fix)
         return 1
     except Exception as error:
+        if DISK_FULL.search(str(error)):
+            fix = "Make room or choose a flavor with a larger disk; with --resume at its end the same command goes on."
+            emit("failed", code="disk_full", message=f"The disk is full: {error}", fix=fix)
+            return 1
         emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log has the traceback.")
         print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
         return 1

@@ -522,7 +522,9 @@ def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis 
     errors, end = exceptions(recent(summary.lines))
     say = Speaker(job, summary, plan)
     if code in ("", "error", "cancelled") and (found := find(IN_MESSAGE, [job.message or ""])):
-        return say.cause(*found, before=saved(summary, plan.output_repo if plan else None) if found[0].command == RESUME else "")
+        return say.cause(
+            *found, before=saved(summary, plan.output_repo if plan else None) if found[0].command == RESUME else ""
+        )
     if code in ("", *WRAPPERS) and (found := find(IN_ERROR, [told, *errors]) or (find(AT_END, [end]) if not code else None)):
         return say.cause(*found)
     if code == "push_failed" and (found := find(IN_ERROR, [str(summary.event("warning").get("message") or "")])):

@@ -41,7 +41,8 @@ TIMEOUT_S = 30
 LOOK_UP_S = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT  # what the ecosystem waits for metadata: 10 s, unless set
 VIEWER_S = 5
 LONGEST_PAUSE_S = 5  # a Hub that asks for more is reported instead of waited for
-PATIENCE_S = 4  # after which a read that fails again and again is reported; the client would go on for half a minute
+PATIENCE_S = 4  # after which a read that fails again and again is reported
+FIRST_PAUSE_S = 0.25
 MANY_FILES = 1000  # whose sizes are not asked for
 LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/settings/tokens"
 
@@ -49,13 +50,10 @@ LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/s
 def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     """The Hub's client, at HF_ENDPOINT, with the token of HF_TOKEN or of `hf auth login`."""
 
-    failing: dict[str, float] = {}  # URL -> when it first failed, of those that did not succeed since
-
     def client() -> Any:
-        made: Any = default_client_factory()  # which waits for ever where a call sets no timeout of its own
-        made.timeout = timeout_s
-        made.event_hooks["response"].append(end_long_pauses)
-        made.send = functools.partial(send_or_give_up, made.send, failing)
+        made: Any = default_client_factory()
+        made.event_hooks["request"].append(functools.partial(limit, timeout_s))
+        made.send = functools.partial(send_patiently, made.send)
         return made
 
     huggingface_hub.set_client_factory(client)
@@ -63,33 +61,48 @@ def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     return HfApi(library_name="unsloth-jobs")
 
 
-def end_long_pauses(response: Any) -> None:
-    """The client sleeps as long as Retry-After says, five times over. Raises HfHubHTTPError where that is long."""
-    pause = response.headers.get("retry-after", "")
-    if response.status_code == 429 and pause.isdigit() and int(pause) > LONGEST_PAUSE_S:
-        raise HfHubHTTPError(f"Retry after {pause} seconds", response=response)
+def limit(timeout_s: float, request: Any) -> None:
+    """Give a request the timeout that its call has left open or has set to None: the client would wait for ever."""
+    request.extensions["timeout"] = {part: limit or timeout_s for part, limit in request.extensions["timeout"].items()}
 
 
-def send_or_give_up(send: Callable, failing: dict[str, float], request: Any, **options: Any) -> Any:
-    """Send a request. On a read that has failed for PATIENCE_S it raises what the client does not try again."""
-    url, began = str(request.url), time.monotonic()
+def send_patiently(send: Callable, request: Any, **options: Any) -> Any:
+    """Send a request; a read of the Hub that fails in passing is sent again, with growing pauses, for PATIENCE_S.
 
-    def is_over() -> bool:
-        return request.method == "GET" and time.monotonic() - failing.setdefault(url, began) > PATIENCE_S
+    What is raised then the client does not try again: it would go on for half a minute, or for as long as a
+    Retry-After says. Anything but a read is sent once: it may have been done although its answer was lost.
+    """
+    if not str(request.url).startswith(endpoint()):
+        return send(request, **options)  # such as the dataset viewer, which is only a shortcut
+    is_read = request.method in ("GET", "HEAD")
+    ends, pause = time.monotonic() + (PATIENCE_S if is_read else 0), FIRST_PAUSE_S
+    while True:
+        try:
+            response = send(request, **options)
+        except HTTPError as error:
+            if not is_read:
+                raise
+            wait = pause
+            if time.monotonic() + wait > ends:
+                raise HTTPError(str(error) or type(error).__name__) from error
+        else:
+            if response.status_code != 429 and response.status_code < 500:
+                return response
+            wait = retry_after(response) or pause
+            if not is_read and wait <= LONGEST_PAUSE_S:
+                return response
+            if time.monotonic() + wait > ends:
+                response.read()
+                hf_raise_for_status(response)
+            response.close()
+        time.sleep(wait)
+        pause *= 2
 
-    try:
-        response = send(request, **options)
-    except HfHubHTTPError:
-        raise
-    except HTTPError as error:
-        if is_over():
-            raise HTTPError(str(error) or type(error).__name__) from error
-        raise
-    if response.status_code != 429 and response.status_code < 500:
-        failing.pop(url, None)
-    elif is_over():
-        raise HfHubHTTPError(f"Status {response.status_code}", response=response)
-    return response
+
+def retry_after(response: Any) -> int:
+    """Seconds that the Hub asks to wait; 0 where it does not say."""
+    said = response.headers.get("retry-after", "")
+    return int(said) if said.isdigit() else 0
 
 
 @contextlib.contextmanager
@@ -126,6 +139,13 @@ def asking(about: str) -> Iterator[None]:
             "hub_unreachable",
             f"The Hub at {endpoint()} did not answer: {plain(str(error) or type(error).__name__).rstrip('.')}.",
             "Check the network and HF_ENDPOINT, then try again.",
+            HUB,
+        ) from error
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(
+            "hub_garbled",
+            f"What {endpoint()} answered about {about} is not what the Hub answers ({type(error).__name__}: {error}).",
+            "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
             HUB,
         ) from error
 
@@ -172,7 +192,7 @@ def spelling(about: str) -> str:
 
 def http_error(about: str, error: HfHubHTTPError) -> UserError:
     status = error.response.status_code if error.response is not None else 0
-    said = plain(error.server_message or str(error)).strip().splitlines()[0]
+    said = plain(error.server_message or str(error)).strip().splitlines()[0].rstrip(".")
     if status == 401:
         return UserError("bad_token", f"The Hub does not accept this token ({said}).", LOGIN + ".", HUB)
     if status == 402:
@@ -192,7 +212,10 @@ def http_error(about: str, error: HfHubHTTPError) -> UserError:
     if status == 404:
         return UserError("not_found", f"{about} is not on the Hub, or this token may not see it.", spelling(about))
     if status == 429:
-        return UserError("rate_limited", f"The Hub asks for a pause: {said}.", "Wait a few minutes, then try again.", HUB)
+        pause = f"{seconds} seconds" if (seconds := retry_after(error.response)) else "a few minutes"
+        return UserError("rate_limited", f"The Hub asks for a pause: {said}.", f"Wait {pause}, then try again.", HUB)
+    if 400 <= status < 500:
+        return UserError("refused", f"The Hub refuses {about}: {said}.", "Change what it names, then try again.", HUB)
     return UserError("hub_error", f"The Hub answered {status} about {about}: {said}.", "Try again in a minute.", HUB)
 
 
@@ -238,6 +261,7 @@ def whoami(api: HfApi) -> Identity:
     """Identity of the token; one call, which the Hub limits strictly. Raises UserError."""
     with asking("the token"):
         answer = api.whoami()
+        name = answer["name"]
     token = answer.get("auth", {}).get("accessToken", {})
     scoped = token.get("fineGrained", {}).get("scoped", [])
     scopes: dict[str, frozenset[str]] = {}
@@ -245,7 +269,7 @@ def whoami(api: HfApi) -> Identity:
         owner = scope.get("entity", {}).get("name", "").split("/")[0]
         scopes[owner] = scopes.get(owner, frozenset()) | frozenset(scope.get("permissions", ()))
     return Identity(
-        name=answer["name"],
+        name=name,
         role=token.get("role", "write"),
         can_pay=bool(answer.get("canPay")),
         organizations={org["name"]: bool(org.get("canPay")) for org in answer.get("orgs", ())},

@@ -61,10 +61,10 @@ class Place(Protocol):
     def cancel(self, job_id: str) -> None: ...
 
     def find(self, plan: Plan) -> Job | None:
-        """A job of this very plan that is waiting, running or done: submitting it again would pay twice."""
+        """A job of this very plan that is waiting, running or done, or not yet on record: a second would be paid twice."""
 
 
 def run_facts(plan: Plan, estimate: dict[str, Any] | None) -> str:
-    """JSON for the job's environment: its deadline and price, and what it was estimated to cost."""
-    names = ("plan_id", "flavor", "vram_gb", "timeout_s", "usd_per_minute")
+    """JSON for the job's environment: its deadline and price, who pays, and what it was estimated to cost."""
+    names = ("plan_id", "flavor", "vram_gb", "timeout_s", "usd_per_minute", "namespace")
     return json.dumps({name: getattr(plan, name) for name in names} | {"estimate": estimate})

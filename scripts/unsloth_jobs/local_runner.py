@@ -33,14 +33,13 @@ def run(folder: Path) -> None:
     env["PYTHONUNBUFFERED"] = "1"
     env.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "unsloth_compiled_cache"))  # else in the user's project
     env[RUN_VARIABLE] = json.dumps(json.loads(env.get(RUN_VARIABLE, "{}")) | {"started": time.time()})
-    me = psutil.Process()
-    state |= {"stage": "RUNNING", "pid": me.pid, "process_created": me.create_time(), "started": time.time()}
+    state |= {"stage": "RUNNING", **process_of(os.getpid()), "started": time.time()}
     reasons: list[str] = []
     with open(folder / "log.txt", "ab", buffering=0) as log:
         child = subprocess.Popen(
             job["command"], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        write(folder / "state.json", state)
+        write(folder / "state.json", state | {"child": process_of(child.pid)})
         signal.signal(signal.SIGTERM, lambda *_: end(child, reasons, "CANCELED"))
         timer = threading.Timer(job["timeout_s"], end, (child, reasons, "TIMEOUT"))
         timer.daemon = True
@@ -53,6 +52,14 @@ def run(folder: Path) -> None:
     write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
 
 
+def process_of(pid: int) -> dict:
+    """What names a process for good: after a restart another may have its number. One that is gone already has no time."""
+    try:
+        return {"pid": pid, "process_created": psutil.Process(pid).create_time()}
+    except psutil.NoSuchProcess:
+        return {"pid": pid, "process_created": 0}
+
+
 def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
     if reasons:
         return ("CANCELED", "Canceled") if reasons[0] == "CANCELED" else ("ERROR", "Job timeout")
@@ -60,8 +67,10 @@ def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
 
 
 def copy_log(child: subprocess.Popen, log: BinaryIO) -> None:
+    """Goes on reading where the disk is full: a child whose output nobody reads would stand still, and lose its run."""
     for line in child.stdout or ():
-        log.write(redact(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
+        with contextlib.suppress(OSError):
+            log.write(redact(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
 
 
 def end(child: subprocess.Popen, reasons: list[str], reason: str) -> None:

@@ -83,7 +83,8 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
-        return cls(**{**data, "arguments": tuple(data["arguments"]), "secrets": tuple(data["secrets"])})
+        known = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
+        return cls(**{**known, "arguments": tuple(data["arguments"]), "secrets": tuple(data["secrets"])})
 
 
 def seconds(text: str) -> int:
