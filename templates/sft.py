@@ -594,7 +594,7 @@ def needs_bf16(config: Mapping[str, Any]) -> bool:
 # ---------------------------------------------------------------------------------------------------------------
 # LoRA: which linear layers get an adapter, and what share of them that is.
 
-NOT_ADAPTED = re.compile(r"lm_head|embed|vision|visual|image|audio|multi_modal|(^|\.)(router|gate)$")
+NOT_ADAPTED = re.compile(r"lm_head|embed|vision|visual|image|audio|multi_modal|(^|\.)(router|gate|wte|wpe)$")
 Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
 
 
@@ -2291,6 +2291,7 @@ def train(settings: Settings) -> None:
     trainer = make_trainer(batching)
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
     trainer, base_loss = fit(trainer, make_trainer, checkpoint, ending)
+    trainer.pace.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
 
     # ---- the adapter is safe before anything that is merely nice to have
     folder = Path(settings.save_local)

@@ -489,6 +489,7 @@ NEXT = {
     "no_gpu": AGAIN,
     "small_gpu": AGAIN,
     "unknown_target": AGAIN,
+    "unsloth_refused": AGAIN,
     "masks_lost": LOGS,
     "low_coverage": LOGS,
     "merge_failed": LOGS,
@@ -496,7 +497,11 @@ NEXT = {
     "merge_needs_16bit": LOGS,
     "resume_mismatch": LOGS,
 }  # the others are of the model and the rows: CHECK
-CHANGES = {"loss_not_finite": slower, "unknown_target": lambda settings: ["--target-modules=auto"]}
+CHANGES = {
+    "loss_not_finite": slower,
+    "unknown_target": lambda settings: ["--target-modules=auto"],
+    "unsloth_refused": lambda settings: ["--backend=trl"],
+}
 WRAPPERS = ("error", "push_denied", "dataset_unreadable", "resume_failed")
 
 
