@@ -41,11 +41,10 @@ class LocalJobs:
         folder = records.folder("jobs") / job_id
         command = [uv, "run", "--script", plan.script, *plan.arguments]
         job = {"command": command, "cwd": os.getcwd(), "timeout_s": plan.timeout_s, "plan_id": plan.plan_id}
-        folder.mkdir(mode=0o700)
         try:
+            records.write(folder / "job.json", job | {"output_dir": plan.output_dir})
             for name in ("log.txt", "runner.txt"):
                 (folder / name).touch(mode=0o600)
-            records.write(folder / "job.json", job | {"output_dir": plan.output_dir})
             records.write(folder / "state.json", {"stage": "SCHEDULING", "created": time.time()})
             # The environment is handed on and never written down: it may hold a token.
             package = str(Path(__file__).resolve().parents[1])
