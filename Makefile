@@ -13,7 +13,7 @@ demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py
 
 test: $(VENV)/tests lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check
