@@ -7,7 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
 
-.PHONY: demo test lint audit pictures clean
+.PHONY: demo test lint audit pictures tables clean
 
 demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py
@@ -30,6 +30,10 @@ audit: $(VENV)/uv
 pictures: $(VENV)/tests
 	$(BIN)/python demo/pictures.py
 
+# The tables in references/ that are made from code and data.
+tables: $(VENV)/tests
+	$(BIN)/python tests/tables.py
+
 $(VENV)/uv: tests/requirements-uv.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -42,8 +46,3 @@ $(VENV)/tests: $(VENV)/uv tests/requirements.txt
 
 clean:
 	rm -rf $(VENV) .cache
-
-# The tables in references/ that are made from code and data.
-.PHONY: tables
-tables: $(VENV)/tests
-	$(BIN)/python tests/tables.py

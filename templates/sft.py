@@ -2231,7 +2231,8 @@ def train(settings: Settings) -> None:
     ending = Ending()
     ending.listen()
 
-    emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions(settings.backend))
+    found, installing_s = versions(settings.backend), round(time.time() - billed_since(), 1)
+    emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
 
     # ---- what can fail for free comes first: the repository, the rows, their columns
     require_gpu_where_paid()
