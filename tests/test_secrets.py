@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -300,8 +301,9 @@ def test_what_is_text_is_shown_as_it_is():
 def test_no_code_from_a_repository_is_run():
     """The template has no flag for it, so that no plan needs to show it."""
     sources = [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "templates").glob("*.py")]
-    said = [line.strip() for path in sources for line in path.read_text().splitlines() if "trust_remote_code" in line]
-    assert all(line.startswith("trust_remote_code=False") for line in said)
+    calls = [node for path in sources for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    said = [ast.unparse(word.value) for call in calls for word in call.keywords if word.arg == "trust_remote_code"]
+    assert said and set(said) == {"False"}
     assert not [item.name for item in sft.fields(sft.Settings) if "trust" in item.name]
     assert "HF_DATASETS_TRUST_REMOTE_CODE" not in os.environ
 

@@ -36,7 +36,9 @@ def path_of(kind: str, name: str) -> Path | None:
 def writing(path: Path) -> Iterator[None]:
     """Raises UserError where what is done to path fails: a full or read-only disk, missing rights."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for level in reversed((path.parent, *path.parent.parents)):
+            if level.is_relative_to(folder(".")):  # mkdir's mode is not for the parents that it makes
+                level.mkdir(parents=True, exist_ok=True, mode=0o700)
         yield
     except OSError as error:
         raise UserError(
