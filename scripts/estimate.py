@@ -47,6 +47,9 @@ def estimate(
     dataset: Annotated[str, typer.Argument(help="Hub id or local file of the data set")],
     epochs: Annotated[float, typer.Option(help="passes over the rows (the template's --num-epochs)")] = 1.0,
     flavor: Annotated[str | None, typer.Option(help="only this flavor")] = None,
+    more_than_gb: Annotated[
+        float, typer.Option(min=0, metavar="GB", help="only GPUs with more memory than this, which did not suffice")
+    ] = 0.0,
     script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
     sample: Annotated[int, typer.Option(min=1, help="rows to count tokens in, from the first on")] = 500,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
@@ -69,6 +72,13 @@ def estimate(
         raise UserError(problem.code, problem.message, problem.fix, found.exit_code)
     flavors, source = hardware.current(api)
     chosen = [hardware.find(flavors, flavor)] if flavor else flavors
+    chosen = [one for one in chosen if not more_than_gb or one.vram_gb / max(one.gpus, 1) > more_than_gb]
+    if not chosen:
+        raise UserError(
+            "nothing_fits",
+            f"No GPU to choose from has more than {more_than_gb:g} GB.",
+            "Lower --batch-size or --max-seq-length, or choose a smaller model.",
+        )
     rows = counted.rows if counted.rows is not None else settings.num_samples
     if not rows and not settings.max_steps:
         raise UserError(
@@ -130,12 +140,14 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
         rows.add_row(
             mark,
             one.flavor,
-            f"{one.needed_gb:.1f}",
+            f"{one.needed_gb:.1f}" + ("*" if one.memory.checkpointing == "offload" else ""),
             f"{one.vram_gb:.0f}",
             span(one.hours_low, one.hours_high),
             f"{one.usd_low:.2f}–{one.usd_high:.2f}",
         )
     people.print(rows)
+    if any(one.fits and one.memory.checkpointing == "offload" for one in ranked):
+        people.print("[dim]* activations are computed anew instead of kept: slower, in far less memory[/]")
     for reason, names in reasons.items():
         people.print(f"[dim]Not for this run: {', '.join(names)} ({escape(reason)})[/]")
     shares = ", ".join(f"{name} {value:.1f}" for name, value in shown.memory.by_part().items() if value >= 0.05)

@@ -147,7 +147,9 @@ def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
         people.print(f"\nThis plan was submitted before, and is not paid for twice: {job.job_id} ({job.stage})")
     else:
         people.print(f"\n[green]Started[/]: {job.job_id}")
-    for name, value in (("job", job.url), ("model", made.model_url), ("dashboard", made.dashboard_url)):
+    highest = f"${made.max_usd:.2f}" if made.where == "hf" else None
+    told = {"job": job.url, "model": made.model_url, "dashboard": made.dashboard_url, "at most": highest}
+    for name, value in told.items():
         if value:
             people.print(f"  {name:10} {escape(value)}", soft_wrap=True)
     people.print(f"\nHow it goes: uv run {Path(__file__).with_name('status.py')} {job.job_id}", soft_wrap=True)

@@ -935,7 +935,7 @@ def billed_since() -> float:
 class Ending:
     """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM)."""
 
-    LONGEST_MARGIN_S = 300
+    MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
     LOOKS_EVERY_S = 1.0
 
     def __init__(self):
@@ -943,7 +943,8 @@ class Ending:
         self.training = False
         timeout = run_facts().get("timeout_s")
         self.deadline = billed_since() + timeout if timeout else None
-        self.margin = min(0.05 * timeout, self.LONGEST_MARGIN_S) if timeout else 0.0
+        least, most = self.MARGINS_S
+        self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
 
     def listen(self) -> None:
         signal.signal(signal.SIGTERM, self.on_sigterm)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from . import ledger
 from .events import Summary
 from .jobs import Job
 from .plan import Plan
@@ -576,7 +577,9 @@ class Speaker:
         if kind == LOGIN:
             return LOGIN
         if kind in (CHECK, ESTIMATE) and plan and plan.model and plan.dataset:
-            return shlex.join(["uv", "run", str(SCRIPTS / f"{kind}.py"), plan.model, plan.dataset])
+            larger = [f"--more-than-gb={plan.vram_gb:g}"] if kind == ESTIMATE and plan.vram_gb else []
+            flags = plan.flags(leave_out={"base-model", "dataset", *(name.replace("_", "-") for name in ledger.FREE)})
+            return shlex.join(["uv", "run", str(SCRIPTS / f"{kind}.py"), plan.model, plan.dataset, *larger, *flags])
         if kind in (AGAIN, RESUME) and plan:
             plan = replace(plan, flavor=flavor) if flavor and plan.where == "hf" else plan
             settings = self.summary.event("plan").get("settings")

@@ -57,6 +57,15 @@ class Plan:
         """A hash over all of the above: whatever changes, the approval no longer fits."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
+    def flags(self, leave_out: set[str]) -> list[str]:
+        """The script's arguments without the flags of these names and their values."""
+        kept, leaving = [], False
+        for word in self.arguments:
+            if word.startswith("--"):
+                leaving = word[2:].partition("=")[0] in leave_out
+            kept += [] if leaving else [word]
+        return kept
+
     def resuming(self, submit: Path) -> str:
         """The command that goes on with this run from its last checkpoint."""
         return self.again(submit, *([] if "--resume" in self.arguments else ["--resume"]))

@@ -17,7 +17,7 @@ def as_table(status: Status) -> Table:
     job, progress = status.job, status.summary.progress
     colour = {"COMPLETED": "green", "RUNNING": "cyan", "ERROR": "red", "DELETED": "red"}.get(job.stage, "yellow")
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("job", escape(job.job_id))
+    grid.add_row("job", escape(f"{job.job_id} on {job.flavor}" if job.flavor else job.job_id))
     said = job.message or (status.phase if job.stage == "RUNNING" else "")
     grid.add_row("stage", f"[{colour}]{job.stage}[/]" + (f"  {escape(said)}" if said else ""))
     if progress.step is not None and progress.total_steps:
@@ -42,6 +42,8 @@ def as_table(status: Status) -> Table:
         grid.add_row("[yellow]warning[/]", f"[bold]{warning.code}[/]: {escape(warning.message)} {escape(warning.fix)}")
     if status.diagnosis:
         grid.add_row("cause", f"[bold]{status.diagnosis.code}[/]: {escape(status.diagnosis.message)}")
+        if status.plan:
+            grid.add_row("submitted", escape(status.plan.command))
     grid.add_row("next", escape(status.next))
     return grid
 
