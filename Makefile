@@ -7,17 +7,32 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint audit pictures tables clean
 
 demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py
 
 test: $(VENV)/tests lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Known vulnerabilities in what the scripts and templates bring, by osv.dev: it needs the network, so `test` leaves it out.
+audit: $(VENV)/uv
+	@for script in scripts/*.py templates/*.py; do \
+		echo "$$script"; \
+		$(BIN)/uv audit --preview-features audit-command --script $$script || found=1; \
+	done; test -z "$$found"
+
+pictures: $(VENV)/tests
+	$(BIN)/python demo/pictures.py
+
+# The tables in references/ that are made from code and data.
+tables: $(VENV)/tests
+	$(BIN)/python tests/tables.py
 
 $(VENV)/uv: tests/requirements-uv.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12"; exit 1; }

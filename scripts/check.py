@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.text import Text
+
+if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
+    sys.pycache_prefix = f"{sys.prefix}/pycache"
+
 from unsloth_jobs import hub, quiet, rows, template
 from unsloth_jobs.examine import Examination, examine
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, show_problem, table
@@ -40,7 +45,7 @@ def check(
     revision: Annotated[str, typer.Option(help="commit or branch of the model")] = "",
     script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
     sample: Annotated[int, typer.Option(min=1, help="rows to look at, from the first on")] = 500,
-    namespace: Annotated[str, typer.Option(help="user or organisation that will pay and own the model")] = None,
+    namespace: Annotated[str | None, typer.Option(help="user or organisation that will pay and own the model")] = None,
     where: Annotated[str, typer.Option(help="hf looks at the token too; local does not need one")] = "hf",
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:

@@ -11,12 +11,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
+
+if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
+    sys.pycache_prefix = f"{sys.prefix}/pycache"
+
 from unsloth_jobs import cost, hardware, hub, ledger, quiet, records, template
 from unsloth_jobs.errors import FAILED, Problem, UserError
 from unsloth_jobs.examine import examine
@@ -41,7 +46,10 @@ def estimate(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of the model")],
     dataset: Annotated[str, typer.Argument(help="Hub id or local file of the data set")],
     epochs: Annotated[float, typer.Option(help="passes over the rows (the template's --num-epochs)")] = 1.0,
-    flavor: Annotated[str, typer.Option(help="only this flavor")] = None,
+    flavor: Annotated[str | None, typer.Option(help="only this flavor")] = None,
+    more_than_gb: Annotated[
+        float, typer.Option(min=0, metavar="GB", help="only GPUs with more memory than this, which did not suffice")
+    ] = 0.0,
     script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
     sample: Annotated[int, typer.Option(min=1, help="rows to count tokens in, from the first on")] = 500,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
@@ -58,29 +66,37 @@ def estimate(
         module, [f"--base-model={model}", f"--dataset={dataset}", f"--num-epochs={epochs}", *context.args]
     )
     found = examine(api, module, settings, sample, needs_token=False)
-    if not found.ok:
+    model_found, counted = found.model, found.sample
+    if model_found is None or counted is None or not found.ok:
         problem = next(problem for problem in found.problems if problem.severity == "error")
         raise UserError(problem.code, problem.message, problem.fix, found.exit_code)
     flavors, source = hardware.current(api)
     chosen = [hardware.find(flavors, flavor)] if flavor else flavors
-    rows = found.sample.rows if found.sample.rows is not None else settings.num_samples
+    chosen = [one for one in chosen if not more_than_gb or one.vram_gb / max(one.gpus, 1) > more_than_gb]
+    if not chosen:
+        raise UserError(
+            "nothing_fits",
+            f"No GPU to choose from has more than {more_than_gb:g} GB.",
+            "Lower --batch-size or --max-seq-length, or choose a smaller model.",
+        )
+    rows = counted.rows if counted.rows is not None else settings.num_samples
     if not rows and not settings.max_steps:
         raise UserError(
             "rows_unknown",
             "The data set does not say how many rows it has, so its cost has no bound.",
             "Pass --num-samples N or --max-steps N.",
         )
-    per_row = found.sample.tokens_per_row(settings.max_seq_length)
+    per_row = counted.tokens_per_row(settings.max_seq_length)
     run = cost.Run(
         rows or settings.max_steps * settings.batch_size * settings.gradient_accumulation,
         per_row,
-        module.may_pack(settings, found.model.config),
-        found.sample.mean_error(settings.max_seq_length),
+        module.may_pack(settings, model_found.config),
+        counted.mean_error(settings.max_seq_length),
     )
-    pinned = replace(settings, base_model_revision=found.model.revision or "", dataset_revision=found.settings.dataset_revision)
+    pinned = replace(settings, base_model_revision=model_found.revision or "", dataset_revision=found.settings.dataset_revision)
     key = ledger.key(pinned, script)
     past = ledger.Ledger(ledger.entries(records.runs()), key.pace)
-    ranked = cost.candidates(chosen, found.model, module, settings, run, past)
+    ranked = cost.candidates(chosen, model_found, module, settings, run, past)
     best = cost.recommend(ranked, flavors)
     shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])
     records.remember_estimate(key.run, {one.flavor: cost.as_estimate(one) for one in ranked if one.fits})
@@ -124,12 +140,14 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
         rows.add_row(
             mark,
             one.flavor,
-            f"{one.needed_gb:.1f}",
+            f"{one.needed_gb:.1f}" + ("*" if one.memory.checkpointing == "offload" else ""),
             f"{one.vram_gb:.0f}",
             span(one.hours_low, one.hours_high),
             f"{one.usd_low:.2f}–{one.usd_high:.2f}",
         )
     people.print(rows)
+    if any(one.fits and one.memory.checkpointing == "offload" for one in ranked):
+        people.print("[dim]* activations are computed anew instead of kept: slower, in far less memory[/]")
     for reason, names in reasons.items():
         people.print(f"[dim]Not for this run: {', '.join(names)} ({escape(reason)})[/]")
     shares = ", ".join(f"{name} {value:.1f}" for name, value in shown.memory.by_part().items() if value >= 0.05)
@@ -150,7 +168,7 @@ def span(low: float, high: float) -> str:
 
 def told(one: cost.Candidate) -> str:
     """Where the time of a run goes, and what the estimate rests on."""
-    minutes = ", ".join(f"{name} {low / 60:.0f}–{high / 60:.0f}" for name, (low, high) in one.seconds.items())
+    minutes = ", ".join(f"{name} {low / 60:.0f}–{high / 60:.0f}" for name, (low, high) in (one.seconds or {}).items())
     narrower = "; submit.py --smoke measures it for a few cents" if one.basis == "shapes" else ""
     return f"{minutes} min on {one.flavor}, from {one.basis}{narrower}"
 

@@ -4,17 +4,27 @@
 # [tool.uv]
 # exclude-newer = "2026-11-20T00:00:00Z"
 # ///
-"""Print a job's log, with secrets removed."""
+"""Print a job's log, with secrets removed, and what a failed job failed of."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Annotated
 
 import typer
-from unsloth_jobs import events, places
-from unsloth_jobs.output import application, ends_clearly, print_json
+from rich.markup import escape
 
-app = application("Print a job's log, with secrets removed.")
+if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
+    sys.pycache_prefix = f"{sys.prefix}/pycache"
+
+from unsloth_jobs import events, places, records
+from unsloth_jobs.diagnosis import diagnose
+from unsloth_jobs.errors import UserError
+from unsloth_jobs.jobs import Place
+from unsloth_jobs.output import application, diagnostics, ends_clearly, print_json
+
+app = application("Print a job's log, with secrets removed, and what a failed job failed of.")
 
 
 @app.command(epilog="Exit codes: 0 printed; 1 no such job; 2 usage; 4 the Hub cannot be reached or says no.")
@@ -22,20 +32,31 @@ app = application("Print a job's log, with secrets removed.")
 def logs(
     job: Annotated[str, typer.Argument(help="the id or address that submit.py printed")],
     follow: Annotated[bool, typer.Option("--follow", help="go on until the job ends")] = False,
-    tail: Annotated[int, typer.Option(min=1, help="only the last N lines")] = None,
-    namespace: Annotated[str, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="only the last N lines")] = None,
+    namespace: Annotated[str | None, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
     json: Annotated[bool, typer.Option("--json", help='a JSON object per line: {"line", "event"}')] = False,
 ) -> None:
-    """Print a job's log, with secrets removed.
+    """Print a job's log, with secrets removed. The cause of a failure follows on stderr.
 
     Example: logs.py 6871f2a0b0c4d5e6f7a8b9c0 --tail 50
     """
-    for line in places.of(job, namespace).logs(places.id_of(job), follow=follow, tail=tail):
+    job_id, place = places.id_of(job), places.of(job, namespace)
+    for line in place.logs(job_id, follow=follow, tail=tail):
         text = events.clean(line)
         if json:
             print_json({"line": text, "event": events.parse(text)})
         else:
             print(text, flush=True)
+    with contextlib.suppress(UserError):  # the log is what was asked for, and it is there
+        name_cause(place, job_id)
+
+
+def name_cause(place: Place, job_id: str) -> None:
+    log = events.summarise(place.logs(job_id, tail=events.TAIL))
+    if (found := diagnose(place.inspect(job_id), log, records.run_plan(job_id))) is None:
+        return
+    diagnostics.print(f"\n[red]cause[/] [bold]{found.code}[/]: {escape(found.message)}", soft_wrap=True)
+    diagnostics.print(f"  → {escape(found.fix)}\n  {escape(found.command)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

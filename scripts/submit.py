@@ -16,11 +16,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from unsloth_jobs import hub, plan, records
+
+if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
+    sys.pycache_prefix = f"{sys.prefix}/pycache"
+
+from unsloth_jobs import hub, places, plan, records, submission
 from unsloth_jobs.errors import APPROVAL, USAGE, UserError
-from unsloth_jobs.hf_jobs import HFJobs
-from unsloth_jobs.jobs import Job, Place
-from unsloth_jobs.local_jobs import LocalJobs
+from unsloth_jobs.jobs import Job
 from unsloth_jobs.output import application, duration, ends_clearly, people, print_json, show_problem
 
 app = application("Show the plan of a run and, once it is approved, start it.")
@@ -35,18 +37,20 @@ app = application("Show the plan of a run and, once it is approved, start it.")
 def submit(
     script: Annotated[Path, typer.Argument(help="the training script: templates/sft.py or your copy of it")],
     arguments: Annotated[
-        list[str], typer.Argument(help="the script's own arguments, after -- where a name is also one of these")
+        list[str] | None, typer.Argument(help="the script's own arguments, after -- where a name is also one of these")
     ] = None,
     where: Annotated[str, typer.Option(help="hf: Hugging Face Jobs; local: a background process here")] = "hf",
     flavor: Annotated[str, typer.Option(help="machine to rent; estimate.py recommends one")] = plan.DEFAULT_FLAVOR,
-    timeout: Annotated[str, typer.Option(help="end the job after 30m, 4h, 1d (default: 4h; 20m for a smoke run)")] = None,
-    max_usd: Annotated[float, typer.Option(help="refuse a plan that can cost more (a smoke run: 1)")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="end the job after 30m, 4h, 1d (default: 4h; 20m for a smoke run)")
+    ] = None,
+    max_usd: Annotated[float | None, typer.Option(help="refuse a plan that can cost more (a smoke run: 1)")] = None,
     attempts: Annotated[int, typer.Option(min=1, help="let Hugging Face start a failed job again, up to N starts")] = 1,
     smoke: Annotated[
         bool, typer.Option("--smoke", help=f"the same run for {plan.SMOKE_STEPS} steps, to measure its time and test it whole")
     ] = False,
-    namespace: Annotated[str, typer.Option(help="user or organisation that pays and owns the model")] = None,
-    approve: Annotated[str, typer.Option(metavar="PLAN_ID", help="start exactly the plan that has this id")] = None,
+    namespace: Annotated[str | None, typer.Option(help="user or organisation that pays and owns the model")] = None,
+    approve: Annotated[str | None, typer.Option(metavar="PLAN_ID", help="start exactly the plan that has this id")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="start without asking; on hf it needs --max-usd")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
@@ -82,8 +86,7 @@ def submit(
         else:
             people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
-    place = HFJobs(api, made.namespace) if where == "hf" else LocalJobs()
-    report(made, *start(place, made, approved, estimate), json)
+    report(made, *submission.start(places.for_plan(api, made), made, approved, estimate), json)
 
 
 def approving(plan_id: str) -> str:
@@ -94,15 +97,6 @@ def approving(plan_id: str) -> str:
 def asked(json: bool) -> bool:
     """Whether a person at a terminal said yes."""
     return not json and sys.stdin.isatty() and typer.confirm("\nStart it?", default=False)
-
-
-def start(place: Place, made: plan.Plan, approved: str, estimate: dict[str, Any] | None) -> tuple[Job, bool]:
-    """The job of this plan, and whether it was there already: an approved plan is paid for once."""
-    if job := place.find(made):
-        return job, True
-    job = place.submit(made, estimate)
-    records.remember_run(job.job_id, made, approved, estimate)
-    return job, False
 
 
 def show(made: plan.Plan, estimate: dict[str, Any] | None) -> None:
@@ -153,7 +147,9 @@ def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
         people.print(f"\nThis plan was submitted before, and is not paid for twice: {job.job_id} ({job.stage})")
     else:
         people.print(f"\n[green]Started[/]: {job.job_id}")
-    for name, value in (("job", job.url), ("model", made.model_url), ("dashboard", made.dashboard_url)):
+    highest = f"${made.max_usd:.2f}" if made.where == "hf" else None
+    told = {"job": job.url, "model": made.model_url, "dashboard": made.dashboard_url, "at most": highest}
+    for name, value in told.items():
         if value:
             people.print(f"  {name:10} {escape(value)}", soft_wrap=True)
     people.print(f"\nHow it goes: uv run {Path(__file__).with_name('status.py')} {job.job_id}", soft_wrap=True)

@@ -55,6 +55,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -139,13 +140,24 @@ class Stop(Exception):
         self.code, self.message, self.fix = code, message, fix
 
 
-TOKEN_PATTERN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+SECRETS = re.compile(  # by their shape: of the Hub, W&B, OpenAI, AWS and GitHub, and what follows "Authorization: Bearer"
+    r"(?:hf_|api_org_)[A-Za-z0-9]{12,}|wandb_v1_[\w-]{20,}|(?:(?<![A-Za-z0-9])|(?<=[\d[]m))sk-(?=[A-Za-z_-]{0,64}\d)[\w-]{20,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{36,}|(?i:bearer )[A-Za-z0-9._~+/=-]{16,}"
+    r"|(?i:wandb\w{0,9}key\W{1,4})[0-9a-f]{40}|(?i:aws_secret_access_key\W{1,4})[A-Za-z0-9/+=]{40}"
+)
+
+
+def redacted(text: str) -> str:
+    """text without secrets: an error of the Hub or of a library may quote one."""
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        text = text.replace(os.environ.get(name) or "hf_***", "hf_***")
+    return SECRETS.sub("hf_***", text)
 
 
 def emit(event: str, **values: Any) -> None:
-    """One line for status, logs and people. Tokens are cut out: a Hub error may quote one."""
-    line = json.dumps({"event": event, **values}, ensure_ascii=False, default=str)
-    print("EVENT " + TOKEN_PATTERN.sub("hf_***", line), flush=True)
+    """One line for status, logs and people, without secrets."""
+    line = json.dumps({"event": event, "time": round(time.time(), 1), **values}, ensure_ascii=False, default=str)
+    print("EVENT " + redacted(line), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -224,7 +236,7 @@ def base_bytes(adapter: Adapter) -> int:
         return sum(path.stat().st_size for path in Path(adapter.base).glob("model*.safetensors"))
     files = HfApi().model_info(adapter.base, revision=adapter.base_revision, files_metadata=True).siblings
     return sum(
-        file.size or 0 for file in files if file.rfilename.startswith("model") and file.rfilename.endswith(".safetensors")
+        file.size or 0 for file in files or () if file.rfilename.startswith("model") and file.rfilename.endswith(".safetensors")
     )
 
 
@@ -307,7 +319,7 @@ def open_result(settings: Settings, adapter: Adapter, kind: str) -> Result:
     api = HfApi() if repo else None
     result = Result(folder, f"{repo}-{kind}" if repo else None, api, {})
     try:
-        if api is not None:
+        if api and result.repo:
             api.create_repo(result.repo, private=not settings.public, exist_ok=True)
             if api.file_exists(result.repo, RECORD):
                 api.hf_hub_download(result.repo, RECORD, local_dir=folder)
@@ -315,7 +327,7 @@ def open_result(settings: Settings, adapter: Adapter, kind: str) -> Result:
                 (folder / RECORD).unlink(missing_ok=True)  # of a repository that is gone
         result.record = earlier_record(folder, adapter, settings.again)
         result.save()
-        if api is not None:
+        if api and result.repo:
             api.upload_file(
                 path_or_fileobj=folder / RECORD, path_in_repo=RECORD, repo_id=result.repo, commit_message="Export begins"
             )
@@ -834,8 +846,9 @@ def main() -> int:
         emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
         return 1
     except Exception as error:
-        emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log above has the traceback.")
-        raise
+        emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log has the traceback.")
+        print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
+        return 1
     return 0
 
 

@@ -55,10 +55,12 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -136,12 +138,17 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 def setting_problems(settings: Settings) -> Iterable[str]:
     if not settings.dataset:
         yield "--dataset is needed: a Hub id such as mlabonne/FineTome-100k, or a local file"
-    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "lora_r", "lora_alpha"):
+    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "max_eval_rows", "lora_r", "lora_alpha"):
         if getattr(settings, name) < 1:
             yield f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}"
     for name in ("num_epochs", "learning_rate", "save_steps"):
-        if not getattr(settings, name) > 0:
+        if not 0 < getattr(settings, name) < math.inf:
             yield f"--{name.replace('_', '-')} must be above 0, not {getattr(settings, name)}"
+    for name in ("num_samples", "max_steps", "seed"):
+        if getattr(settings, name) < 0:
+            yield f"--{name.replace('_', '-')} must be at least 0, not {getattr(settings, name)}"
+    if not 0 <= settings.min_coverage <= 1:
+        yield f"--min-coverage is a share from 0 to 1, not {settings.min_coverage}"
     if not 0 <= settings.eval_split < 1:
         yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
     if settings.early_stopping < 0:
@@ -154,7 +161,7 @@ def setting_problems(settings: Settings) -> Iterable[str]:
         yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
     if bool(settings.prompt_column) != bool(settings.completion_column):
         yield "--prompt-column and --completion-column go together"
-    if settings.output_repo and settings.output_repo.count("/") != 1:
+    if settings.output_repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.output_repo, re.ASCII):
         yield f"--output-repo is OWNER/NAME, not {settings.output_repo!r}"
 
 
@@ -166,17 +173,28 @@ class Stop(Exception):
         self.code, self.message, self.fix = code, message, fix
 
 
-TOKEN_PATTERN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+SECRETS = re.compile(  # by their shape: of the Hub, W&B, OpenAI, AWS and GitHub, and what follows "Authorization: Bearer"
+    r"(?:hf_|api_org_)[A-Za-z0-9]{12,}|wandb_v1_[\w-]{20,}|(?:(?<![A-Za-z0-9])|(?<=[\d[]m))sk-(?=[A-Za-z_-]{0,64}\d)[\w-]{20,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{36,}|(?i:bearer )[A-Za-z0-9._~+/=-]{16,}"
+    r"|(?i:wandb\w{0,9}key\W{1,4})[0-9a-f]{40}|(?i:aws_secret_access_key\W{1,4})[A-Za-z0-9/+=]{40}"
+)
+
+
+def redacted(text: str) -> str:
+    """text without secrets: an error of the Hub or of a library may quote one."""
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        text = text.replace(os.environ.get(name) or "hf_***", "hf_***")
+    return SECRETS.sub("hf_***", text)
 
 
 SAID: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card tells what the log told
 
 
 def emit(event: str, **values: Any) -> None:
-    """One line for status, logs and people. Tokens are cut out: a Hub error may quote one."""
+    """One line for status, logs and people, without secrets."""
     SAID[event] = values
-    line = json.dumps({"event": event, **values}, ensure_ascii=False, default=str)
-    print("EVENT " + TOKEN_PATTERN.sub("hf_***", line), flush=True)
+    line = json.dumps({"event": event, "time": round(time.time(), 1), **values}, ensure_ascii=False, default=str)
+    print("EVENT " + redacted(line), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -255,7 +273,8 @@ def naming_hint(columns: list[str]) -> str:
         return f"The file seems to be separated by {delimiter!r}: save it with commas."
     if len(columns) < 2:
         return "Each row needs a question and an answer: messages, or two columns."
-    return f"Name the two columns, such as: --prompt-column {columns[0]} --completion-column {columns[1]}"
+    # Names come from the data set, and a fix is pasted into a shell.
+    return "Name the two columns, such as: --prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
 
 
 def without_nulls(value: Any) -> Any:
@@ -295,6 +314,14 @@ def normalise_message(message: Any) -> dict[str, Any]:
     return {"role": ROLES[role], "content": content, **kept}
 
 
+def parsed(value: Any) -> Any:
+    """What some data sets keep as JSON in a string. Raises ValueError where it is none."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+
+
 def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
     """One row as {"messages": [...], "tools"?: [...]}, {"prompt": str, "completion": str} or {"text": str}.
 
@@ -311,11 +338,10 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
         if isinstance(prompt, list) and isinstance(completion, list):
             return {"messages": [normalise_message(message) for message in prompt + completion]}
         return {"prompt": plain_text(prompt), "completion": plain_text(completion)}
-    turns = json.loads(values["messages"]) if isinstance(values["messages"], str) else values["messages"]
+    turns = parsed(values["messages"])
     if not isinstance(turns, list) or not turns:
         raise ValueError("the conversation is empty")
-    tools = values.get("tools")
-    tools = without_nulls(json.loads(tools) if isinstance(tools, str) and tools.strip() else tools)
+    tools = without_nulls(parsed(values.get("tools") or None))
     return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
 
 
@@ -419,9 +445,10 @@ class Renderer:
         return text, spans
 
     def span_by_marker(self, text: str, messages: list[dict], tools: list | None, index: int) -> Span | None:
-        replaced = [*messages[:index], {"role": "assistant", "content": MARKER}, *messages[index + 1 :]]
+        marker = next(mark for mark in (MARKER + "7" * more for more in itertools.count()) if mark not in text)
+        replaced = [*messages[:index], {"role": "assistant", "content": marker}, *messages[index + 1 :]]
         try:
-            before, found, after = self.chat(replaced, tools).partition(MARKER)
+            before, found, after = self.chat(replaced, tools).partition(marker)
         except ValueError:  # over a tool's result whose call is gone, for one
             return None
         start = before.rfind(self.header) + len(self.header) if self.header else len(before)
@@ -567,7 +594,7 @@ def needs_bf16(config: Mapping[str, Any]) -> bool:
 # ---------------------------------------------------------------------------------------------------------------
 # LoRA: which linear layers get an adapter, and what share of them that is.
 
-NOT_ADAPTED = re.compile(r"lm_head|embed|vision|visual|image|audio|multi_modal|(^|\.)(router|gate)$")
+NOT_ADAPTED = re.compile(r"lm_head|embed|vision|visual|image|audio|multi_modal|(^|\.)(router|gate|wte|wpe)$")
 Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
 
 
@@ -590,7 +617,7 @@ def lora_targets(linears: Shapes, asked: str = "auto") -> list[str]:
         raise Stop(
             "unknown_target",
             f"The model has no linear layer named {', '.join(unknown)}.",
-            f"Pass --target-modules {','.join(present)}, or leave it at auto.",
+            f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
         )
     return wanted
 
@@ -661,14 +688,14 @@ def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
         raise Stop(
             f"unknown_{kind}",
             f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
-            f"Pass {flag} {available[0]}.",
+            f"Pass {flag} {shlex.quote(available[0])}.",
         )
     if preferred in available or len(available) == 1:
         return preferred if preferred in available else available[0]
     raise Stop(
         f"{kind}_needed",
         f"The data set has more than one {kind}: {', '.join(available)}.",
-        f"Pass one of them: {flag} {available[0]}.",
+        f"Pass one of them: {flag} {shlex.quote(available[0])}.",
     )
 
 
@@ -796,13 +823,24 @@ def split_rows(rows: Any, settings: Settings) -> tuple[Any, Any]:
 
 
 SETTINGS_FILE = "training_settings.json"
+OPEN_PAUSES_S = (5, 20, 60)
 
 
 def open_repository(settings: Settings) -> Any:
     """Create the output repository and make its first commit, so that a push that cannot work fails now, not at the end."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
 
+    def client() -> Any:
+        made = default_client_factory()
+        made.event_hooks["request"].append(limit)
+        return made
+
+    def limit(request: Any) -> None:  # where a call sets no timeout the client waits for ever, on a paid machine
+        request.extensions["timeout"] = {part: s or HUB_TIMEOUT_S for part, s in request.extensions["timeout"].items()}
+
+    set_client_factory(client)
     api = HfApi()
     if not settings.output_repo:
         if os.environ.get("JOB_ID"):
@@ -812,21 +850,38 @@ def open_repository(settings: Settings) -> Any:
                 "Pass --output-repo YOU/NAME.",
             )
         return None
-    try:
-        api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
-        api.upload_file(
-            path_or_fileobj=json.dumps(asdict(settings), indent=1).encode(),
-            path_in_repo=SETTINGS_FILE,
-            repo_id=settings.output_repo,
-            commit_message="Training begins",
-        )
-    except HfHubHTTPError as error:
+    for pause in (*OPEN_PAUSES_S, None):
+        try:
+            begin_repository(api, settings)
+            return api
+        except HTTPError as error:
+            if is_refused(error):
+                raise Stop(
+                    "push_denied",
+                    f"{settings.output_repo} cannot be written to: {error}",
+                    "Use a token with write permission for this owner (https://huggingface.co/settings/tokens).",
+                ) from error
+            if pause is None:
+                fix = "Submit the same command again in some minutes."
+                raise Stop("hub_unreachable", f"{settings.output_repo} cannot be opened: {error}", fix) from error
+            time.sleep(pause)
+
+
+def begin_repository(api: Any, settings: Settings) -> None:
+    """The first commit. Raises Stop where the repository is something else's, and what the client raises."""
+    api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
+    if {"config.json", "adapter_config.json"} & set(api.list_repo_files(settings.output_repo)) == {"config.json"}:
         raise Stop(
-            "push_denied",
-            f"{settings.output_repo} cannot be written to: {error}",
-            "Use a token with write permission for this owner (https://huggingface.co/settings/tokens).",
-        ) from error
-    return api
+            "name_taken",
+            f"{settings.output_repo} holds a whole model, and the adapter would be mixed with it.",
+            "Name another --output-repo.",
+        )
+    api.upload_file(
+        path_or_fileobj=json.dumps(asdict(settings), indent=1).encode(),
+        path_in_repo=SETTINGS_FILE,
+        repo_id=settings.output_repo,
+        commit_message="Training begins",
+    )
 
 
 def require_gpu_where_paid() -> None:
@@ -880,14 +935,16 @@ def billed_since() -> float:
 class Ending:
     """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM)."""
 
-    LONGEST_MARGIN_S = 300
+    MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
+    LOOKS_EVERY_S = 1.0
 
     def __init__(self):
         self.reason = ""
         self.training = False
         timeout = run_facts().get("timeout_s")
         self.deadline = billed_since() + timeout if timeout else None
-        self.margin = min(0.05 * timeout, self.LONGEST_MARGIN_S) if timeout else 0.0
+        least, most = self.MARGINS_S
+        self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
 
     def listen(self) -> None:
         signal.signal(signal.SIGTERM, self.on_sigterm)
@@ -903,6 +960,15 @@ class Ending:
         if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
             self.reason = "deadline"
         return bool(self.reason)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; False where the machine is taken away before, or may be any moment."""
+        until = time.time() + seconds
+        if self.deadline and until > self.deadline:
+            return False
+        while self.reason != "cancelled" and (left := until - time.time()) > 0:
+            time.sleep(min(left, self.LOOKS_EVERY_S))
+        return self.reason != "cancelled"
 
     def require_none(self, state: Any, where: str) -> None:
         """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
@@ -1295,7 +1361,7 @@ def can_pack(model: Any, settings: Settings) -> bool:
         return False
     try:
         size = settings.max_seq_length // 2 * 2
-        leak = rows_leak(model, size, size if settings.backend == "trl" else None)
+        leak: bool | str = rows_leak(model, size, size if settings.backend == "trl" else None)
     except Exception as error:  # a forward that does not take a packed batch at all
         leak = f"{type(error).__name__}: {error}"
     if leak:
@@ -1474,25 +1540,37 @@ def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending, 
             began = time.monotonic()
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (folder / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
-            pushed = push_folder(
-                api, settings.output_repo, folder, f"Checkpoint at step {state.global_step}", path_in_repo="last-checkpoint"
-            )
+            message = f"Checkpoint at step {state.global_step}"
+            pushed = api is not None and push_folder(api, settings, folder, message, path_in_repo="last-checkpoint") is None
             pace.checkpoint, pace.saving_s = folder, time.monotonic() - began
             emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
 
     return Progress()
 
 
-def push_folder(api: Any, repo: str, folder: Path, message: str, **options: Any) -> bool:
-    """Whether the folder reached the Hub. A failure is a warning: training, and what is on disk, goes on."""
-    if api is None:
-        return False
+def push_folder(api: Any, settings: Settings, folder: Path, message: str, **options: Any) -> Exception | None:
+    """None when the folder has reached the Hub, else what went wrong, as a warning: training, and what is on disk, goes on."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def upload() -> None:
+        api.upload_folder(repo_id=settings.output_repo, folder_path=folder, commit_message=message, **options)
+
     try:
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, **options)
+        try:
+            upload()
+        except RepositoryNotFoundError:  # deleted meanwhile: a result that was paid for is kept all the same
+            api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
+            upload()
     except Exception as error:  # whatever went wrong with the network must not end a paid run
         emit("warning", code="push_failed", message=f"{message}: {error}")
-        return False
-    return True
+        return error
+    return None
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether the Hub said no, and will say so again; a fault in passing is anything else."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return 400 <= status < 500 and status not in (408, 409, 412, 429)
 
 
 def trackio_callback() -> Any:
@@ -1595,7 +1673,7 @@ def build_trainer(
             mean = total / learned
             metrics = {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
             self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
     on_gpu, bf16 = torch.cuda.is_available(), has_bf16()
@@ -1727,12 +1805,13 @@ def set_aside(folder: Path) -> None:
 
 def fetch_checkpoint(settings: Settings, api: Any) -> Path | None:
     """The repository's last-checkpoint, downloaded under the name that the trainer would have given it."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from httpx import HTTPError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     folder = Path(settings.save_local) / "checkpoints"
     try:
         api.snapshot_download(settings.output_repo, allow_patterns="last-checkpoint/*", local_dir=folder)
-    except HfHubHTTPError as error:
+    except (HTTPError, LocalEntryNotFoundError) as error:
         raise Stop("resume_failed", f"The checkpoint cannot be downloaded: {error}", "Try again in a minute.") from error
     fetched = folder / "last-checkpoint"
     if not (fetched / "trainer_state.json").is_file():
@@ -1801,7 +1880,7 @@ def final_loss(trainer: Any, best: Best) -> float:
     """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation."""
     if best.weights:
         return best.loss
-    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
     return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate()["eval_loss"]
 
 
@@ -2049,23 +2128,55 @@ print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_t
 """
 
 
-def push_results(api: Any, settings: Settings, folder: Path) -> None:
-    """The adapter on the Hub. Raises Stop when it does not get there; the files stay on this machine."""
+HUB_TIMEOUT_S = 120  # for one piece of an answer, not for a whole upload
+PUSH_PAUSES_S = (5, 20, 60, 120, 240, 480)  # a quarter of an hour costs less than the run that would be lost
+RESULT_ONLY = ["checkpoints*", "merged/*"]  # what else lies in the folder is not pushed
+
+
+def push_results(api: Any, settings: Settings, folder: Path, ending: Ending) -> None:
+    """The adapter on the Hub. Raises Stop when it does not get there, with where it is and how it can be fetched or sent."""
     if api is None:
         return
-    pauses = (5, 20, 60)
-    for attempt, pause in enumerate((*pauses, 0)):
-        if push_folder(api, settings.output_repo, folder, "Adapter and card", ignore_patterns=["checkpoints*", "merged/*"]):
+    for pause in (*PUSH_PAUSES_S, None):
+        error = push_folder(api, settings, folder, "Adapter and card", ignore_patterns=RESULT_ONLY)
+        if error is None:
             emit("pushed", repo=settings.output_repo, url=f"{api.endpoint}/{settings.output_repo}")
             return
-        if attempt < len(pauses):
-            time.sleep(pause)
-    raise Stop(
-        "push_failed",
-        f"The adapter in {folder} did not reach {settings.output_repo}.",
-        f"The newest checkpoint is in {settings.output_repo}/last-checkpoint. From this machine: "
-        f"hf upload {settings.output_repo} {folder}",
+        if pause is None or is_refused(error) or not ending.wait(pause):
+            raise unpushed(settings, folder, error)
+
+
+def unpushed(settings: Settings, folder: Path, error: Exception) -> Stop:
+    """What to say of a result that the Hub did not take: one command fetches it, sends it, or makes it again."""
+    code = "push_denied" if is_refused(error) else "push_failed"
+    message, repo = f"The adapter did not reach {settings.output_repo}: {error}", settings.output_repo
+    job = os.environ.get("JOB_ID")
+    if not job:
+        private = "" if settings.public else " --private"
+        fix = f"hf upload {repo} {shlex.quote(str(folder.resolve()))} . --exclude 'checkpoints*' --exclude 'merged/*'{private}"
+        return Stop(code, message, f"It is on this disk. With a token that may write there: {fix}")
+    if rescue(folder, job):
+        bucket = f"{run_facts().get('namespace') or repo.split('/')[0]}/jobs-artifacts"
+        fix = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
+        return Stop(code, message, f"It was saved with the job's files. Fetch it: {fix}")
+    return Stop(
+        code,
+        message,
+        f"Submit the same command with --resume at its end: it goes on from the last checkpoint in {repo}, if any.",
     )
+
+
+def rescue(folder: Path, job: str) -> bool:
+    """Copy the result to the bucket that this script came from, which needs no token: it is mounted at /data."""
+    data = Path(__file__).resolve().parent
+    if data.name != "data":
+        return False
+    try:
+        shutil.copytree(folder, data / f"rescued-{job}", ignore=shutil.ignore_patterns("checkpoints*", "merged"))
+    except OSError as error:
+        emit("warning", code="rescue_failed", message=str(error))
+        return False
+    return True
 
 
 def require_mergeable(settings: Settings) -> None:
@@ -2121,7 +2232,8 @@ def train(settings: Settings) -> None:
     ending = Ending()
     ending.listen()
 
-    emit("plan", settings=asdict(settings), hardware=hardware(), versions=versions(settings.backend))
+    found, installing_s = versions(settings.backend), round(time.time() - billed_since(), 1)
+    emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
 
     # ---- what can fail for free comes first: the repository, the rows, their columns
     require_gpu_where_paid()
@@ -2181,13 +2293,14 @@ def train(settings: Settings) -> None:
     trainer = make_trainer(batching)
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
     trainer, base_loss = fit(trainer, make_trainer, checkpoint, ending)
+    trainer.pace.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
 
     # ---- the adapter is safe before anything that is merely nice to have
     folder = Path(settings.save_local)
     best.restore(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    push_results(api, settings, folder)
+    push_results(api, settings, folder, ending)
     ending.training = False
     ending.require_none(trainer.state, settings.output_repo or str(folder))
     losses = losses_of(base_loss, final_loss(trainer, best) if eval_tokens else None)
@@ -2198,7 +2311,7 @@ def train(settings: Settings) -> None:
     figures = card_figures(settings, trainer, time.monotonic() - began)
     card = model_card(settings, losses, figures, answers, "loss.png" if drawn else None)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    push_results(api, settings, folder)
+    push_results(api, settings, folder, ending)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
     emit(
@@ -2217,6 +2330,10 @@ def train(settings: Settings) -> None:
     )
 
 
+# As Python, safetensors and torch put it; a quota and a limit of a file's size are as good as full.
+DISK_FULL = re.compile(r"No space left|File too large|quota exceeded|os error (28|27|122)|PytorchStreamWriter failed writing")
+
+
 def main() -> int:
     settings = parse_args()
     if not sys.stderr.isatty():  # in a log, each refresh of a progress bar is a line
@@ -2231,8 +2348,13 @@ def main() -> int:
         emit("failed", code="cancelled", message="The run was told to end.", fix=fix)
         return 1
     except Exception as error:
-        emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log above has the traceback.")
-        raise
+        if DISK_FULL.search(str(error)):
+            fix = "Make room or choose a flavor with a larger disk; with --resume at its end the same command goes on."
+            emit("failed", code="disk_full", message=f"The disk is full: {error}", fix=fix)
+            return 1
+        emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log has the traceback.")
+        print(redacted(traceback.format_exc()), file=sys.stderr, flush=True)
+        return 1
     return 0
 
 

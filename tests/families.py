@@ -2,6 +2,7 @@
 
 families.py save FOLDER NAME...     # each in FOLDER/NAME, with a tokenizer
 families.py packed NAME...          # what packing does to each: prints {NAME: {...}} as JSON
+families.py modules NAME...         # what gets an adapter: prints {NAME: {what holds them: [modules]}} as JSON
 """
 
 import json
@@ -23,8 +24,6 @@ def config(name: str, tokenizer):
 
     own = {
         "lfm2": {"block_auto_adjust_ff_dim": False, "conv_L_cache": 3, "layer_types": ["conv", "full_attention", "conv"]},
-        "llama": {},
-        "phi3": {},
         "qwen3": {"head_dim": 16},
         "gemma3_text": {
             "head_dim": 16,
@@ -53,7 +52,7 @@ def config(name: str, tokenizer):
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **own[name],
+        **own.get(name, {}),
     )
 
 
@@ -132,6 +131,15 @@ def packed(*names: str) -> dict[str, dict]:
     return found
 
 
+def modules(*names: str) -> dict[str, dict[str, list[str]]]:
+    """The modules that the template adapts in each, by the module that holds them: self_attn, mlp, conv and the like."""
+    tokenizer, found = tiny_model.make_tokenizer(), {}
+    for name in names:
+        paths = {tuple(path.split(".")[-2:]) for path in sft.adaptable(sft.linear_shapes(make(name, tokenizer)))}
+        found[name] = {holder: sorted(leaf for other, leaf in paths if other == holder) for holder in sorted(dict(paths))}
+    return found
+
+
 if __name__ == "__main__":
     what, *words = sys.argv[1:]
-    print(json.dumps({"save": save, "packed": packed}[what](*words)))
+    print(json.dumps({"save": save, "packed": packed, "modules": modules}[what](*words)))

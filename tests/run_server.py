@@ -6,6 +6,7 @@ answer is its process id. Its output goes to FOLDER/log.txt, and ends with EXIT 
 
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -14,6 +15,7 @@ from pathlib import Path
 import unsloth  # noqa: F401 # isort: skip  # first: it patches what comes after it
 import torch
 import trackio  # noqa: F401
+from huggingface_hub.utils import http_backoff
 from trl import SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "templates"))
@@ -81,7 +83,28 @@ def unsloth_refuses() -> None:
     unsloth.FastLanguageModel.from_pretrained = from_pretrained
 
 
-FAULTS = {fault.__name__: fault for fault in (out_of_memory, out_of_memory_evaluating, told_to_end, unsloth_refuses)}
+def impatient() -> None:
+    """What waits for the Hub to come back does so for a second, not for minutes."""
+    http_backoff.__kwdefaults__.update(max_retries=1, base_wait_time=0.1)
+    sft.PUSH_PAUSES_S = (0.2, 0.2)
+
+
+def disk_full(at_step: int, most: int) -> None:
+    """From this step on, no file can have more bytes than this."""
+    whole = SFTTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step >= at_step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        return whole(self, *args, **kwargs)
+
+    SFTTrainer.training_step = training_step
+
+
+FAULTS = {
+    fault.__name__: fault
+    for fault in (out_of_memory, out_of_memory_evaluating, told_to_end, unsloth_refuses, impatient, disk_full)
+}
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs leave nothing behind
 for line in sys.stdin:

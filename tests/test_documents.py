@@ -7,18 +7,20 @@ import json
 import re
 import subprocess
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import export
 import pytest
 import sft
+import tables
 import yaml
 from conftest import ROOT, UV
-from unsloth_jobs import hardware
+from documents import COMMANDS, DOCUMENTS, OURS, flags
+from unsloth_jobs import examine, plan
 
 SKILL = (ROOT / "SKILL.md").read_text()
 REFERENCES = sorted((ROOT / "references").glob("*.md"))
-DOCUMENTS = [ROOT / "SKILL.md", ROOT / "AGENTS.md", ROOT / "README.md", *REFERENCES]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.py")), *sorted((ROOT / "templates").glob("*.py"))]
 HEADER = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")  # PEP 723's own expression
 
@@ -51,14 +53,26 @@ def test_files_and_flags_that_a_document_names_exist(path):
     text = path.read_text()
     for name in re.findall(r"(?:scripts|references|templates|tests|demo)/[\w./-]+\.(?:py|md|jsonl|txt)", text):
         assert (ROOT / name).exists(), name
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (path.parent / link).exists(), link
     settings = (*sft.fields(sft.Settings), *export.fields(export.Settings))
     known = {"--" + item.name.replace("_", "-") for item in settings}
-    known |= {flag for script in (ROOT / "scripts").glob("*.py") for flag in re.findall(r"--[a-z][\w-]+", help_of(script))}
-    known |= {"--secrets", "--path", "--name"}  # of hf jobs, and of Codex's installer
-    known |= set(re.findall(r'"(--[a-z][\w-]+)"', (ROOT / "benchmarks" / "speed.py").read_text()))
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text)) <= known
+    known |= {flag for script in (ROOT / "scripts").glob("*.py") for flag in flags(help_of(script))}
+    known |= {flag for command in COMMANDS if not OURS.match(command) for flag in flags(command)}  # see test_commands.py
+    assert flags(text) <= known
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_each_link_leads_somewhere(path):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text()):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """The addresses of a document's headings, as GitHub and the Hub make them."""
+    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```", "", text))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 HELP: dict[Path, str] = {}
@@ -74,16 +88,76 @@ def help_of(script: Path) -> str:
     return HELP[script]
 
 
-def test_the_price_table_is_the_snapshot_that_the_estimator_uses():
-    flavors, source = hardware.snapshot()
-    rows = [
-        f"| {one.name} | {one.usd_per_hour:.2f} | {one.gpus} | {one.accelerator} | {one.vram_gb:.0f} |"
-        for one in sorted(flavors, key=lambda one: (one.usd_per_hour, one.name))
-        if one.gpus
-    ]
-    text = (ROOT / "references" / "gpu-and-cost.md").read_text()
-    assert "\n".join(rows) in text, "\n".join(rows)
-    assert re.search(r"\d{4}-\d\d-\d\d", source).group() in text
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_a_table_that_is_made_stands_as_it_is_made(name, training_python):
+    make, document = tables.TABLES[name]
+    text = document.read_text()
+    assert tables.with_table(text, name, make(training_python)) == text, "make tables"
+
+
+def test_the_defaults_that_the_skill_tells_are_the_template_s():
+    default = sft.Settings()
+    said = (
+        f"QLoRA r {default.lora_r}, alpha {default.lora_alpha}, length {default.max_seq_length}, batch {default.batch_size} × "
+        f"{default.gradient_accumulation}, {default.num_epochs:.0f} epoch, learning rate 2e-4, a tenth of the rows held out"
+    )
+    assert said in SKILL
+    assert (default.load_in_16bit, default.learning_rate, default.eval_split) == (False, 2e-4, 0.1)
+
+
+def test_figures_of_the_code_are_told_as_they_are():
+    def told(document: str, sentence: str) -> None:
+        assert sentence in (ROOT / document).read_text(), sentence
+
+    told("SKILL.md", f"(at most ${plan.SMOKE_MAX_USD:.0f})")
+    told(
+        "references/gpu-and-cost.md",
+        f"trains {plan.SMOKE_STEPS} steps on the same flavor, for at most ${plan.SMOKE_MAX_USD:.0f}",
+    )
+    told("references/after-training.md", f"stop below this share of equal tokens ({export.Settings().min_agreement})")
+    told("references/models.md", f"under {sft.Settings().min_coverage} the run stops")
+    told("references/models.md", f"| under {examine.FEW_ROWS} |")
+
+
+@pytest.mark.parametrize("path", [path for path in REFERENCES if "| code |" in path.read_text()], ids=lambda path: path.name)
+def test_codes_that_a_reference_explains_are_codes_that_are_reported(path):
+    programs = [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "templates").glob("*.py")]
+    sources = "".join(program.read_text() for program in programs)
+    sources = sources.replace("{kind}_needed", 'config_needed" "split_needed')  # one of the two, as the flag is called
+    rows = re.findall(r"(?m)^\| (`\w+`(?:, `\w+`)*) \|", path.read_text())
+    codes = [code for row in rows for code in re.findall(r"\w+", row)]
+    assert codes
+    assert [code for code in codes if f'"{code}"' not in sources] == []
+
+
+def data_sets() -> str:
+    return (ROOT / "references" / "data-sets.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "example"), re.findall(r"(?m)^\| ([\w-]+) \| `(\{.*?\})` \|", data_sets()))
+def test_an_example_row_is_read_as_the_document_says(name, example):
+    row = json.loads(example)
+    layout = sft.detect_format(row)
+    assert layout.name == name
+    normalised = sft.normalise_row(row, layout)
+    if name != "text":
+        assert [(turn["role"], turn["content"]) for turn in sft.as_messages(normalised)] in (
+            [("user", "Q"), ("assistant", "A")],
+            [("user", "Q\n\nI"), ("assistant", "A")],
+        )
+
+
+def test_what_is_said_of_data_sets_is_what_the_code_does():
+    text = data_sets()
+    assert {line.split(" | ")[0] for line in re.findall(r"(?m)^\| (.*\{.*)$", text)} == {
+        "messages", "sharegpt", "prompt-completion", "alpaca", "text"
+    }  # fmt: skip
+    pairs = {" + ".join(pair) for pair in sft.PAIRS} - {"question + answer"}
+    assert set(re.findall(r"\w+ \+ \w+", text)) == pairs
+    assert all(f"`{suffix}`" in text for suffix in sft.FILE_BUILDERS)
+    assert f"under {examine.FEW_ROWS} rows" in text
+    assert f"more than {examine.MAX_DUPLICATES:.0%}" in text
+    assert f"A tenth of the rows, at most {sft.Settings().max_eval_rows}," in text
 
 
 def test_the_speeds_that_are_claimed_are_those_that_were_measured():
@@ -102,14 +176,6 @@ def test_the_speeds_that_are_claimed_are_those_that_were_measured():
     assert f"{packed:.1f} to {times('ours', 'trl'):.0f} times as long" in (ROOT / "scripts" / "estimate.py").read_text()
 
 
-def test_codes_that_troubleshooting_explains_are_codes_that_are_reported():
-    sources = "".join(path.read_text() for path in [*(ROOT / "scripts").rglob("*.py"), ROOT / "templates" / "sft.py"])
-    table = (ROOT / "references" / "troubleshooting.md").read_text()
-    codes = [code for row in re.findall(r"(?m)^\| (`.*?) \|", table) for code in re.findall(r"`(\w+)`", row)]
-    assert len(codes) > 10
-    assert [code for code in codes if f'"{code}"' not in sources] == []
-
-
 def test_exit_codes_and_json_keys_stand_in_every_help():
     for script in sorted((ROOT / "scripts").glob("*.py")):
         assert "Exit codes" in help_of(script), script.name
@@ -121,10 +187,20 @@ def test_every_script_pins_what_it_needs_and_that_resolves(script, tmp_path):
     said = header(script)
     assert said["requires-python"].startswith(">=3.11")
     assert all("==" in dependency for dependency in said["dependencies"])
+    assert said["tool"]["uv"]["exclude-newer"] < date.today().isoformat()  # what these need in turn is pinned by this day
     copy = tmp_path / script.name
     copy.write_text(script.read_text())
     locked = subprocess.run([UV, "lock", "--script", str(copy)], capture_output=True, text=True)
     assert locked.returncode == 0, locked.stderr
+
+
+def test_all_that_the_tests_install_is_pinned():
+    lines = [line for path in (ROOT / "tests").glob("requirements*.txt") for line in path.read_text().splitlines()]
+    assert [line for line in lines if not re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line)] == []
+    for package in (ROOT / "tests").glob("package.json"):
+        wanted = json.loads(package.read_text())
+        versions = {**wanted.get("dependencies", {}), **wanted.get("devDependencies", {})}
+        assert [name for name, version in versions.items() if not re.fullmatch(r"\d[\w.-]*", version)] == []
 
 
 def test_the_tests_run_the_versions_that_users_run():
@@ -143,3 +219,10 @@ def test_the_plugin_offers_this_folder_as_one_skill():
     marketplace = json.loads((ROOT / ".claude-plugin" / "marketplace.json").read_text())
     [plugin] = marketplace["plugins"]
     assert (plugin["name"], plugin["source"], plugin["skills"]) == ("unsloth-jobs", "./", ["./"])
+
+
+def test_the_newest_changes_are_those_of_this_version():
+    [plugin] = json.loads((ROOT / ".claude-plugin" / "marketplace.json").read_text())["plugins"]
+    versions = re.findall(r"(?m)^## (\S+) \(\d{4}-\d\d-\d\d\)$", (ROOT / "CHANGES.md").read_text())
+    assert versions[0] == plugin["version"]
+    assert versions == sorted(versions, key=lambda version: [*map(int, version.split("."))], reverse=True)

@@ -175,3 +175,17 @@ def test_a_real_smoke_run_measures_itself_and_its_record_keeps_it(hub, commands,
     assert entry.seconds_per_token == pytest.approx(done["train_s"] / done["timed_tokens"])
     assert Ledger((entry,), entry.pace).sharpen("cpu-upgrade", Range(1, 2)).basis == f"measured by {job['job_id']}"
     assert "adapter_model.safetensors" in hub.files("ada/tiny-docs-smoke")
+
+
+def test_after_running_out_of_memory_the_same_run_is_estimated_on_larger_gpus(hub, commands):
+    flags = ["--max-seq-length", "512", "--load-in-16bit", "--output-repo=ada/mine"]
+    job = submit(commands, "--flavor", "l4x1", "--timeout", "1h", "--max-usd", "5", "--yes", train=[*TRAIN, *flags])["job_id"]
+    failed = {"event": "failed", "code": "out_of_vram", "message": "Not one sequence fits.", "fix": "A larger GPU."}
+    hub.jobs.set(job, stage="ERROR", message="Job failed with exit code: 1", logs=["EVENT " + json.dumps(failed)])
+    told = commands.json("status.py", job, code=1)["diagnosis"]["command"]
+    run, script, *words = told.split()[1:]
+    assert (run, Path(script).name, words[:2]) == ("run", "estimate.py", RUN)
+    assert {"--max-seq-length", "512", "--load-in-16bit"} <= set(words) and "mine" not in told
+    found = commands.json("estimate.py", *words)
+    assert found["ok"] and all(one["vram_gb"] > 24 for one in found["flavors"])
+    assert commands.json("estimate.py", *RUN, "--more-than-gb", "9999", code=1)["problems"][0]["code"] == "nothing_fits"

@@ -98,7 +98,7 @@ def test_a_run_that_learns_no_more_ends_with_its_best_adapter(runs, tiny_model, 
     """At this learning rate the held-out loss soon rises; and no picture can be drawn, as a folder has its name."""
     out = tmp_path / "out"
     (out / "loss.png").mkdir(parents=True)
-    words = ["--learning-rate", "0.1", "--max-steps", "30", "--early-stopping", "1"]
+    words = ["--learning-rate", "3", "--max-steps", "30", "--early-stopping", "1"]
     words += ["--base-model", str(tiny_model), "--dataset", str(ROWS)]
     run = runs.start(*words, *QUICK, folder=tmp_path, **ENV).wait()
     assert run.code == 0, run.log[-3000:]
@@ -124,7 +124,7 @@ def test_a_run_that_learns_no_more_ends_with_its_best_adapter(runs, tiny_model, 
 def test_what_cannot_be_drawn_or_answered_is_a_warning(tmp_path, capsys):
     """The tests' own environment has neither matplotlib nor torch."""
     assert not sft.draw_losses([{"step": 1, "loss": 2.0}], 2.1, None, tmp_path / "loss.png")
-    assert sft.show_answers(None, None, [{"labels": [1]}]) == []
+    assert sft.show_answers(None, None, [{"labels": [1]}], "unsloth") == []
     said = capsys.readouterr().out
     assert [code for code in ("picture_failed", "sample_failed") if code not in said] == []
 

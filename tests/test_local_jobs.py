@@ -85,7 +85,7 @@ def test_a_job_is_cancelled(commands):
 
 
 def test_a_killed_runner_is_noticed(commands, tmp_path):
-    job = start(commands, 20)
+    job = start(commands, 4)
     said(commands, job, "hello")
     state = json.loads((tmp_path / "hf/unsloth-jobs/jobs" / job / "state.json").read_text())
     os.kill(state["pid"], signal.SIGKILL)

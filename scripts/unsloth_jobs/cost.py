@@ -59,6 +59,8 @@ class Candidate:
     reason: str  # why it does not fit, or ""
     vram_gb: float
     needed_gb: float
+    memory: memory.Memory
+    tokens: float
     hours_low: float = 0.0
     hours_high: float = 0.0
     usd_low: float = 0.0
@@ -66,8 +68,6 @@ class Candidate:
     basis: str = ""
     seconds: dict[str, tuple[float, float]] | None = None
     seconds_per_token: tuple[float, float] | None = None
-    memory: memory.Memory | None = None
-    tokens: float = 0.0
     tokens_at_once: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def rows_per_sequence(tokens_per_row: float, settings: Any, packed: bool) -> flo
 def work(run: Run, settings: Any, batching: Any) -> Work:
     """The work of a run in passes of this batching."""
     rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
-    held_out = round(rows * settings.eval_split)
+    held_out = min(round(rows * settings.eval_split), rows - 1)
     each = batching.micro * rows_per_sequence(run.tokens_per_row, settings, run.packed)  # rows of a forward pass
     trained = (rows - held_out) * settings.num_epochs
     micro_batches = math.ceil((rows - held_out) / each) * settings.num_epochs
@@ -116,9 +116,9 @@ def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: R
     batching, kept = template.choose_passes(settings, rows, memory.room_for(model, template, settings, vram))
     size = work(run, settings, batching)
     needed = memory.memory(model, template, settings, size.at_once, kept)
-    sizes = vram, round(needed.needed, 2)
+    sizes = vram, round(needed.needed, 2), needed, size.tokens
     if reason := misfit(flavor, needed.needed, disk_gb(model, settings), bf16_for(model, template)):
-        return Candidate(flavor.name, False, reason, *sizes, memory=needed, tokens=size.tokens)
+        return Candidate(flavor.name, False, reason, *sizes)
     pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend)
     known = ledger.sharpen(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(run.error)
@@ -138,8 +138,6 @@ def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: R
         known.basis,
         {name: (round(part.low), round(part.high)) for name, part in parts.items()},
         (pace.low, pace.high),
-        needed,
-        size.tokens,
         size.at_once,
     )
 
@@ -152,7 +150,7 @@ def misfit(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: str
         return "several GPUs: the template trains on one"
     if flavor.gpu is None:
         return f"speed of {flavor.accelerator or 'its GPU'} unknown"
-    if bf16_for and not flavor.gpu.bf16:
+    if bf16_for and not flavor.bf16:
         return f"no bf16, and {bf16_for} overflows in fp16"
     if flavor.vram_gb < needed_vram:
         return f"{flavor.vram_gb:.0f} GB of memory, {needed_vram:.1f} needed"
@@ -174,7 +172,7 @@ def seconds_per_token(flavor: Flavor, model: Model, size: Work, checkpointing: s
     """Seconds of training per token, from the model's shapes and the GPU's data sheet."""
     filled = size.micro_batches * size.at_once / max(size.tokens, 1)  # what is computed, padding included
     flops = FLOPS_PER_WEIGHT[checkpointing] * model.parameters * filled
-    arithmetic = Range(*(flops / (flavor.gpu.bf16_tflops * 1e12 * share) for share in UTILISATION))
+    arithmetic = Range(*(flops / (flavor.bf16_flops * share) for share in UTILISATION))
     launching = Range(*LAUNCH_S).times(memory.layers(model) * size.micro_batches / max(size.tokens, 1))
     pace = Range(max(arithmetic.low, launching.low), arithmetic.high + launching.high)
     return Range(pace.low * TRL_SLOWER.low, pace.high * TRL_SLOWER.high) if backend == "trl" else pace
@@ -182,7 +180,7 @@ def seconds_per_token(flavor: Flavor, model: Model, size: Work, checkpointing: s
 
 def evaluating(flavor: Flavor, model: Model, size: Work) -> Range:
     """Seconds of one evaluation: forward passes only."""
-    arithmetic = 2 * model.parameters * size.evaluation_batches * size.at_once / (flavor.gpu.bf16_tflops * 1e12)
+    arithmetic = 2 * model.parameters * size.evaluation_batches * size.at_once / flavor.bf16_flops
     launches = memory.layers(model) * size.evaluation_batches / 3
     return Range(*(arithmetic / share + launches * launch for share, launch in zip(UTILISATION, LAUNCH_S, strict=True)))
 
@@ -193,7 +191,7 @@ def recommend(ranked: list[Candidate], flavors: Iterable[Flavor]) -> Recommended
     A GPU without bf16 trains in fp16, which overflows more easily: it must be worth it.
     """
     by_name = {flavor.name: flavor for flavor in flavors}
-    worth = lambda one: one.usd_high * (1 if by_name[one.flavor].gpu.bf16 else FP16_HANDICAP)  # noqa: E731
+    worth = lambda one: one.usd_high * (1 if by_name[one.flavor].bf16 else FP16_HANDICAP)  # noqa: E731
     best = min((one for one in ranked if one.fits), key=worth, default=None)
     if best is None:
         return None

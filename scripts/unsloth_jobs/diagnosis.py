@@ -1,12 +1,21 @@
-"""From a job's stage, message, events and log to the cause and the smallest change that mends it."""
+"""From a job's stage, message, events and log to the cause, the smallest change that mends it, and the next command."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from . import ledger
 from .events import Summary
 from .jobs import Job
+from .plan import Plan
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+AGAIN, RESUME, CHECK, ESTIMATE, LOGIN, LOGS = "again", "resume", "check", "estimate", "hf auth login", "logs"
 
 
 @dataclass(frozen=True)
@@ -14,51 +23,487 @@ class Diagnosis:
     code: str
     message: str
     fix: str
+    command: str
 
 
-# In the order of their certainty. Each pattern is what the failing program itself prints.
+def no_change(settings: Mapping[str, Any]) -> list[str]:
+    return []
+
+
+def smaller_batch(settings: Mapping[str, Any]) -> list[str]:
+    """The same rows in each step, half as many of them at once."""
+    if not (micro := settings.get("batch_size")):
+        return []  # not a script with the template's flags
+    halved = [f"--batch-size={micro // 2}", f"--gradient-accumulation={2 * settings.get('gradient_accumulation', 1)}"]
+    return ["--gradient-checkpointing=offload", *(halved if micro > 1 else [])]
+
+
+def slower(settings: Mapping[str, Any]) -> list[str]:
+    rate = settings.get("learning_rate")
+    return [f"--learning-rate={rate / 3:.2g}"] if rate else []
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A failure that is known by what the failing program itself prints.
+
+    `change`: arguments to add to the run, from its settings; `flavor`: the machine to take instead. `{said}` in the
+    message is what the pattern's group of that name holds.
+    """
+
+    code: str
+    pattern: re.Pattern[str]
+    message: str
+    fix: str
+    command: str = LOGS
+    change: Callable[[Mapping[str, Any]], list[str]] = no_change
+    flavor: str | None = None
+
+
+def cause(code: str, pattern: str, *rest: Any, **options: Any) -> Cause:
+    return Cause(code, re.compile(pattern, re.MULTILINE), *rest, **options)
+
+
+# Three places, each with its causes in the order of their certainty. First what the platform says of the job.
 IN_MESSAGE = (
-    (
-        r"OOMKilled|exit code: 137",
+    cause(
         "out_of_ram",
+        r"OOMKilled",
         "The machine ran out of main memory (not GPU memory).",
-        "Choose a flavor with more RAM: t4-medium or a10g-large for their smaller namesakes, or l4x1.",
+        "Choose a --flavor with more RAM: l4x1 has twice what a10g-small has. With --resume it goes on from its checkpoint.",
+        ESTIMATE,
     ),
-    (
-        r"[Tt]ime.?out|timed out",
+    cause(
         "timeout",
+        r"^Job time(d )?.?out|timed out",
         "The job reached its timeout and was ended.",
-        "{saved} With a longer --timeout, and --resume at the end of the arguments, a new job goes on from it.",
+        "With a longer --timeout, and --resume at the end of the arguments, a new job goes on from the checkpoint.",
+        RESUME,
+    ),
+    cause(
+        "terminated",
+        r"exit code:? (143|-15)\b|\b[Ee]victed|\b[Pp]reempted",
+        "The job was told to end from outside: its machine was taken back, or somebody ended it.",
+        "Submit it again with --resume: it goes on from the checkpoint.",
+        RESUME,
+    ),
+    cause(
+        "killed",
+        r"exit code:? (137|-9)\b",
+        "The job was killed without a word (SIGKILL), which is mostly for want of main memory.",
+        "Submit it again with --resume; if it happens at the same place, choose a --flavor with more RAM.",
+        RESUME,
+    ),
+    cause(
+        "process_gone",
+        r"^The process is gone",
+        "The job's process is gone: it was killed, or this machine restarted.",
+        "Submit it again with --resume: it goes on from the checkpoint.",
+        RESUME,
+    ),
+    cause(
+        "crashed",
+        r"exit code:? (139|-11|132|-4)\b",
+        "Compiled code crashed (a segmentation fault), below Python.",
+        "Submit it again with --resume; if it happens at the same place, restore the script's pinned versions.",
+        RESUME,
     ),
 )
-IN_LOG = (
-    (
-        r"CUDA out of memory|CUDA error: out of memory",
+
+ERROR = r"^(?:[\w.]+: )?"  # the exception's type, before what it says
+
+# Then the exception that ended the script, and those that it came from.
+IN_ERROR = (
+    cause(
         "out_of_vram",
+        ERROR + r"CUDA (?:out of memory|error: out of memory|error: CUBLAS_STATUS_ALLOC_FAILED)",
         "The GPU ran out of memory.",
         "Add --gradient-checkpointing offload, halve --batch-size and double --gradient-accumulation: the same training, "
-        "in less memory.",
+        "in less memory. Where the batch is 1 already: a --flavor with more GPU memory.",
+        AGAIN,
+        smaller_batch,
     ),
-    (r"No space left on device", "disk_full", "The machine's disk is full.", "Choose a flavor with a larger disk."),
-    (
-        r"No solution found when resolving",
-        "unresolvable",
-        "The script's dependencies do not resolve.",
-        "Restore the versions of templates/sft.py's header.",
+    cause(
+        "token_out_of_range",
+        ERROR + r"(?:CUDA error: device-side assert triggered|index out of range in self)",
+        "A token or label has a number that the model's vocabulary does not have.",
+        "Use the model's own tokenizer as it is, without added tokens; templates/sft.py does.",
+        CHECK,
     ),
-    (
-        r"403 Client Error|403 Forbidden",
-        "forbidden",
-        "The Hub refused the token.",
-        "Use a token with write permission for the owner of --output-repo.",
+    cause(
+        "multi_gpu",
+        r"NCCL error in|ncclUnhandledCudaError|ncclInternalError|ncclSystemError|^\S*DistBackendError"
+        r"|same device, but .*cuda:\d\D.*cuda:\d|^\S+: Caught \w+ in replica \d+ on device \d+",
+        "The training was spread over several GPUs, which this script is not made for.",
+        "Choose a --flavor with one GPU, such as l4x1.",
+        AGAIN,
+        flavor="l4x1",
     ),
-    (
-        r"401 Client Error|401 Unauthorized",
+    cause(
+        "gpu_fault",
+        ERROR + r"CUDA error: (?:an illegal memory access|uncorrectable ECC error|unspecified launch failure|misaligned address"
+        r"|an illegal instruction|unknown error|the launch timed out)",
+        "The GPU failed in the middle of its work: broken hardware, or a fault in one of its programs.",
+        "Submit it again with --resume, which gets another machine; if it happens at the same step, another --flavor.",
+        RESUME,
+    ),
+    cause(
+        "driver_too_old",
+        r"The NVIDIA driver on your system is too old|CUDA driver version is insufficient for CUDA runtime version",
+        "The machine's GPU driver is older than this build of torch needs.",
+        "Restore the torch version of templates/sft.py's header: a CUDA 12 build runs on older drivers.",
+    ),
+    cause(
+        "gpu_unsupported",
+        r"CUDA error: no kernel image is available for execution on the device",
+        "One of the libraries was not built for this kind of GPU.",
+        "Choose another --flavor, such as l4x1.",
+        AGAIN,
+        flavor="l4x1",
+    ),
+    cause(
+        "no_bf16",
+        r"Your setup doesn't support bf16|[Bb]float16 is only supported on GPUs with compute capability",
+        "This GPU has no bf16 (a T4 has none).",
+        "Choose a --flavor with bf16: l4x1 is the cheapest. templates/sft.py falls back to fp16 by itself.",
+        AGAIN,
+        flavor="l4x1",
+    ),
+    cause(
+        "no_gpu",
+        r"No CUDA GPUs are available|Torch not compiled with CUDA enabled|Found no NVIDIA driver on your system"
+        r"|Unsloth cannot find any torch accelerator|Unsloth: No NVIDIA GPU found|Unsloth currently only works on NVIDIA",
+        "torch sees no GPU on this machine.",
+        "Choose a --flavor that has a GPU; where it has one, submit it again to get another machine.",
+        AGAIN,
+    ),
+    cause(
+        "no_compiler",
+        r"Failed to find C compiler|No such file or directory: '(?:gcc|g\+\+|cc|c\+\+|clang[\w+-]*)'"
+        r"|CalledProcessError: Command '\['[^']*/(?:gcc|cc|clang)', '[^']*\.c'",
+        "The GPU's programs are compiled at the start, and the C compiler for that is missing or does not work.",
+        "Leave the job's image and the variable CC as they are: the default image has gcc.",
+        AGAIN,
+    ),
+    cause(
+        "out_of_shared_memory",
+        r"unable to allocate shared memory|out of shared memory|insufficient shared memory",
+        "The processes that prepare the batches ran out of shared memory (/dev/shm).",
+        "Set dataloader_num_workers=0 in your script; templates/sft.py uses none.",
+        AGAIN,
+    ),
+    cause(
+        "out_of_ram",
+        r"DefaultCPUAllocator: (?:can't|not enough)|^MemoryError\b|is killed by signal: Killed|std::bad_alloc",
+        "The machine ran out of main memory (not GPU memory).",
+        "Choose a --flavor with more RAM: l4x1 has twice what a10g-small has.",
+        ESTIMATE,
+    ),
+    cause(
+        "disk_full",
+        r"No space left on device|Disk quota exceeded|inline_container\.cc:\d+\] \. unexpected pos",
+        "The machine's disk is full.",
+        "Choose a --flavor with a larger disk (l4x1: 400 GB), or leave --merge-model out.",
+        AGAIN,
+        flavor="l4x1",
+    ),
+    cause(
+        "rate_limited",
+        r"\b429 (?:Too Many Requests|Client Error)|exceeded the rate limit|'429 Too Many Requests'",
+        "The Hub refused for a while: too many requests, or too many commits in an hour.",
+        "Wait an hour, then submit it again with --resume and fewer checkpoints: --save-steps 0.25.",
+        RESUME,
+    ),
+    cause(
+        "gated",
+        r"Cannot access gated repo|is a gated dataset on the Hub\.|trying to access a gated repo",
+        "The model or data set is gated, and this token has no access to it.",
+        "Accept its terms on its page on the Hub, then check again.",
+        CHECK,
+    ),
+    cause(
+        "storage_limit",
+        r"storage limit reached|'402 Payment Required'",
+        "The account has no room left for private repositories.",
+        "Delete what is not needed, or add --public, which anybody can read: ask first.",
+        RESUME,
+    ),
+    cause(
+        "repo_gone",
+        r"assumes that the repo already exists on the Huggingface Hub",
+        "The output repository is not there any more: it was deleted or renamed while the job ran.",
+        "Submit it again: the repository is created anew.",
+        AGAIN,
+    ),
+    cause(
+        "dataset_not_found",
+        ERROR + r"Dataset '[^']*' doesn't exist on the Hub or cannot be accessed",
+        "The data set is not on the Hub, or this token may not see it.",
+        "Correct --dataset; for a private one use a token of its owner.",
+        CHECK,
+    ),
+    cause(
+        "not_found",
+        r"Repository Not Found for url|is not a valid model identifier listed on",
+        "A repository is not on the Hub, or this token may not see it.",
+        "Correct --base-model or --output-repo; for a private one use a token of its owner.",
+        CHECK,
+    ),
+    cause(
+        "unknown_revision",
+        r"Revision Not Found for url|is not a valid git identifier",
+        "The model or data set has no such revision.",
+        "Leave --base-model-revision and --dataset-revision out, or name a commit.",
+        CHECK,
+    ),
+    cause(
+        "push_denied",
+        r"\b403 Forbidden: You don't have the rights|You don't have the rights to (?:write|create)",
+        "The token may not write to that account.",
+        "Log in with a token that has write permission for the owner of --output-repo.",
+        LOGIN,
+    ),
+    cause(
         "bad_token",
-        "The Hub did not accept the token.",
-        "Log in again with `hf auth login` and submit again.",
+        r"'401 Unauthorized'|\b401 (?:Client Error|Unauthorized)|Invalid credentials in Authorization header",
+        "The Hub did not accept the token: it has expired, or was revoked.",
+        "Log in again, then submit again.",
+        LOGIN,
+    ),
+    cause(
+        "name_taken",
+        r"'409 Conflict'|You already created this model repo",
+        "A repository of this name exists already.",
+        "Name another with --output-repo.",
+        AGAIN,
+    ),
+    cause(
+        "bad_repo_name",
+        ERROR + r"Repo id must ",
+        "A repository's name is not one that the Hub allows.",
+        "Correct it: --output-repo OWNER/NAME, of letters, digits, `-`, `_` and `.`.",
+        CHECK,
+    ),
+    cause(
+        "transfer_failed",
+        r"CAS service error|^Fatal Error: \"cas::|Network error: .*/(?:cas|xorb)|cas-server\.xethub",
+        "A large file did not reach the Hub's file store, or did not come from it.",
+        "Submit it again with --resume: it goes on from the checkpoint.",
+        RESUME,
+    ),
+    cause(
+        "forbidden",
+        r"\b403 (?:Forbidden|Client Error)",
+        "The Hub refused this to the token.",
+        "Log in with a token that may read the model and the data set and write to the owner of --output-repo.",
+        LOGIN,
+    ),
+    cause(
+        "hub_error",
+        r"Server error '5\d\d |\b5\d\d Server Error|Hub.*\b50[0234] (?:Internal Server Error|Bad Gateway|Service Unavailable)",
+        "The Hub itself had a fault.",
+        "Submit it again with --resume in a few minutes: it goes on from the checkpoint.",
+        RESUME,
+    ),
+    cause(
+        "hub_unreachable",
+        r"We couldn't connect to '|Name or service not known|Temporary failure in name resolution|Failed to resolve '"
+        r"|Connection reset by peer|Connection refused|disconnected without sending a response|Max retries exceeded with url"
+        r"|^(?:httpx|httpcore|requests|urllib3)\.\S*Timeout",
+        "The job lost its connection to the Hub.",
+        "Submit it again with --resume: it goes on from the checkpoint.",
+        RESUME,
+    ),
+    cause(
+        "dataset_script",
+        r"Dataset scripts are no longer supported",
+        "The data set is a Python script, which the library no longer runs.",
+        "Use a copy in Parquet: try --dataset-revision refs/convert/parquet, or another --dataset.",
+        CHECK,
+    ),
+    cause(
+        "config_needed",
+        ERROR + r"Config name is missing",
+        "The data set has several configurations, and none was named.",
+        "Name one with --dataset-config.",
+        CHECK,
+    ),
+    cause(
+        "unknown_config",
+        ERROR + r"BuilderConfig (?P<said>'[^']*') not found",
+        "The data set has no configuration {said}.",
+        "Name one that it has with --dataset-config.",
+        CHECK,
+    ),
+    cause(
+        "unknown_split",
+        ERROR + r"Unknown split (?P<said>\"[^\"]*\")",
+        "The data set has no split {said}.",
+        "Name one that it has with --dataset-split.",
+        CHECK,
+    ),
+    cause(
+        "dataset_unreadable",
+        r"^datasets\.\S+(?:DatasetGenerationError|DatasetGenerationCastError|EmptyDatasetError|DataFilesNotFoundError):",
+        "The data set's files cannot be read: one is empty or broken, or they differ in their columns.",
+        "Look at its files, or choose some of them with --dataset-config.",
+        CHECK,
+    ),
+    cause(
+        "no_chat_template",
+        r"tokenizer\.chat_template is not set",
+        "The model's tokenizer has no chat template, and the rows are conversations.",
+        "Name the instruct version of this model with --base-model.",
+        CHECK,
+    ),
+    cause(
+        "template_refuses",
+        r"^jinja2\.exceptions\.\w+: (?P<said>.{1,200})",
+        "The model's chat template refuses a row: {said}",
+        "Use templates/sft.py, which leaves such rows out and counts them, or mend the rows.",
+        CHECK,
+    ),
+    cause(
+        "nothing_supervised",
+        r"All labels in your dataset are -100",
+        "Not one token would be learned: the markers that were looked for are not in the rows, or were cut off.",
+        "Use templates/sft.py, which finds the answers by the model's own template; or a larger --max-seq-length.",
+        CHECK,
+    ),
+    cause(
+        "unknown_architecture",
+        r"Transformers does not recognize this architecture",
+        "The model is newer than the transformers version of the script.",
+        "Choose another --base-model, or raise the pinned versions together.",
+        CHECK,
+    ),
+    cause(
+        "remote_code",
+        r"contains custom code which must be executed|trust_remote_code=True",
+        "The model brings Python code of its own, which is not run.",
+        "Choose another --base-model. Only if the user trusts that code: turn it on in a copy of the script.",
+        CHECK,
+    ),
+    cause(
+        "no_weights",
+        r"does not appear to have a file named (?:pytorch_model|model)",
+        "The repository holds no weights that transformers can load.",
+        "Name the model's original repository with --base-model.",
+        CHECK,
+    ),
+    cause(
+        "weights_broken",
+        r"SafetensorError: Error while deserializing|UnpicklingError: Weights only load failed|Unable to load weights from",
+        "A file of weights is broken: it was cut off on its way, or written while the disk was full.",
+        "Submit it again: a new machine downloads it anew. If it happens twice, the file on the Hub is broken.",
+        AGAIN,
+    ),
+    cause(
+        "checkpoint_broken",
+        r"Can't find a valid checkpoint at|Error\(s\) in loading state_dict for",
+        "The checkpoint is not whole, or of another model.",
+        "Submit it again without --resume, to begin anew.",
+        AGAIN,
+    ),
+    cause(
+        "no_tokenizer",
+        r"Couldn't instantiate the backend tokenizer|Can't load tokenizer for",
+        "The repository holds no tokenizer that can be loaded.",
+        "Name the model's original repository with --base-model.",
+        CHECK,
+    ),
+    cause(
+        "unknown_target",
+        r"Target modules .* not found in the base model",
+        "The model has no layers of these names.",
+        "Leave --target-modules at auto.",
+        AGAIN,
+        lambda settings: ["--target-modules=auto"],
+    ),
+    cause(
+        "version_mismatch",
+        r"^TypeError: (?P<said>\S+ got an unexpected keyword argument \S+)|^ImportError: (?P<name>cannot import name \S+ from \S+)",
+        "The script was written for other versions of its libraries: {said}.",
+        "Use templates/sft.py, which pins the versions that it was tested with.",
+        LOGS,
+    ),
+    cause(
+        "missing_package",
+        r"^ModuleNotFoundError: No module named (?P<said>\S+)|requires (?P<name>[\w-]+): `pip install"
+        r"|the package for (?P<package>\w+) doesn't seem to be installed",
+        "A library is missing: {said}.",
+        "Add it, with its version, to the dependencies in the script's header.",
+        LOGS,
     ),
 )
+
+# Last what a program says that ends without an exception of Python's.
+AT_END = (
+    cause(
+        "disk_full",
+        r"^\s+cause: .*No space left on device",
+        "The machine's disk is full.",
+        "Choose a --flavor with a larger disk (l4x1: 400 GB).",
+        AGAIN,
+        flavor="l4x1",
+    ),
+    cause(
+        "unresolvable",
+        r"^(?:error: |  × )No solution found when resolving",
+        "The script's dependencies contradict each other, or do not exist.",
+        "Restore the versions of templates/sft.py's header.",
+        AGAIN,
+    ),
+    cause(
+        "build_failed",
+        r"^(?:error: |  × )Failed to build\b|^\s*ERROR: Failed building wheel for ",
+        "A dependency has no finished package for this machine, and building it failed.",
+        "Take it out of the script's header, or pin a version that has a wheel.",
+        AGAIN,
+    ),
+    cause(
+        "install_failed",
+        r"^error: (?:Failed to (?:download|fetch)|Request failed)\b",
+        "A library could not be downloaded.",
+        "Submit it again: nothing had begun.",
+        AGAIN,
+    ),
+    cause(
+        "bad_arguments",
+        r"^\S+\.py: error: (?P<said>.{1,200})",
+        "The script does not take these arguments: {said}",
+        "Correct them; the script's --help lists its flags.",
+        LOGS,
+    ),
+)
+CAUSES = (*IN_MESSAGE, *IN_ERROR, *AT_END)
+
+# Codes of the template's own `failed` events: the command that follows, and those that may hide a cause named above.
+NEXT = {
+    "deadline": RESUME,
+    "cancelled": RESUME,
+    "resume_failed": RESUME,
+    "push_failed": RESUME,
+    "push_denied": LOGIN,
+    "out_of_vram": ESTIMATE,
+    "loss_not_finite": AGAIN,
+    "no_gpu": AGAIN,
+    "small_gpu": AGAIN,
+    "unknown_target": AGAIN,
+    "unsloth_refused": AGAIN,
+    "masks_lost": LOGS,
+    "low_coverage": LOGS,
+    "merge_failed": LOGS,
+    "no_output_repo": LOGS,
+    "merge_needs_16bit": LOGS,
+    "resume_mismatch": LOGS,
+}  # the others are of the model and the rows: CHECK
+CHANGES = {
+    "loss_not_finite": slower,
+    "unknown_target": lambda settings: ["--target-modules=auto"],
+    "unsloth_refused": lambda settings: ["--backend=trl"],
+}
+WRAPPERS = ("error", "push_denied", "dataset_unreadable", "resume_failed")
 
 
 def saved(summary: Summary, repository: str | None) -> str:
@@ -66,23 +511,150 @@ def saved(summary: Summary, repository: str | None) -> str:
     if repository and summary.event("pushed"):
         return f"The adapter is in {repository}."
     if repository and summary.event("checkpoint").get("pushed"):
-        step = summary.event("checkpoint")["step"]
+        step = summary.event("checkpoint").get("step")
         return f"The checkpoint of step {step} is in {repository}, in last-checkpoint."
     return "No checkpoint had been pushed."
 
 
-def diagnose(job: Job, summary: Summary, repository: str | None = None) -> Diagnosis | None:
-    """What went wrong, or None where nothing did (yet). A cause that is not known says so, with the last lines."""
+def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis | None:
+    """What went wrong, or None where nothing did (yet). A cause that is not known says so, with what was said last.
+
+    In this order: what the platform says, the run's own `failed` event, the exception that ended it, its last lines.
+    """
     if job.stage not in ("ERROR", "DELETED"):
         return None
-    if (failed := summary.event("failed")) and failed.get("code") != "error":
-        return Diagnosis(failed["code"], failed.get("message", ""), failed.get("fix", ""))
-    log = "\n".join([*summary.lines, str(failed.get("message", ""))])
-    for text, table in ((job.message or "", IN_MESSAGE), (log, IN_LOG)):
-        for pattern, code, message, fix in table:
-            if re.search(pattern, text):
-                return Diagnosis(code, message, fix.replace("{saved}", saved(summary, repository)))
-    said = failed.get("message") or (summary.lines[-1] if summary.lines else "the log is empty")
+    failed = summary.event("failed")
+    code, told = str(failed.get("code") or ""), str(failed.get("message") or "")
+    errors, end = exceptions(recent(summary.lines))
+    say = Speaker(job, summary, plan)
+    if code in ("", "error", "cancelled") and (found := find(IN_MESSAGE, [job.message or ""])):
+        return say.cause(
+            *found, before=saved(summary, plan.output_repo if plan else None) if found[0].command == RESUME else ""
+        )
+    if code in ("", *WRAPPERS) and (found := find(IN_ERROR, [told, *errors]) or (find(AT_END, [end]) if not code else None)):
+        return say.cause(*found)
+    if code == "push_failed" and (found := find(IN_ERROR, [str(summary.event("warning").get("message") or "")])):
+        known = say.cause(*found)
+        return Diagnosis(code, f"{told} {known.message}", f"{known.fix} What was trained is not lost.", say.command(RESUME))
+    if code and code != "error":
+        change = CHANGES.get(code, no_change)
+        return Diagnosis(code, told, str(failed.get("fix") or ""), say.command(NEXT.get(code, CHECK), change))
+    last = last_words([told] if told else errors, end) or silence(summary)
     return Diagnosis(
-        "unknown", f"{job.message or job.stage}. The last thing said: {said}", f"Read the log: logs.py {job.job_id} --tail 50"
+        "unknown", f"{job.message or job.stage}. The last thing said: {last}", "Look at the end of the log.", say.command(LOGS)
     )
+
+
+def silence(summary: Summary) -> str:
+    step = summary.progress.step
+    return "nothing" if step is None else f"step {step} of {summary.progress.total_steps}, and nothing after it"
+
+
+def find(causes: Iterable[Cause], texts: list[str]) -> tuple[Cause, re.Match[str]] | None:
+    """The most certain cause of which any of the texts speaks."""
+    found = ((cause, match) for cause in causes for text in texts if (match := cause.pattern.search(text)))
+    return next(found, None)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Puts a cause into words for one job."""
+
+    job: Job
+    summary: Summary
+    plan: Plan | None
+
+    def cause(self, cause: Cause, match: re.Match[str], before: str = "") -> Diagnosis:
+        said = next((value for value in match.groups() if value), "").rstrip(".")
+        message = cause.message.replace("{said}", said)
+        return Diagnosis(
+            cause.code, message, f"{before} {cause.fix}".strip(), self.command(cause.command, cause.change, cause.flavor)
+        )
+
+    def command(self, kind: str, change: Callable = no_change, flavor: str | None = None) -> str:
+        """What to type next. For a job that was not submitted from here, its log: of its arguments nothing is known."""
+        plan = self.plan
+        if kind == LOGIN:
+            return LOGIN
+        if kind in (CHECK, ESTIMATE) and plan and plan.model and plan.dataset:
+            larger = [f"--more-than-gb={plan.vram_gb:g}"] if kind == ESTIMATE and plan.vram_gb else []
+            flags = plan.flags(leave_out={"base-model", "dataset", *(name.replace("_", "-") for name in ledger.FREE)})
+            return shlex.join(["uv", "run", str(SCRIPTS / f"{kind}.py"), plan.model, plan.dataset, *larger, *flags])
+        if kind in (AGAIN, RESUME) and plan:
+            plan = replace(plan, flavor=flavor) if flavor and plan.where == "hf" else plan
+            settings = self.summary.event("plan").get("settings")
+            more = change(settings if isinstance(settings, dict) else {})
+            if more or change is no_change:  # the same run once more would fail once more
+                submit = SCRIPTS / "submit.py"
+                return plan.resuming(submit) if kind == RESUME else plan.again(submit, *more)
+        return shlex.join(["uv", "run", str(SCRIPTS / "logs.py"), self.job.job_id, "--tail", "50"])
+
+
+# ---- what a log's end says
+
+LONGEST = 2000  # characters of a line that are looked at
+HEADER = re.compile(r"(?:^|^\S.*|\d%\|.*)Traceback \(most recent call last\)(?::$| ─+╮$)")
+FRAME = re.compile(r"[ \t│╭╰┃]|$")
+FIRST_FRAME = re.compile(r'\s+File "[^"]*", line \d+')
+RANK = re.compile(r"^\[rank\d+\]: ?")
+DIRECT = "The above exception was the direct cause of the following exception:"
+HANDLING = "During handling of the above exception, another exception occurred:"
+WORKER = "Original Traceback"  # of what torch raises anew from a worker's exception
+RAISED = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Timeout): ")
+IGNORED = ("Exception ignored in", "--- Logging error ---")
+HEALTHY = re.compile(r"\{'(?:train_)?loss': ")  # what TRL and transformers print at each step
+BAR = re.compile(r"\d%\||\bit/s\]|\bs/it\]")
+ADVICE = re.compile(r"^(?:For more information check: |Search for `cuda|CUDA kernel errors might|For debugging consider)")
+
+
+def recent(lines: Iterable[str]) -> list[str]:
+    """The lines after the last step that was made."""
+    kept: list[str] = []
+    for line in lines:
+        if HEALTHY.search(line[:LONGEST]):
+            kept.clear()
+        else:
+            kept.append(RANK.sub("", line[:LONGEST]))
+    return kept
+
+
+def exceptions(lines: list[str]) -> tuple[list[str], str]:
+    """The exception that came last and those that it was raised from, newest first; and the text after its frames.
+
+    An exception that was only printed on the way, or handled, is none of them. Without any, the text is all lines.
+    """
+    blocks: list[list[str]] = []  # what follows the frames of each traceback
+    joints: list[str] = []  # the line before each traceback
+    in_frames = False
+    for number, line in enumerate(lines):
+        before = lines[number - 1] if number else ""
+        header = HEADER.search(line) or (not blocks and FIRST_FRAME.match(line))
+        if line in (DIRECT, HANDLING) and not blocks:  # a chain's first exceptions may come without frames
+            raised = (at for at in range(number - 1, -1, -1) if RAISED.match(lines[at]))
+            blocks.append(lines[next(raised, number) : number])
+            joints.append("")
+        elif header or before in (DIRECT, HANDLING):
+            blocks.append([] if header else [line])
+            joints.append(DIRECT if line.startswith(WORKER) else before)
+            in_frames = bool(header)
+        elif blocks and not (in_frames and FRAME.match(line)):
+            in_frames = False
+            blocks[-1].append(line)
+    chain: list[str] = []
+    for block, joint in zip(reversed(blocks), reversed(joints), strict=True):
+        if joint.startswith(IGNORED):
+            continue
+        chain.append("\n".join(line for line in block if line not in (DIRECT, HANDLING)))
+        if joint != DIRECT:
+            break
+    end = chain[0] if chain else "\n".join(lines)
+    if not chain and RAISED.match(last := last_words([], end)):  # a program that prints its exception and no frames
+        chain = [last]
+    return chain, end
+
+
+def last_words(errors: list[str], end: str) -> str:
+    """The line that says most: the exception's first, or else the last line that is no progress bar."""
+    lines = [line.strip() for line in (errors[0] if errors else end).splitlines()]
+    telling = [line for line in lines if line and not BAR.search(line) and not ADVICE.search(line)]
+    return (telling[0] if errors else telling[-1])[:500] if telling else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FAILED, USAGE, APPROVAL, HUB = 1, 2, 3, 4  # exit codes, as the README states them
+INTERRUPTED = 130  # by Ctrl-C, as shells have it
 
 
 @dataclass(frozen=True)

@@ -3,33 +3,71 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .hub import redact
+from .redaction import plain
 
+UNHEALTHY = ("failed", "warning")
+TAIL = 1000  # lines of a log that tell how a job is: the template logs 200 losses, 10 checkpoints, 11 evaluations at most
 MARK = "EVENT {"  # a progress bar may stand before it on the same line
-CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07?)|[\x00-\x08\x0b-\x1f\x7f]")
+LARGEST = 2**53  # of the integers that a float tells apart
 
 
 def clean(line: str) -> str:
     """A log line without secrets and without what would steer the reader's terminal."""
-    return redact(CONTROL.sub("", line.split("\r")[-1] if "\r" in line.strip("\r") else line))
+    return plain(line.strip("\r").rpartition("\r")[2])
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """The event in a log line, or None. Never raises: a log holds anything."""
+    """The event in a log line, its texts cleaned, or None. Never raises: a log holds anything."""
     start = line.find(MARK)
     if start < 0:
         return None
     try:
-        event = json.loads(line[start + len(MARK) - 1 :])
-    except ValueError:
+        event = cleaned(json.loads(line[start + len(MARK) - 1 :]))
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event.get("event"), str) else None
+
+
+def cleaned(value: Any) -> Any:
+    """A JSON value whose texts are plain: what was escaped in the log steers a terminal once it is read."""
+    if isinstance(value, dict):
+        return {plain(name): cleaned(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [cleaned(item) for item in value]
+    return plain(value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Point:
+    """Something measured at a step. value: nats per token, NaN included; time: of its event, in seconds since 1970."""
+
+    step: int
+    value: float
+    time: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses over the steps, in their order. Where a run went on from a checkpoint, the later points replace the earlier."""
+
+    loss: tuple[Point, ...] = ()
+    eval_loss: tuple[Point, ...] = ()
+
+    def as_json(self, most: int = 50) -> dict[str, list[list[float]]]:
+        """[step, loss] pairs, `most` of each at most, first and last among them."""
+        return {name: [[one.step, one.value] for one in thinned(getattr(self, name), most)] for name in ("loss", "eval_loss")}
+
+
+def thinned(points: Sequence[Point], most: int) -> Sequence[Point]:
+    if len(points) <= most:
+        return points
+    return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
 
 
 @dataclass(frozen=True)
@@ -44,31 +82,76 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
+    """What a log says. saves: the steps whose checkpoints were pushed (their value is the step); heard: when the newest
+    event was printed, by the job's clock; None where its events carry no time.
+    """
+
     progress: Progress
     eta_s: float | None
     last: dict[str, dict[str, Any]] = field(default_factory=dict)  # the newest event of each name
-    lines: tuple[str, ...] = ()  # the end of the log, cleaned
+    lines: tuple[str, ...] = ()  # what was said since the last event that tells of a run in health, cleaned
+    curve: Curve = Curve()
+    saves: tuple[Point, ...] = ()
+    heard: float | None = None
 
     def event(self, name: str) -> dict[str, Any]:
         return self.last.get(name, {})
 
 
-def summarise(lines: Iterable[str], keep: int = 40) -> Summary:
+def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
     """Read a log from its beginning or its tail."""
     last: dict[str, dict[str, Any]] = {}
     kept: deque[str] = deque(maxlen=keep)
+    losses: list[Point] = []
+    evaluations: list[Point] = []
+    saves: list[Point] = []
+    heard: float | None = None
     for line in lines:
         if event := parse(line):
-            last[event["event"]] = event
-        elif text := clean(line).strip():
+            name = event["event"]
+            if name == "plan":  # a new start: how an earlier one of the same job ended is past
+                last = {one: last[one] for one in last if one not in ("done", "failed")}
+            if name not in UNHEALTHY:
+                kept.clear()
+            last[name] = event
+            heard = number(event.get("time")) or heard
+            if name == "progress":
+                put(losses, event, event.get("loss"))
+            elif name == "eval":
+                put(evaluations, event, event.get("eval_loss"))
+            elif name == "checkpoint" and event.get("pushed") is True:
+                put(saves, event, event.get("step"))
+        elif (text := clean(line).rstrip()).strip():
             kept.append(text)
     step, evaluation = last.get("progress", {}), last.get("eval", {})
     progress = Progress(
-        number(step.get("step")), number(step.get("total_steps")), number(step.get("loss")), number(evaluation.get("eval_loss"))
+        whole(step.get("step")), whole(step.get("total_steps")), real(step.get("loss")), real(evaluation.get("eval_loss"))
     )
     eta = None if "done" in last or "failed" in last else number(step.get("eta_s"))
-    return Summary(progress, eta, last, tuple(kept))
+    curve = Curve(tuple(losses), tuple(evaluations))
+    return Summary(progress, eta, last, tuple(kept), curve, tuple(saves), heard)
 
 
-def number(value: Any) -> Any:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+def put(points: list[Point], event: dict[str, Any], value: Any) -> None:
+    """Add what an event measured. A run that was started again tells of its steps a second time: the second counts."""
+    step, value = whole(event.get("step")), real(value)
+    if step is None or value is None:
+        return
+    while points and points[-1].step >= step:
+        points.pop()
+    points.append(Point(step, value, number(event.get("time"))))
+
+
+def real(value: Any) -> float | None:
+    """A number as a log may state it, NaN and infinity included; None for an integer that no float holds."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return value if isinstance(value, float) or abs(value) < LARGEST else None
+
+
+def number(value: Any) -> float | None:
+    return value if real(value) is not None and math.isfinite(value) else None
+
+
+def whole(value: Any) -> int | None:
+    return int(value) if number(value) is not None else None

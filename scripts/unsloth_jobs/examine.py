@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ class Examination:
     template: ModuleType
     settings: Any
     identity: hub.Identity | None
-    owner: str | None  # who would pay and own the result
+    owner: str  # who would pay and own the result; "" where the token was not looked at
     model: hub.Model | None
     table: rows.Table | None
     sample: rows.Sample | None  # the table with its tokens, which need the model's tokenizer
@@ -63,20 +64,23 @@ def examine(
 ) -> Examination:
     """Look at token, model and data at once, then at what follows from them."""
     with ThreadPoolExecutor() as pool:
-        identity = pool.submit(attempt, lambda: hub.whoami(api)) if needs_token else None
-        model = pool.submit(attempt, lambda: hub.model(api, settings.base_model, settings.base_model_revision or None))
-        data = pool.submit(look_at_data, api, template, settings, limit)
-        (identity, *faults), (model, *more) = (part.result() if part else (None,) for part in (identity, model))
-        settings, table, unreadable = data.result()
+        asked = pool.submit(attempt, lambda: hub.whoami(api)) if needs_token else None
+        looked_up = pool.submit(attempt, lambda: hub.model(api, settings.base_model, settings.base_model_revision or None))
+        read = pool.submit(look_at_data, api, template, settings, limit)
+        identity, faults = asked.result() if asked else (None, [])
+        model, more = looked_up.result()
+        settings, table, unreadable = read.result()
     faults += more + unreadable
-    owner, sample, refused = identity and (namespace or identity.name), None, []
+    owner = (namespace or identity.name) if identity else ""
+    sample: rows.Sample | None = None
+    refused: list[UserError] = []
     if identity:
-        faults += attempt(lambda: hub.writable_namespace(identity, namespace))[1:]
+        faults += attempt(lambda: hub.writable_namespace(identity, namespace))[1]
     if model:
         settings = replace(settings, base_model_revision=model.revision or "")
-        refused = attempt(lambda: require_trainable(template, model))[1:]
+        refused = attempt(lambda: require_trainable(template, model))[1]
     if model and table and not refused:
-        sample, *untold = attempt(lambda: rows.sample(template, settings, table))
+        sample, untold = attempt(lambda: rows.sample(template, settings, table))
         faults += untold
     adapter, lora_problems = lora(template, settings, model)
     unusual = judged_model(model) if model and not refused else []
@@ -89,20 +93,20 @@ def examine(
 
 def look_at_data(api: HfApi, template: ModuleType, settings: Any, limit: int) -> tuple[Any, rows.Table | None, list[UserError]]:
     """The settings with the data set's revision pinned, its table at that revision, and what could not be looked at."""
-    revision, *missing = attempt(lambda: hub.dataset_revision(api, settings.dataset, settings.dataset_revision or None))
+    revision, missing = attempt(lambda: hub.dataset_revision(api, settings.dataset, settings.dataset_revision or None))
     if missing:
         return settings, None, missing
     settings = replace(settings, dataset_revision=revision or "")
-    table, *unreadable = attempt(lambda: rows.table(api, template, settings, limit))
+    table, unreadable = attempt(lambda: rows.table(api, template, settings, limit))
     return settings, table, unreadable
 
 
-def attempt(look: Callable[[], T]) -> tuple[T] | tuple[None, UserError]:
+def attempt(look: Callable[[], T]) -> tuple[T | None, list[UserError]]:
     """What look returns, or None and the error that it ends with, so that one fault does not hide the others."""
     try:
-        return (look(),)
+        return look(), []
     except UserError as error:
-        return None, error
+        return None, [error]
 
 
 def require_trainable(template: ModuleType, model: hub.Model) -> None:
@@ -160,7 +164,7 @@ def lora(template: ModuleType, settings: Any, model: hub.Model | None) -> tuple[
                 "low_coverage",
                 "warning",
                 f"{', '.join(targets)}: these modules hold {of_layers:.0%} of the LoRA that the model's linear layers could have.",
-                f"To adapt each of them: --target-modules {','.join(template.lora_targets(layers))} (or auto, the default).",
+                "To adapt each of them: --target-modules auto (the default).",
             )
         )
     if experts:
@@ -231,7 +235,7 @@ def judged_rows(found: Examination) -> list[Problem]:
     """What the rows say, beyond what could not be looked at."""
     table, sample = found.table, found.sample
     problems = []
-    if sample:
+    if sample and found.model:
         problems += [*judged_answers(sample), *judged_lengths(sample, found.model), *judged_texts(sample)]
     if table:
         problems += judged_table(table, found.settings.dataset)
@@ -247,7 +251,7 @@ def judged_table(table: rows.Table, dataset: str) -> list[Problem]:
                 "duplicates",
                 "warning",
                 f"{table.duplicates} of the first {table.sampled} rows stand there before: they are learned more than once.",
-                f"Keep one of each: awk '!seen[$0]++' {dataset} > unique.jsonl"
+                f"Keep one of each: awk '!seen[$0]++' {shlex.quote(dataset)} > unique.jsonl"
                 if dataset.endswith(".jsonl")
                 else "Keep one of each, or train fewer passes: --num-epochs 1.",
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.hf_api import JobHardwareInfo
 
 from .errors import USAGE, UserError
 from .hub import asking
@@ -49,6 +50,15 @@ class Flavor:
         return next((GPUS[name] for name in known if name.lower() in self.accelerator.lower()), None)
 
     @property
+    def bf16_flops(self) -> float:
+        """Peak arithmetic of one GPU per second; 0 where its model is not known."""
+        return self.gpu.bf16_tflops * 1e12 if self.gpu else 0.0
+
+    @property
+    def bf16(self) -> bool:
+        return self.gpu is not None and self.gpu.bf16
+
+    @property
     def usd_per_hour(self) -> float:
         return self.usd_per_minute * 60
 
@@ -73,7 +83,7 @@ def live(api: HfApi) -> tuple[list[Flavor], str]:
     return [from_hub(item) for item in answer], f"{api.endpoint}/api/jobs/hardware"
 
 
-def from_hub(item) -> Flavor:
+def from_hub(item: JobHardwareInfo) -> Flavor:
     if item.unit_label != "minute":
         raise UserError(
             "unknown_price_unit",

@@ -6,22 +6,28 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, JobInfo, get_token
 
+from . import records
 from .errors import HUB, UserError
-from .hub import LOGIN, asking, redact
+from .hub import LOGIN, asking
 from .jobs import RUN_VARIABLE, Job, run_facts
 from .plan import Plan
+from .redaction import plain
 
 PLAN_LABEL = "unsloth-jobs-plan"
+PAID_FOR = ("SCHEDULING", "RUNNING", "COMPLETED")
+SUBMIT = Path(__file__).resolve().parents[1] / "submit.py"
 
 
 class HFJobs:
-    """Jobs of one namespace. None: the namespace of the token's owner, which the client looks up at each call."""
+    """Jobs of one namespace. It is named at each call: the client would ask for the token's owner each time."""
 
-    def __init__(self, api: HfApi, namespace: str | None = None):
+    def __init__(self, api: HfApi, namespace: str):
         self.api, self.namespace = api, namespace
 
     def submit(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Job:
@@ -46,18 +52,26 @@ class HFJobs:
                     labels={PLAN_LABEL: plan.plan_id},
                     namespace=plan.namespace,
                 )
-        except (OSError, ValueError) as error:  # what the upload of the script raises
+        except (OSError, ValueError, RuntimeError) as error:  # what the upload of the script raises
+            said = plain(str(error)).strip().rstrip(".")
             raise UserError(
-                "upload_failed",
-                f"The script could not be uploaded: {redact(str(error))}",
-                "Look at `status.py --all` before trying again: the job may exist.",
-                HUB,
+                "upload_failed", f"The script could not be uploaded: {said}.", "Try again in a minute.", HUB
             ) from error
         return as_job(info)
 
     def inspect(self, job_id: str) -> Job:
-        with asking(f"job {job_id}"):
-            return as_job(self.api.inspect_job(job_id=job_id, namespace=self.namespace))
+        try:
+            with asking(f"job {job_id}"):
+                return as_job(self.api.inspect_job(job_id=job_id, namespace=self.namespace))
+        except UserError as error:
+            plan = records.run_plan(job_id)
+            if error.problem.code != "unknown_job" or plan is None:
+                raise
+            raise UserError(
+                "job_deleted",
+                f"The Hub no longer knows job {job_id}, which was submitted from here; what it pushed is in {plan.model_url}.",
+                f"To go on from its last checkpoint: {plan.resuming(SUBMIT)}",
+            ) from error
 
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         with asking(f"job {job_id}"):
@@ -72,18 +86,29 @@ class HFJobs:
         with asking(f"the jobs of {plan.namespace}"):
             found = self.api.list_jobs(labels={PLAN_LABEL: plan.plan_id}, namespace=plan.namespace)
             jobs = [as_job(info) for info in found]
-        return next((job for job in jobs if job.stage in ("SCHEDULING", "RUNNING", "COMPLETED")), None)
+        # One that is not on record here is told first, however it ended: its submission was never answered.
+        return next((job for job in jobs if job.stage in PAID_FOR or records.run_of(job.job_id) is None), None)
 
 
-def as_job(info) -> Job:
+def as_job(info: JobInfo) -> Job:
     return Job(
         job_id=info.id,
         stage=str(info.status.stage),
-        message=info.status.message,
+        message=info.status.message and plain(info.status.message),
         url=info.url,
         flavor=str(info.flavor),
         created=info.created_at,
         started=info.started_at,
         finished=info.finished_at,
         plan_id=(info.labels or {}).get(PLAN_LABEL),
+        ahead_s=ahead_s(info),
     )
+
+
+def ahead_s(info: JobInfo) -> float:
+    """How far the Hub's clock is ahead of this machine's, by what it says of a job's age; 0 within a minute."""
+    age_s = getattr(info.durations, "total_secs", None)
+    if age_s is None or info.created_at is None or info.finished_at is not None:
+        return 0.0
+    ahead = (info.created_at - datetime.now(UTC)).total_seconds() + age_s
+    return ahead if abs(ahead) > 60 else 0.0

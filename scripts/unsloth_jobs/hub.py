@@ -29,32 +29,31 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils._http import default_client_factory
 
 from .errors import HUB, UserError
+from .redaction import plain
 
 T = TypeVar("T")
 TIMEOUT_S = 30
 LOOK_UP_S = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT  # what the ecosystem waits for metadata: 10 s, unless set
 VIEWER_S = 5
 LONGEST_PAUSE_S = 5  # a Hub that asks for more is reported instead of waited for
-PATIENCE_S = 4  # after which a read that fails again and again is reported; the client would go on for half a minute
+PATIENCE_S = 4  # after which a read that fails again and again is reported
+FIRST_PAUSE_S = 0.25
 MANY_FILES = 1000  # whose sizes are not asked for
 LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/settings/tokens"
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
 def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     """The Hub's client, at HF_ENDPOINT, with the token of HF_TOKEN or of `hf auth login`."""
 
-    failing: dict[str, float] = {}  # URL -> when it first failed, of those that did not succeed since
-
     def client() -> Any:
-        made = default_client_factory()  # which waits for ever where a call sets no timeout of its own
-        made.timeout = timeout_s
-        made.event_hooks["response"].append(end_long_pauses)
-        made.send = functools.partial(send_or_give_up, made.send, failing)
+        made: Any = default_client_factory()
+        made.event_hooks["request"].append(functools.partial(limit, timeout_s))
+        made.send = functools.partial(send_patiently, made.send)
         return made
 
     huggingface_hub.set_client_factory(client)
@@ -62,38 +61,48 @@ def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     return HfApi(library_name="unsloth-jobs")
 
 
-def end_long_pauses(response: Any) -> None:
-    """The client sleeps as long as Retry-After says, five times over. Raises HfHubHTTPError where that is long."""
-    pause = response.headers.get("retry-after", "")
-    if response.status_code == 429 and pause.isdigit() and int(pause) > LONGEST_PAUSE_S:
-        raise HfHubHTTPError(f"Retry after {pause} seconds", response=response)
+def limit(timeout_s: float, request: Any) -> None:
+    """Give a request the timeout that its call has left open or has set to None: the client would wait for ever."""
+    request.extensions["timeout"] = {part: limit or timeout_s for part, limit in request.extensions["timeout"].items()}
 
 
-def send_or_give_up(send: Callable, failing: dict[str, float], request: Any, **options: Any) -> Any:
-    """Send a request. On a read that has failed for PATIENCE_S it raises what the client does not try again."""
-    url, began = str(request.url), time.monotonic()
+def send_patiently(send: Callable, request: Any, **options: Any) -> Any:
+    """Send a request; a read of the Hub that fails in passing is sent again, with growing pauses, for PATIENCE_S.
 
-    def is_over() -> bool:
-        return request.method == "GET" and time.monotonic() - failing.setdefault(url, began) > PATIENCE_S
+    What is raised then the client does not try again: it would go on for half a minute, or for as long as a
+    Retry-After says. Anything but a read is sent once: it may have been done although its answer was lost.
+    """
+    if not str(request.url).startswith(endpoint()):
+        return send(request, **options)  # such as the dataset viewer, which is only a shortcut
+    is_read = request.method in ("GET", "HEAD")
+    ends, pause = time.monotonic() + (PATIENCE_S if is_read else 0), FIRST_PAUSE_S
+    while True:
+        try:
+            response = send(request, **options)
+        except HTTPError as error:
+            if not is_read:
+                raise
+            wait = pause
+            if time.monotonic() + wait > ends:
+                raise HTTPError(str(error) or type(error).__name__) from error
+        else:
+            if response.status_code != 429 and response.status_code < 500:
+                return response
+            wait = retry_after(response) or pause
+            if not is_read and wait <= LONGEST_PAUSE_S:
+                return response
+            if time.monotonic() + wait > ends:
+                response.read()
+                hf_raise_for_status(response)
+            response.close()
+        time.sleep(wait)
+        pause *= 2
 
-    try:
-        response = send(request, **options)
-    except HfHubHTTPError:
-        raise
-    except HTTPError as error:
-        if is_over():
-            raise HTTPError(str(error) or type(error).__name__) from error
-        raise
-    if response.status_code != 429 and response.status_code < 500:
-        failing.pop(url, None)
-    elif is_over():
-        raise HfHubHTTPError(f"Status {response.status_code}", response=response)
-    return response
 
-
-def redact(text: str) -> str:
-    """text without tokens: errors and logs may quote one."""
-    return TOKEN.sub("hf_***", text)
+def retry_after(response: Any) -> int:
+    """Seconds that the Hub asks to wait; 0 where it does not say."""
+    said = response.headers.get("retry-after", "")
+    return int(said) if said.isdigit() else 0
 
 
 @contextlib.contextmanager
@@ -128,8 +137,15 @@ def asking(about: str) -> Iterator[None]:
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise UserError(
             "hub_unreachable",
-            f"The Hub at {endpoint()} did not answer: {redact(str(error) or type(error).__name__).rstrip('.')}.",
+            f"The Hub at {endpoint()} did not answer: {plain(str(error) or type(error).__name__).rstrip('.')}.",
             "Check the network and HF_ENDPOINT, then try again.",
+            HUB,
+        ) from error
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(
+            "hub_garbled",
+            f"What {endpoint()} answered about {about} is not what the Hub answers ({type(error).__name__}: {error}).",
+            "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
             HUB,
         ) from error
 
@@ -150,7 +166,7 @@ def look_up(api: HfApi, kind: str, name: str, look: Callable[[], T]) -> T:
 def similar(api: HfApi, kind: str, name: str) -> list[str]:
     """Up to three ids on the Hub that are spelt almost like this one; none where the search fails: it is a courtesy."""
     owner, _, short = name.rpartition("/")
-    search = api.list_models if kind == "model" else api.list_datasets
+    search: Callable[..., Any] = api.list_models if kind == "model" else api.list_datasets
     words = sorted(re.split(r"[-_.]", short), key=len, reverse=True)
     wanted: list[dict[str, str]] = [{"search": short}, {"search": words[0]}, *([{"author": owner}] if owner else [])]
     try:
@@ -176,7 +192,7 @@ def spelling(about: str) -> str:
 
 def http_error(about: str, error: HfHubHTTPError) -> UserError:
     status = error.response.status_code if error.response is not None else 0
-    said = redact(error.server_message or str(error)).strip().splitlines()[0]
+    said = plain(error.server_message or str(error)).strip().splitlines()[0].rstrip(".")
     if status == 401:
         return UserError("bad_token", f"The Hub does not accept this token ({said}).", LOGIN + ".", HUB)
     if status == 402:
@@ -196,7 +212,10 @@ def http_error(about: str, error: HfHubHTTPError) -> UserError:
     if status == 404:
         return UserError("not_found", f"{about} is not on the Hub, or this token may not see it.", spelling(about))
     if status == 429:
-        return UserError("rate_limited", f"The Hub asks for a pause: {said}.", "Wait a few minutes, then try again.", HUB)
+        pause = f"{seconds} seconds" if (seconds := retry_after(error.response)) else "a few minutes"
+        return UserError("rate_limited", f"The Hub asks for a pause: {said}.", f"Wait {pause}, then try again.", HUB)
+    if 400 <= status < 500:
+        return UserError("refused", f"The Hub refuses {about}: {said}.", "Change what it names, then try again.", HUB)
     return UserError("hub_error", f"The Hub answered {status} about {about}: {said}.", "Try again in a minute.", HUB)
 
 
@@ -242,6 +261,7 @@ def whoami(api: HfApi) -> Identity:
     """Identity of the token; one call, which the Hub limits strictly. Raises UserError."""
     with asking("the token"):
         answer = api.whoami()
+        name = answer["name"]
     token = answer.get("auth", {}).get("accessToken", {})
     scoped = token.get("fineGrained", {}).get("scoped", [])
     scopes: dict[str, frozenset[str]] = {}
@@ -249,7 +269,7 @@ def whoami(api: HfApi) -> Identity:
         owner = scope.get("entity", {}).get("name", "").split("/")[0]
         scopes[owner] = scopes.get(owner, frozenset()) | frozenset(scope.get("permissions", ()))
     return Identity(
-        name=answer["name"],
+        name=name,
         role=token.get("role", "write"),
         can_pay=bool(answer.get("canPay")),
         organizations={org["name"]: bool(org.get("canPay")) for org in answer.get("orgs", ())},
@@ -380,7 +400,7 @@ def model(api: HfApi, name: str, revision: str | None = None) -> Model:
         require_weights(name, {sibling.rfilename for sibling in info.siblings or ()}, read)
         config = read("config.json")
         metadata = api.get_safetensors_metadata(name, revision=info.sha, timeout=LOOK_UP_S)
-    tensors = {
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
         tensor: (facts.dtype, tuple(facts.shape))
         for file in metadata.files_metadata.values()
         for tensor, facts in file.tensors.items()
@@ -391,7 +411,8 @@ def model(api: HfApi, name: str, revision: str | None = None) -> Model:
 def local_model(folder: Path) -> Model:
     read = lambda file: json.loads((folder / file).read_text("utf-8"))  # noqa: E731
     require_weights(str(folder), {path.name for path in folder.iterdir()}, read)
-    config, tensors = read("config.json"), {}
+    config: dict[str, Any] = read("config.json")
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
@@ -455,7 +476,7 @@ def viewer_rows(api: HfApi, name: str, config: str, split: str) -> tuple[int, st
             splits = answer.json()["size"]["splits"]
     except (UserError, ValueError, KeyError, TypeError):
         return None
-    said = next((one for one in splits if (one.get("config"), one.get("split")) == (config, split)), {})
+    said: dict[str, Any] = next((one for one in splits if (one.get("config"), one.get("split")) == (config, split)), {})
     if said.get("estimated_num_rows"):
         return said["estimated_num_rows"], "estimated"
     return (said["num_rows"], "viewer") if said.get("num_rows") and not answer.json().get("partial") else None
@@ -471,7 +492,8 @@ def file_sizes(api: HfApi, name: str, revision: str, urls: list[str]) -> int | N
             found = api.get_paths_info(name, paths, repo_type="dataset", revision=revision)
     except UserError:
         return None
-    return sum(file.size for file in found) if len(found) == len(paths) else None
+    sizes = [file.size for file in found if isinstance(file, RepoFile)]
+    return sum(sizes) if len(sizes) == len(paths) else None
 
 
 def is_local(name: str) -> bool:

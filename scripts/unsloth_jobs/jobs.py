@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from .plan import Plan
@@ -16,7 +16,10 @@ TERMINAL = {"COMPLETED", "ERROR", "CANCELED", "DELETED"}
 
 @dataclass(frozen=True)
 class Job:
-    """A job's state in the Hub's words: stage is SCHEDULING, RUNNING, COMPLETED, ERROR, CANCELED or DELETED."""
+    """A job's state in the Hub's words: stage is SCHEDULING, RUNNING, COMPLETED, ERROR, CANCELED or DELETED.
+
+    ahead_s: how far the clock of its place is ahead of this machine's.
+    """
 
     job_id: str
     stage: str
@@ -27,6 +30,12 @@ class Job:
     started: datetime | None
     finished: datetime | None
     plan_id: str | None = None
+    ahead_s: float = 0.0
+
+    @property
+    def now(self) -> datetime:
+        """By the clock that its own times are of."""
+        return datetime.now(UTC) + timedelta(seconds=self.ahead_s)
 
     @property
     def ended(self) -> bool:
@@ -37,7 +46,7 @@ class Job:
         """Seconds since the job was started (0 while it waits for a machine)."""
         if self.started is None:
             return 0.0
-        return max(((self.finished or datetime.now(UTC)) - self.started).total_seconds(), 0.0)
+        return max(((self.finished or self.now) - self.started).total_seconds(), 0.0)
 
 
 class Place(Protocol):
@@ -52,10 +61,10 @@ class Place(Protocol):
     def cancel(self, job_id: str) -> None: ...
 
     def find(self, plan: Plan) -> Job | None:
-        """A job of this very plan that is waiting, running or done: submitting it again would pay twice."""
+        """A job of this very plan that is waiting, running or done, or not yet on record: a second would be paid twice."""
 
 
 def run_facts(plan: Plan, estimate: dict[str, Any] | None) -> str:
-    """JSON for the job's environment: its deadline and price, and what it was estimated to cost."""
-    names = ("plan_id", "flavor", "vram_gb", "timeout_s", "usd_per_minute")
+    """JSON for the job's environment: its deadline and price, who pays, and what it was estimated to cost."""
+    names = ("plan_id", "flavor", "vram_gb", "timeout_s", "usd_per_minute", "namespace")
     return json.dumps({name: getattr(plan, name) for name in names} | {"estimate": estimate})

@@ -37,7 +37,7 @@ class Range:
 
     def widened(self, error: float) -> Range:
         """With a relative uncertainty of the quantity that it was multiplied by."""
-        return Range(self.low * (1 - error), self.high * (1 + error))
+        return Range(self.low * max(1 - error, 0), self.high * (1 + error))
 
     @property
     def middle(self) -> float:

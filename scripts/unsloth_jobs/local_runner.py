@@ -8,48 +8,56 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
-from unsloth_jobs.hub import TOKEN
 from unsloth_jobs.jobs import RUN_VARIABLE
 from unsloth_jobs.records import read, write
+from unsloth_jobs.redaction import redact
 
-SECRET = re.compile(TOKEN.pattern.encode())
 GRACE_S = 20  # between asking a job to end and ending it
 # Of the environment that started the job, these would mislead it: triton takes CC for its compiler.
 NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
 
 
 def run(folder: Path) -> None:
-    job, state = read(folder / "job.json"), read(folder / "state.json")
+    job, state = read(folder / "job.json") or {}, read(folder / "state.json") or {}
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env["PYTHONUNBUFFERED"] = "1"
+    env.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "unsloth_compiled_cache"))  # else in the user's project
     env[RUN_VARIABLE] = json.dumps(json.loads(env.get(RUN_VARIABLE, "{}")) | {"started": time.time()})
-    me = psutil.Process()
-    state |= {"stage": "RUNNING", "pid": me.pid, "process_created": me.create_time(), "started": time.time()}
+    state |= {"stage": "RUNNING", **process_of(os.getpid()), "started": time.time()}
     reasons: list[str] = []
     with open(folder / "log.txt", "ab", buffering=0) as log:
         child = subprocess.Popen(
             job["command"], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        write(folder / "state.json", state)
+        write(folder / "state.json", state | {"child": process_of(child.pid)})
         signal.signal(signal.SIGTERM, lambda *_: end(child, reasons, "CANCELED"))
         timer = threading.Timer(job["timeout_s"], end, (child, reasons, "TIMEOUT"))
         timer.daemon = True
         timer.start()
-        copy_log(child, log)
-        code = child.wait()
+        with child:  # waits for it and closes its pipe
+            copy_log(child, log)
+        code = child.returncode
         timer.cancel()
     stage, message = outcome(code, reasons)
     write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
+
+
+def process_of(pid: int) -> dict:
+    """What names a process for good: after a restart another may have its number. One that is gone already has no time."""
+    try:
+        return {"pid": pid, "process_created": psutil.Process(pid).create_time()}
+    except psutil.NoSuchProcess:
+        return {"pid": pid, "process_created": 0}
 
 
 def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
@@ -58,25 +66,25 @@ def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
     return ("COMPLETED", None) if code == 0 else ("ERROR", f"Job failed with exit code: {code}")
 
 
-def copy_log(child: subprocess.Popen, log) -> None:
-    token = os.environ.get("HF_TOKEN", "").encode()
-    for line in child.stdout:
-        line = SECRET.sub(b"hf_***", line)
-        log.write(line.replace(token, b"***") if token else line)
+def copy_log(child: subprocess.Popen, log: BinaryIO) -> None:
+    """Goes on reading where the disk is full: a child whose output nobody reads would stand still, and lose its run."""
+    for line in child.stdout or ():
+        with contextlib.suppress(OSError):
+            log.write(redact(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
 
 
 def end(child: subprocess.Popen, reasons: list[str], reason: str) -> None:
     """Ask the command and all it started to end; insist after GRACE_S."""
     reasons.append(reason)
     processes = psutil.Process(child.pid).children(recursive=True) + [psutil.Process(child.pid)]
+    tell(processes, "terminate")
+    threading.Timer(GRACE_S, tell, (processes, "kill")).start()
+
+
+def tell(processes: list[psutil.Process], how: str) -> None:
     for process in processes:
-        terminate(process, "terminate")
-    threading.Timer(GRACE_S, lambda: [terminate(process, "kill") for process in processes]).start()
-
-
-def terminate(process: psutil.Process, how: str) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):  # it ended first, which is what was wanted
-        getattr(process, how)()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended first, which is what was wanted
+            getattr(process, how)()
 
 
 if __name__ == "__main__":

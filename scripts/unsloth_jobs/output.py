@@ -4,37 +4,75 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
 
 from .errors import Problem, UserError
+from .redaction import plain, redact
+
+# What steers a terminal, turns the order of letters or is half a character, and what is shown instead: ␛ for escape.
+UNSEEN = (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
+STEERING = dict.fromkeys(UNSEEN, "\N{REPLACEMENT CHARACTER}")
+STEERING |= {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
+
+
+def visible(text: str) -> str:
+    """text with a picture in the place of each control character: an id, a row or a log line may hold any."""
+    return text.translate(STEERING)
+
+
+class Screen(Console):
+    """A console on which only its own styles steer the terminal, never the text that it is given."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
 
 # Off a terminal lines are not folded at 80: an id that is cut cannot be copied.
-people = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-diagnostics = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
+people = Screen(highlight=False, width=None if sys.stdout.isatty() else 160)
+diagnostics = Screen(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 EXTRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def application(help: str) -> typer.Typer:
+    sys.excepthook = lambda *error: print(redact("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
     return typer.Typer(help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 def print_json(data: dict[str, Any]) -> None:
-    print(json.dumps(data, ensure_ascii=False, default=str), flush=True)
+    print(redact(escaped(json.dumps(without_nan(data), ensure_ascii=False, default=str))), flush=True)
+
+
+def escaped(text: str) -> str:
+    """JSON with what `visible` would replace written as \\u…: the same JSON, harmless to a terminal."""
+    return text.translate({code: f"\\u{code:04x}" for code in STEERING})
+
+
+def without_nan(value: Any) -> Any:
+    """A value with null for NaN and infinity, which JSON does not know: a loss may be one."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return {name: without_nan(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def show_problem(problem: Problem) -> None:
     colour = "red" if problem.severity == "error" else "yellow"
-    diagnostics.print(f"[{colour}]{problem.severity}[/] [bold]{problem.code}[/]: {escape(problem.message)}")
-    diagnostics.print(f"  → {escape(problem.fix)}")
+    diagnostics.print(f"[{colour}]{problem.severity}[/] [bold]{problem.code}[/]: {escape(plain(problem.message))}")
+    diagnostics.print(f"  → {escape(plain(problem.fix))}")
 
 
 def ends_clearly(command: Callable) -> Callable:
@@ -65,7 +103,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def duration(seconds: float | None) -> str:
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return "–"
     seconds = round(seconds)
     if seconds < 60:

@@ -57,12 +57,25 @@ class Plan:
         """A hash over all of the above: whatever changes, the approval no longer fits."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
+    def flags(self, leave_out: set[str]) -> list[str]:
+        """The script's arguments without the flags of these names and their values."""
+        kept, leaving = [], False
+        for word in self.arguments:
+            if word.startswith("--"):
+                leaving = word[2:].partition("=")[0] in leave_out
+            kept += [] if leaving else [word]
+        return kept
+
     def resuming(self, submit: Path) -> str:
         """The command that goes on with this run from its last checkpoint."""
+        return self.again(submit, *([] if "--resume" in self.arguments else ["--resume"]))
+
+    def again(self, submit: Path, *more: str) -> str:
+        """The command that plans this run anew, with more of its script's arguments at its end."""
         place = ["--where", "local"] if self.where == "local" else ["--flavor", self.flavor]
         place += ["--namespace", self.namespace] if self.namespace else []
-        arguments = [*self.arguments, *([] if "--resume" in self.arguments else ["--resume"])]
-        return shlex.join(["uv", "run", str(submit), self.script, *place, "--timeout", f"{self.timeout_s}s", "--", *arguments])
+        words = ["uv", "run", str(submit), self.script, *place, "--timeout", f"{self.timeout_s}s", "--", *self.arguments, *more]
+        return shlex.join(words)
 
     @property
     def dashboard_url(self) -> str | None:
@@ -72,16 +85,22 @@ class Plan:
     def model_url(self) -> str | None:
         return f"{hub.endpoint()}/{self.output_repo}" if self.output_repo else self.output_dir
 
+    @property
+    def command(self) -> str:
+        """The command that shows this plan again."""
+        return self.again(Path(__file__).resolve().parents[1] / "submit.py")
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
-        return cls(**{**data, "arguments": tuple(data["arguments"]), "secrets": tuple(data["secrets"])})
+        known = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
+        return cls(**{**known, "arguments": tuple(data["arguments"]), "secrets": tuple(data["secrets"])})
 
 
 def seconds(text: str) -> int:
     """A duration such as 90s, 30m, 4h, 1d or 2h30m. Raises UserError, also without a unit: 10 is seconds to `hf jobs`."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     value = sum(float(number) * UNITS[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text.strip() or value < 1:
+    if "".join(number + unit for number, unit in parts) != text.strip() or not 1 <= value < math.inf:
         raise UserError("bad_timeout", f"{text!r} is no duration with a unit.", "Write it as 30m, 4h, 2h30m or 1d.", USAGE)
     return round(value)
 
@@ -112,7 +131,13 @@ class Wish:
 def make(api: HfApi, wish: Wish) -> Plan:
     """Look up all that a plan fixes: identity, price, revisions, repository. Raises UserError."""
     script, where, arguments = wish.script, wish.where, wish.arguments
+    template.require_harmless(arguments)
     module = template.load(script) if takes_settings(script) else None
+    template.require_no_token(script)
+    if wish.smoke and module is None:
+        raise UserError(
+            "no_smoke", "A smoke run needs a script that takes --max-steps.", "Use templates/sft.py, or a copy.", USAGE
+        )
     settings = template.settings(module, arguments) if module else None
     if where == "local":
         machine, owner = hardware.LOCAL, None
@@ -120,13 +145,13 @@ def make(api: HfApi, wish: Wish) -> Plan:
         owner = hub.writable_namespace(hub.whoami(api), wish.namespace)
         machine = hardware.find(hardware.live(api)[0], wish.flavor)
     key = None
-    if settings:
+    if module:
         arguments = arguments + pinned(api, module, settings, arguments, owner)
         settings = template.settings(module, arguments)
         key = ledger.key(settings, script)
         if wish.attempts > 1 and hasattr(settings, "resume") and not settings.resume:
             arguments = [*arguments, "--resume"]  # a second start goes on from what the first one pushed
-    if wish.smoke:
+    if wish.smoke and module:
         arguments = arguments + smoke_flags(settings)
         settings = template.settings(module, arguments)
     limit = seconds(wish.timeout) if wish.timeout else default_timeout(machine, wish.smoke)
@@ -156,17 +181,13 @@ def make(api: HfApi, wish: Wish) -> Plan:
         trackio_space=value("trackio_space"),
         output_dir=str(Path(save_local).resolve()) if save_local and where == "local" else None,
         smoke=wish.smoke,
-        run_key=key and key.run,
-        pace_key=key and key.pace,
+        run_key=key.run if key else None,
+        pace_key=key.pace if key else None,
     )
 
 
 def smoke_flags(settings: Any) -> list[str]:
-    """What makes a run of the template a short trial of itself, with a result of its own. Raises UserError."""
-    if settings is None:
-        raise UserError(
-            "no_smoke", "A smoke run needs a script that takes --max-steps.", "Use templates/sft.py, or a copy.", USAGE
-        )
+    """What makes a run of the template a short trial of itself, with a result of its own."""
     repository = [f"--output-repo={settings.output_repo}-smoke"] if settings.output_repo else []
     return [f"--max-steps={SMOKE_STEPS}", *repository]
 

@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from . import hub
 from .errors import UserError
+from .redaction import plain
 
 DRIFT = 4  # standard errors; chance goes beyond them once in ten thousand data sets
 
@@ -124,7 +125,8 @@ class Sample(Table):
         if self.rows is None:
             return None
         error = self.mean_error(self.percentile(1.0))
-        return tuple(round(self.mean * self.rows * share) for share in (1, 1 - error, 1 + error))
+        tokens = self.mean * self.rows
+        return round(tokens), round(tokens * max(1 - error, 0)), round(tokens * (1 + error))
 
     @property
     def drifts(self) -> bool:
@@ -181,14 +183,16 @@ def reasons(template: ModuleType) -> Iterator[None]:
                 "The rows hold pictures or sound, and only text can be learned.",
                 "Choose a data set with messages, or with a question and an answer in each row.",
             ) from stop
-        raise UserError(stop.code, hub.redact(stop.message), stop.fix) from stop
+        raise UserError(stop.code, plain(stop.message), stop.fix) from stop
 
 
 def cause(error: BaseException | None, *kinds: type[Exception]) -> Exception | None:
     """The exception of one of these kinds that an error comes from, if there is one."""
-    while error and not isinstance(error, kinds):
+    while error:
+        if isinstance(error, kinds):
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def end_soon() -> None:
@@ -221,7 +225,8 @@ def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
     tokenizer = load_tokenizer(template, settings)
     renderer = template.make_renderer(tokenizer, table.layout)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-    looked_at, shown = [], []
+    looked_at: list[Row] = []
+    shown: list[dict[str, Any]] = []
     for raw in table.first:
         row, example = look(template, renderer, table.layout, special, raw, settings.max_seq_length)
         looked_at.append(row)
@@ -282,7 +287,8 @@ def dropped_text(template: ModuleType, row: dict[str, Any], learned: str) -> str
     """The first text of an answer, thoughts included, that is not among what is learned."""
     answers = [] if "text" in row else [turn for turn in template.as_messages(row) if turn["role"] == "assistant"]
     written = (turn.get(part, "") for turn in answers for part in ("reasoning_content", "thinking", "content"))
-    return next((text for text in written if text.strip() and text.strip() not in learned), "")
+    texts = (text.strip() for text in written if isinstance(text, str))
+    return next((text for text in texts if text and text not in learned), "")
 
 
 # ---- how many rows there are

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import inspect
 import io
+import re
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import USAGE, UserError
+from huggingface_hub import get_token
 
+from .errors import USAGE, UserError
+from .output import visible
+
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
+LEAVE_OUT = "Leave it out: the job gets the token of `hf auth login` or HF_TOKEN as a secret."
 SFT = Path(__file__).resolve().parents[2] / "templates" / "sft.py"
 
 
@@ -19,11 +26,12 @@ def load(path: Path = SFT) -> ModuleType:
     """The template as a module. Its heavy imports stand inside functions, so this needs no torch. Raises UserError."""
     if not path.is_file():
         raise UserError("no_script", f"There is no script {path}.", f"Pass the path of a script, {SFT} for one.", USAGE)
-    spec = importlib.util.spec_from_file_location(f"template_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    loader = SourceFileLoader(f"template_{path.stem}", str(path))
+    module = ModuleType(loader.name)
+    module.__file__ = loader.path
+    sys.modules[loader.name] = module  # dataclasses look their module up by name
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise UserError(
             "bad_script",
@@ -34,8 +42,41 @@ def load(path: Path = SFT) -> ModuleType:
     return module
 
 
+def holds_token(text: str) -> bool:
+    token = get_token()
+    return bool(TOKEN.search(text) or (token and token in text))
+
+
+def require_harmless(arguments: list[str]) -> None:
+    """Raises UserError (usage) on arguments that no plan, log or terminal may hold: a token, or control characters."""
+    for argument in arguments:
+        if holds_token(argument):
+            raise UserError(
+                "token_in_arguments",
+                "One of the arguments holds a token, and arguments are written into plans and logs.",
+                LEAVE_OUT,
+                USAGE,
+            )
+        if "\n" in argument or visible(argument) != argument:
+            raise UserError(
+                "control_characters",
+                f"The argument {argument!r} holds control characters.",
+                "Type it anew: an id or a path has none.",
+                USAGE,
+            )
+
+
+def require_no_token(script: Path) -> None:
+    """Raises UserError (usage) where a token is written in a script, which is uploaded as it stands."""
+    if holds_token(script.read_text("utf-8")):
+        raise UserError(
+            "token_in_script", f"A token is written in {script}, which the job's storage would keep.", LEAVE_OUT, USAGE
+        )
+
+
 def settings(module: ModuleType, arguments: list[str]) -> Any:
     """The template's Settings for these arguments. Raises UserError (usage) with argparse's own words."""
+    require_harmless(arguments)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -44,7 +85,7 @@ def settings(module: ModuleType, arguments: list[str]) -> Any:
         last = said.getvalue().strip().splitlines()[-1] if said.getvalue().strip() else "bad arguments"
         raise UserError(
             "bad_arguments",
-            f"{Path(module.__file__).name}: {last.split('error: ')[-1]}",
+            f"{Path(inspect.getfile(module)).name}: {last.split('error: ')[-1]}",
             f"Flags of the command go before `--`, flags of the script after it: uv run {module.__file__} --help",
             USAGE,
         ) from end

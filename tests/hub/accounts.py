@@ -126,6 +126,10 @@ class Accounts:
         user = User(name, can_pay, is_pro, organizations)
         self._tokens[token] = Token(user, role, frozenset(permissions), reads_gated)
 
+    def revoke(self, token: str) -> None:
+        """From now on the token is unknown."""
+        del self._tokens[token]
+
     def authenticate(self, request: Request) -> Token | None:
         """The request's token; None without one. An unknown one is refused everywhere, as on the Hub."""
         header = request.headers.get("authorization")

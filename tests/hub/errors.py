@@ -56,8 +56,9 @@ def entry_not_found() -> HubError:
     return HubError(404, "Entry not found", "EntryNotFound")
 
 
-def handle(request: Request, error: HubError) -> Response:
+def handle(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for `HubError`."""
+    assert isinstance(error, HubError)
     headers = {"X-Error-Message": error.message}
     if error.code:
         headers["X-Error-Code"] = error.code

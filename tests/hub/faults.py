@@ -27,6 +27,8 @@ class Fault:
     times: int | None = None
     delay: float = 0
     drop: Drop | None = None
+    handled: bool = False
+    skip: int = 0
     hits: int = 0
 
     def matches(self, method: str, path: str) -> bool:
@@ -36,7 +38,7 @@ class Fault:
     def response(self) -> Response:
         is_text = isinstance(self.body, str)
         content = self.body if is_text else json.dumps(self.body)
-        return Response(content, self.status, self.headers, "text/plain" if is_text else "application/json")
+        return Response(content, self.status or 200, self.headers, "text/plain" if is_text else "application/json")
 
 
 class Faults:
@@ -57,14 +59,18 @@ class Faults:
         times: int | None = None,
         delay: float = 0,
         drop: Drop | None = None,
+        handled: bool = False,
+        skip: int = 0,
     ) -> Fault:
         """Answer with a `status`, wait `delay` seconds, or drop the connection.
 
         `path` is a regular expression. `drop="before"` closes the connection without handling the
         request, `"during"` after the first piece of the answer (of a log: its first line), `"after"`
-        handles it and then never answers. The result's `hits` counts its uses.
+        handles it and then never answers. `handled` handles the request before the wait and the `status`: what was
+        asked for is done, and the answer says that it was not. The first `skip` requests that match are let through.
+        The result's `hits` counts its uses.
         """
-        fault = Fault(method, path, status, headers or {}, body, times, delay, drop)
+        fault = Fault(method, path, status, headers or {}, body, times, delay, drop, handled, skip)
         self._faults.append(fault)
         return fault
 
@@ -74,9 +80,13 @@ class Faults:
     def take(self, method: str, path: str) -> Fault | None:
         with self._lock:
             for fault in self._faults:
-                if fault.matches(method, path):
-                    fault.hits += 1
-                    return fault
+                if not fault.matches(method, path):
+                    continue
+                if fault.skip:
+                    fault.skip -= 1
+                    continue
+                fault.hits += 1
+                return fault
         return None
 
 
@@ -92,6 +102,8 @@ class FaultsMiddleware:
         fault = self._faults.take(scope["method"], scope["path"])
         if fault is None:
             return await self._app(scope, receive, send)
+        if fault.handled:
+            await self._app(scope, receive, swallow)
         await asyncio.sleep(fault.delay)
         if fault.drop == "during":
             return await self._app(scope, receive, self._send_one_piece(scope, send))

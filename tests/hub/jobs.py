@@ -56,7 +56,7 @@ class Job:
     finished: float | None = None
     logs: list[LogLine] = field(default_factory=list)
     set_by_hand: bool = False
-    thread: threading.Thread | None = None
+    thread: threading.Thread = field(init=False, repr=False)
 
     @property
     def is_finished(self) -> bool:

@@ -20,23 +20,25 @@ from .accounts import Token, object_id
 from .store import Blob, Blobs, Bucket, Commit, File, Repo, RepoType, Tree, git_oid, iso, wants_lfs
 
 
-class _Pattern(Convertor[str]):
+def text_like(pattern: str) -> Convertor[str]:
     """A path parameter that stays text."""
 
-    def __init__(self, regex: str) -> None:
-        self.regex = regex
+    class Text(Convertor[str]):
+        regex = pattern
 
-    def convert(self, value: str) -> str:
-        return value
+        def convert(self, value: str) -> str:
+            return value
 
-    def to_string(self, value: str) -> str:
-        return value
+        def to_string(self, value: str) -> str:
+            return value
+
+    return Text()
 
 
-register_url_convertor("kind", _Pattern("models|datasets|spaces"))
-register_url_convertor("repo", _Pattern("[^/]+/[^/]+"))
-register_url_convertor("revision", _Pattern("refs/[^/]+/[^/]+|[^/]+"))
-register_url_convertor("what", _Pattern("branch|tag"))
+register_url_convertor("kind", text_like("models|datasets|spaces"))
+register_url_convertor("repo", text_like("[^/]+/[^/]+"))
+register_url_convertor("revision", text_like("refs/[^/]+/[^/]+|[^/]+"))
+register_url_convertor("what", text_like("branch|tag"))
 
 
 # ---------------------------------------------------------------- access

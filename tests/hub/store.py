@@ -214,7 +214,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.blobs = Blobs(root / "blobs")
-        self.repos: dict[tuple[RepoType, str], Repo] = {}
+        self.repos: dict[tuple[str, str], Repo] = {}  # by type and id
         self.buckets: dict[str, Bucket] = {}
         self.lock = threading.RLock()  # held while a commit or a bucket batch is applied
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 from starlette.requests import Request
@@ -83,12 +84,12 @@ def splits(request: Request) -> Response:
 
 def size(request: Request) -> Response:
     repo = find(request)
-    split_sizes = []
+    split_sizes: list[dict[str, Any]] = []
     for name, rows in rows_by_split(repo).items():
         count = sum(len(json.dumps(row, default=str)) for row in rows)
-        sizes = {"num_bytes_parquet_files": count, "num_bytes_memory": count, "num_rows": len(rows)}
-        sizes |= {"num_columns": len(features(rows)), "estimated_num_rows": None}
-        split_sizes.append({"dataset": repo.id, "config": CONFIG, "split": name, **sizes})
+        counts = {"num_bytes_parquet_files": count, "num_bytes_memory": count, "num_rows": len(rows)}
+        counts["num_columns"] = len(features(rows))
+        split_sizes.append({"dataset": repo.id, "config": CONFIG, "split": name, **counts, "estimated_num_rows": None})
     summed = ("num_bytes_parquet_files", "num_bytes_memory", "num_rows")
     totals = {key: sum(entry[key] for entry in split_sizes) for key in summed} | {"estimated_num_rows": None}
     config = {"dataset": repo.id, "config": CONFIG, "num_columns": split_sizes[0]["num_columns"], **totals}

@@ -1,0 +1,92 @@
+"""What looks wrong with a run that has not failed, by its own events: precise rather than early."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from .errors import Problem
+from .events import Point, Summary
+from .jobs import Job
+from .plan import Plan
+
+SILENT_S = 600  # without an event
+SLOW = 3  # times the longest pause between steps so far, which is silence of a run whose steps are long
+LEAST_POINTS = 20  # training losses before a curve is called flat
+LEAST_FALL = 0.005  # of the loss: what a run learns at least
+
+
+def warnings(job: Job, summary: Summary, plan: Plan | None) -> list[Problem]:
+    """What to tell of a run before it fails or is wasted. plan: None for a job that was submitted elsewhere."""
+    found = [silent(job, summary, plan), not_finite(summary), flat(summary, plan)]
+    return [warning for warning in found if warning and job.stage in ("RUNNING", "COMPLETED")]
+
+
+def silent(job: Job, summary: Summary, plan: Plan | None) -> Problem | None:
+    """A running job whose script prints events and has not for long."""
+    if job.stage != "RUNNING":
+        return None
+    if summary.heard is not None:
+        quiet = job.now.timestamp() - summary.heard
+    elif plan and plan.run_key and not summary.last:  # a template that has not begun to print them
+        quiet = job.elapsed_s
+    else:
+        return None
+    times = [point.time for point in summary.curve.loss if point.time is not None]
+    usual = max((after - before for before, after in pairwise(times)), default=0.0)
+    if quiet < max(SILENT_S, SLOW * usual):
+        return None
+    curves = f" and at its curves ({plan.dashboard_url}): a log may stand still alone" if plan and plan.dashboard_url else ""
+    return Problem(
+        "silent",
+        "warning",
+        f"No event for {quiet / 60:.0f} minutes, while each minute is billed.",
+        f"Look at the end of its log, logs.py {job.job_id} --tail 20{curves}. If nothing moves, end it: "
+        f"status.py {job.job_id} --cancel",
+    )
+
+
+def not_finite(summary: Summary) -> Problem | None:
+    newest = [points[-1] for points in (summary.curve.loss, summary.curve.eval_loss) if points]
+    wrong = next((point for point in newest if not math.isfinite(point.value)), None)
+    if wrong is None:
+        return None
+    return Problem(
+        "loss_not_finite",
+        "warning",
+        f"The loss at step {wrong.step} is {wrong.value}: nothing is learned from there on.",
+        "Cancel it, and submit again with a third of the --learning-rate; on a T4, with --flavor l4x1.",
+    )
+
+
+def flat(summary: Summary, plan: Plan | None) -> Problem | None:
+    """A run that has learned nothing since it began. One that has learned and then levels off is a healthy end.
+
+    The held-out loss tells, where the base model was evaluated too: the same rows each time. The training loss differs
+    by its rows from step to step: without evaluations, flat is only what hardly moves at all.
+    """
+    losses = [point.value for point in summary.curve.loss if math.isfinite(point.value)]
+    resumed = plan is not None and "--resume" in plan.arguments  # and has learned before this log begins
+    if len(losses) < LEAST_POINTS or resumed or (plan and plan.smoke):
+        return None
+    evaluations = summary.curve.eval_loss
+    if evaluations and evaluations[0].step == 0:
+        if not has_not_fallen(evaluations):
+            return None
+        seen = f"The held-out loss is {evaluations[-1].value:.4f}, and was {evaluations[0].value:.4f} before training."
+    else:
+        if summary.curve.loss[0].step > LEAST_POINTS or min(losses) < max(losses) * (1 - LEAST_FALL):
+            return None
+        seen = f"The training loss has been {losses[-1]:.4f} from the first of {len(losses)} measurements on."
+    return Problem(
+        "loss_flat",
+        "warning",
+        f"{seen} The run has learned nothing so far.",
+        "Look at the learned part in check.py. If that is right: three times the --learning-rate, or it is known already.",
+    )
+
+
+def has_not_fallen(evaluations: tuple[Point, ...]) -> bool:
+    """Whether no evaluation is better than the first one, the base model's. False as long as there is no second."""
+    base, later = evaluations[0].value, [point.value for point in evaluations[1:]]
+    return bool(later) and all(value > base * (1 - LEAST_FALL) for value in later)

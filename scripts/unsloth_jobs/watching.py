@@ -1,0 +1,127 @@
+"""A job is watched to its end: shown as it changes, through a Hub that is down for a while, and ended at a ceiling."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+
+from rich.live import Live
+
+from . import ceiling
+from .errors import USAGE, Problem, UserError
+from .jobs import Place
+from .output import diagnostics, dollars, people, show_problem
+from .screen import as_table, line_of
+from .state import Status, look
+
+EVERY_S = {"hf": 10.0, "local": 1.0}  # between two looks
+PASSING = ("hub_unreachable", "hub_error", "hub_garbled", "rate_limited")  # codes of trouble that is waited out
+PATIENTLY = 3  # times as long until the next look at a Hub in trouble
+
+
+def watch(place: Place, job_id: str, interval: float, max_usd: float | None = None) -> Status:
+    """Show a job until it ends, on a terminal as one live table, elsewhere as a line for each new step.
+
+    interval: seconds between looks. With max_usd the job is cancelled so that it costs no more, after it has saved.
+    Raises Left on Ctrl-C, which the job does not notice, and UserError for what does not pass.
+    """
+    status, said, guard = look(place, job_id), Said(), Guard(place, max_usd, (PATIENTLY + 1) * interval)
+    if max_usd is not None and status.usd_per_minute is None:
+        raise UserError("no_price", f"What {status.job.flavor} costs is not known.", "Leave --max-usd out.", USAGE)
+    try:
+        with Live(as_table(status), console=people, auto_refresh=False, transient=True) as live:
+            while not status.job.ended:
+                status = guard.enforce(status)
+                said.tell(status)
+                rest(interval * (PATIENTLY if in_trouble(status) else 1), status, live)
+                status = look_again(place, status)
+    except KeyboardInterrupt:
+        raise Left(status) from None
+    return replace(status, ended_because=guard.because if status.job.stage == "CANCELED" else None)
+
+
+class Left(Exception):
+    """The watcher was told to stop; `status` is what it saw last."""
+
+    def __init__(self, status: Status):
+        super().__init__()
+        self.status = status
+
+
+def in_trouble(status: Status) -> bool:
+    return any(warning.code in PASSING for warning in status.warnings)
+
+
+def troubled(status: Status, problem: Problem) -> Status:
+    """The status as it was, with a warning that the Hub does not answer. Raises UserError where that will not pass."""
+    kept = [warning for warning in status.warnings if warning.code not in PASSING]
+    again = Problem(problem.code, "warning", problem.message, "The job goes on without it. It is asked again until it answers.")
+    return replace(status, warnings=(*kept, again))
+
+
+def look_again(place: Place, before: Status) -> Status:
+    try:
+        return look(place, before.job.job_id, before)
+    except UserError as error:
+        if error.problem.code not in PASSING:
+            raise
+        return troubled(before, error.problem)
+
+
+def rest(seconds: float, status: Status, live: Live) -> None:
+    """Let time pass; on a terminal the table's own clock goes on."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if people.is_terminal:
+            live.update(as_table(status), refresh=True)
+        time.sleep(min(left, 1.0))
+
+
+@dataclass
+class Guard:
+    """Cancels a run by ceiling.due, and goes on asking until the Hub has heard it. because: why it did."""
+
+    place: Place
+    max_usd: float | None
+    margin_s: float
+    because: str | None = None
+    heard: bool = False
+
+    def enforce(self, status: Status) -> Status:
+        if self.max_usd is None or self.heard or not status.usd_per_minute or status.job.stage != "RUNNING":
+            return status
+        # It is billed by the minute: one that has begun may count whole.
+        left_s = math.floor(self.max_usd / status.usd_per_minute) * 60 - status.job.elapsed_s
+        why = ceiling.due(left_s, status.summary, self.margin_s)
+        if self.because is None and why:
+            self.because = f"{why} --max-usd {self.max_usd:g} was allowed."
+        if self.because is None:
+            return status
+        try:
+            self.place.cancel(status.job.job_id)
+            self.heard = True
+        except UserError as error:
+            if error.problem.code not in PASSING:
+                raise
+            return troubled(status, error.problem)
+        return status
+
+
+@dataclass
+class Said:
+    """What was said off a terminal: a line is for what is new."""
+
+    line: str = ""
+    warnings: set[str] = field(default_factory=set)
+
+    def tell(self, status: Status) -> None:
+        if people.is_terminal:
+            return
+        if (line := line_of(status)) != self.line:
+            spent = "" if status.spent_usd is None else f" spent {dollars(status.spent_usd)}"
+            diagnostics.print(line + spent, markup=False)
+        for warning in status.warnings:
+            if warning.code not in self.warnings:
+                show_problem(warning)
+        self.line, self.warnings = line, {warning.code for warning in status.warnings}

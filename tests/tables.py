@@ -1,0 +1,73 @@
+"""The tables of references/ that are made from code and data. This writes them anew: `make tables`.
+
+Each stands between its own two comments in the reference, which this file names; a test holds them equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import ROOT, SFT, python_of
+
+sys.path.insert(0, str(ROOT / "scripts"))  # as pytest has it
+from unsloth_jobs import hardware  # noqa: E402
+
+FAMILIES = (
+    "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "gemma3_text", "lfm2", "qwen3_5_text", "phi3", "phi",
+)  # fmt: skip
+ROLES = {"self_attn": "attention", "mlp": "feed-forward", "feed_forward": "feed-forward"}  # by the name of what holds them
+OTHER = "instead of attention"  # convolutions, linear attention
+
+
+def prices(_: str) -> str:
+    """The snapshot that estimate.py uses where the Hub does not answer, cheapest GPU first."""
+    flavors, source = hardware.snapshot()
+    rows = [
+        f"| {one.name} | {one.usd_per_hour:.2f} | {one.gpus} | {one.accelerator} | {one.vram_gb:.0f} |"
+        for one in sorted(flavors, key=lambda one: (one.usd_per_hour, one.name))
+        if one.gpus
+    ]
+    head = ["| flavor | $/hour | GPUs | GPU | memory GB |", "|---|---|---|---|---|"]
+    return "\n".join([source[0].upper() + source[1:] + ":", "", *head, *rows])
+
+
+def modules(training_python: str) -> str:
+    """What `--target-modules auto` adapts in each family, by the template's own functions on transformers' own classes."""
+    said = subprocess.run(
+        [training_python, str(ROOT / "tests" / "families.py"), "modules", *FAMILIES], check=True, capture_output=True, text=True
+    ).stdout
+    alike = defaultdict(list)
+    for family, holders in json.loads(said.splitlines()[-1]).items():
+        roles = defaultdict(list)
+        for holder, names in holders.items():
+            roles[ROLES.get(holder, OTHER)] += names
+        alike[tuple(", ".join(roles[role]) for role in ("attention", OTHER, "feed-forward"))].append(family)
+    head = [f"| `model_type` | attention | {OTHER} | feed-forward |", "|---|---|---|---|"]
+    return "\n".join([*head, *(f"| {', '.join(families)} | {' | '.join(found)} |" for found, families in alike.items())])
+
+
+TABLES: dict[str, tuple[Callable[[str], str], Path]] = {
+    "prices": (prices, ROOT / "references" / "gpu-and-cost.md"),
+    "modules": (modules, ROOT / "references" / "models.md"),
+}
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """The document with this table between the comments that name it. Raises ValueError where it has none."""
+    between = re.compile(rf"(?s)(?<=<!-- {name}: make tables -->\n).*?(?=<!-- end -->)")
+    written, count = between.subn(lambda _: table + "\n", text)
+    if count != 1:
+        raise ValueError(f"{count} places for the table {name!r}")
+    return written
+
+
+if __name__ == "__main__":
+    training_python = python_of(SFT)
+    for name, (make, document) in TABLES.items():
+        document.write_text(with_table(document.read_text("utf-8"), name, make(training_python)), "utf-8")

@@ -1,0 +1,232 @@
+"""Each log in tests/logs is read as status.py reads it: the failing ones name their cause, the healthy ones none.
+
+A log's head says which cause, where it comes from (a real run, or the thread that quotes it), and how the job ended.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import sft
+from conftest import ROOT, SFT, Commands
+from hub import Hub
+from huggingface_hub import HfApi
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_documents import help_of
+from unsloth_jobs import events
+from unsloth_jobs.diagnosis import CAUSES, CHANGES, LOGIN, NEXT, WRAPPERS, diagnose
+from unsloth_jobs.jobs import Job
+from unsloth_jobs.plan import Plan
+
+LOGS = sorted((ROOT / "tests" / "logs").glob("*.txt"))
+ADA = "hf_adaadaadaada"
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    cause: str
+    source: str
+    stage: str
+    message: str
+    lines: list[str]
+
+    @classmethod
+    def read(cls, path: Path) -> Log:
+        head, _, body = path.read_text("utf-8").partition("\n\n")
+        facts = dict(line.removeprefix("# ").split(":", 1) for line in head.splitlines())
+        return cls(*(facts[name].strip() for name in ("cause", "source", "stage", "message")), body.splitlines())
+
+    @property
+    def job(self) -> Job:
+        return job(self.stage, self.message)
+
+
+def job(stage: str = "ERROR", message: str = "Job failed with exit code: 1", job_id: str = "6871f2a0b0c4d5e6f7a8b9c0") -> Job:
+    return Job(job_id, stage, message, "https://huggingface.co/jobs/ada/1", "a10g-small", None, None, None)
+
+
+PLAN = Plan(
+    where="hf",
+    script=str(SFT),
+    script_sha256="0" * 64,
+    arguments=("--base-model", "ada/tiny", "--dataset", "ada/docs"),
+    flavor="a10g-small",
+    timeout_s=7200,
+    usd_per_minute=0.0167,
+    max_usd=2.0,
+    namespace="ada",
+    secrets=("HF_TOKEN",),
+    model="ada/tiny",
+    model_revision=None,
+    dataset="ada/docs",
+    dataset_revision=None,
+    output_repo="ada/out",
+    output_dir=None,
+    trackio_space=None,
+)
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+def test_a_log_names_its_cause_and_no_other(path):
+    log = Log.read(path)
+    found = diagnose(log.job, events.summarise(log.lines), PLAN)
+    assert (found.code if found else "none") == log.cause
+    if found:
+        assert found.message.endswith((".", "!", "…")) or log.cause in ("unknown", "template_refuses", "bad_arguments"), (
+            found.message
+        )
+        assert found.fix and found.command
+        assert "{" not in found.message.split("The last thing said")[0]
+        assert shlex.split(found.command)[0] in ("uv", "hf")
+
+
+def test_every_cause_has_a_log_that_shows_it_and_every_log_a_source():
+    logs = [Log.read(path) for path in LOGS]
+    assert {cause.code for cause in CAUSES} <= {log.cause for log in logs} | {
+        "no_credit",
+        "forbidden",
+        "unknown_revision",
+        "checkpoint_broken",
+        "install_failed",
+    }
+    assert all(len(log.source) > 10 for log in logs)
+    assert len({cause.code for cause in CAUSES}) >= 25
+    assert len([log for log in logs if log.cause == "none"]) >= 8
+
+
+def stops() -> list[ast.Call]:
+    """Each place at which the template ends a run with a reason."""
+    tree = ast.parse(SFT.read_text("utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Stop"]
+
+
+def failed_codes() -> set[str]:
+    """The codes of the template's `failed` events."""
+    first = [ast.unparse(stop.args[0]) for stop in stops()]
+    made = {code.strip("'") for code in first if code.startswith("'")} | {"cancelled", "deadline"}
+    made |= {"push_denied", "push_failed"}  # one code or the other, by what the Hub said
+    kinds = {"f'unknown_{kind}'": "unknown_", "f'{kind}_needed'": "_needed"}
+    assert set(first) - {repr(code) for code in made} == {*kinds, "self.reason", "code"}
+    return made | {"unknown_config", "unknown_split", "config_needed", "split_needed"}
+
+
+def test_troubleshooting_has_every_code_and_no_other():
+    text = (ROOT / "references" / "troubleshooting.md").read_text("utf-8")
+    said = [code for row in re.findall(r"(?m)^\| (`.*?) \|", text) for code in re.findall(r"`(\w+)`", row)]
+    assert len(said) == len(set(said))
+    assert {cause.code for cause in CAUSES} | failed_codes() | {"unknown"} <= set(said)
+    scripts = "".join(path.read_text("utf-8") for path in (ROOT / "scripts").rglob("*.py"))
+    warnings = {"not_packed"}
+    assert [code for code in said if f'"{code}"' not in scripts and code not in failed_codes() | warnings] == []
+
+
+def test_every_flag_and_command_that_a_fix_names_exists():
+    flags = {"--" + item.name.replace("_", "-") for item in dataclasses.fields(sft.Settings)}
+    flags |= {flag for path in (ROOT / "scripts").glob("*.py") for flag in re.findall(r"--[a-z][\w-]+", help_of(path))}
+    fixes = [ast.unparse(argument) for stop in stops() for argument in stop.args[2:]]
+    fixes += [text for cause in CAUSES for text in (cause.fix, cause.message)]
+    run = {"batch_size": 4, "gradient_accumulation": 4, "learning_rate": 2e-4}
+    changed = [word for cause in CAUSES for word in cause.change(run)] + [
+        word for made in CHANGES.values() for word in made(run)
+    ]
+    assert changed
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(fixes + changed)))
+    assert len(named) > 15
+    assert named <= flags | {"--dataset-"}  # which the template puts together with config or split
+    sft.parse_args([*PLAN.arguments, *changed])
+    for path in LOGS:
+        log = Log.read(path)
+        if found := diagnose(log.job, events.summarise(log.lines), PLAN):
+            words = shlex.split(found.command)
+            assert found.command == LOGIN or (Path(words[2]).parent == ROOT / "scripts" and Path(words[2]).is_file())
+    assert set(WRAPPERS) - {"error"} <= failed_codes()
+    assert set(NEXT) <= failed_codes()
+
+
+def test_the_command_is_the_run_with_its_change():
+    log = Log.read(ROOT / "tests" / "logs" / "template-error.txt")
+    words = shlex.split(diagnose(log.job, events.summarise(log.lines), PLAN).command)
+    assert words[:4] == ["uv", "run", str(ROOT / "scripts" / "submit.py"), str(SFT)]
+    made = sft.parse_args(words[words.index("--") + 1 :])
+    assert (made.batch_size, made.gradient_accumulation, made.gradient_checkpointing) == (2, 8, "offload")
+    assert (made.base_model, made.dataset) == ("ada/tiny", "ada/docs")
+    other = Log.read(ROOT / "tests" / "logs" / "no_bf16.txt")
+    words = shlex.split(diagnose(other.job, events.summarise(other.lines), PLAN).command)
+    assert words[words.index("--flavor") + 1] == "l4x1"
+    nowhere = diagnose(log.job, events.summarise(log.lines), None)  # submitted from another machine
+    assert nowhere.command.endswith(f"logs.py {log.job.job_id} --tail 50")
+
+
+def test_a_job_that_did_not_fail_has_no_cause():
+    oom = ["Traceback (most recent call last):", '  File "a.py", line 1', "RuntimeError: CUDA out of memory."]
+    for stage in ("SCHEDULING", "RUNNING", "COMPLETED", "CANCELED"):
+        assert diagnose(job(stage), events.summarise(oom)) is None
+    assert diagnose(job(), events.summarise(oom)).code == "out_of_vram"
+
+
+def test_the_words_of_an_unknown_failure_steer_no_terminal_and_are_no_progress_bar():
+    lines = [
+        "\x1b[31mTraceback (most recent call last):\x1b[0m",
+        '  File "a.py", line 1',
+        "OddError: \x1b]8;;http://x\x07click\x1b]8;;\x07 \x9b2J",
+    ]
+    found = diagnose(job(), events.summarise([*lines, "  7%|▋         | 2/30 [00:10<02:20,  5.01s/it]"]))
+    assert (found.code, found.message.split(": ", 2)[2]) == ("unknown", "OddError: click")
+    event = json.dumps({"event": "failed", "code": "error", "message": f"OddError: \x1b[2J{ADA}\u202e gnp"})
+    assert "OddError: hf_*** gnp" in diagnose(job(), events.summarise([f"EVENT {event}"])).message
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text() | st.sampled_from([line for path in LOGS for line in Log.read(path).lines]), max_size=40), st.text())
+def test_any_log_is_read_without_an_error(lines, message):
+    found = diagnose(job("ERROR", message), events.summarise(lines), PLAN)
+    assert found.code and found.fix and found.command
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", found.message.replace(message, ""))
+
+
+@pytest.mark.parametrize(
+    "line", ["Traceback " * 50_000, "wandb" * 100_000, "\x1b]" * 200_000, "sk-" + "a-" * 200_000, "  File " + '"' * 400_000]
+)
+def test_a_line_without_end_is_read_to_its_end(line):
+    """A pattern that goes back over what it has read would take hours over these."""
+    assert diagnose(job(), events.summarise([line])).code == "unknown"
+
+
+# ---- with the real client, against the test Hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path):
+    with Hub(tmp_path / "hub", execute_jobs=False, scheduling=0.01) as hub:
+        hub.add_user("ada", token=ADA)
+        yield hub
+
+
+def failed_job(hub: Hub, name: str) -> str:
+    log = Log.read(ROOT / "tests" / "logs" / f"{name}.txt")
+    job_id = HfApi(endpoint=hub.url, token=ADA).run_job(image="x", command=["train"], namespace="ada").id
+    hub.jobs.wait(job_id)
+    hub.jobs.set(job_id, stage=log.stage, message=log.message, logs=[*log.lines, f"the token is {ADA}"])
+    return job_id
+
+
+@pytest.mark.parametrize("name", ["out_of_vram", "template-bad_token", "unresolvable-conflict", "out_of_ram"])
+def test_status_and_logs_name_the_cause(hub, tmp_path, name):
+    commands, code = Commands(hub.env(token=ADA), tmp_path), name.split("-")[0]
+    code = "bad_token" if name == "template-bad_token" else code
+    job_id = failed_job(hub, name)
+    status = commands.json("status.py", job_id, "--namespace", "ada", code=1)
+    assert status["diagnosis"]["code"] == code
+    assert status["diagnosis"]["fix"] in status["next"] and status["diagnosis"]["command"] in status["next"]
+    logs = commands.run("logs.py", job_id, "--namespace", "ada", "--tail", "2")
+    assert f"cause {code}: {status['diagnosis']['message']}" in logs.stderr
+    assert status["diagnosis"]["command"] in logs.stderr
+    assert f"cause {code}" not in logs.stdout and "the token is hf_***" in logs.stdout
+    assert ADA not in logs.stdout + logs.stderr + json.dumps(status)
