@@ -13,6 +13,9 @@ are made here and are the same for all. Contenders, each in a process of its own
     trl         TRL, PEFT and bitsandbytes without Unsloth, on ours' tokens and masks, rows grouped by length
     trl-packed  the same with rows packed; refused where the model lets packed rows see one another
 
+speed.csv was measured on torch 2.11. There the compiled part of xformers 0.0.35 does not load, so its loader was told to
+go on without it: the attention that Unsloth asks of it is torch's own kernel. A job has torch 2.10, where it loads.
+
 Padding is no token. Steps are timed from the log line of one to the log line of another, by the clock of this
 process. `tokens_per_s` leaves out the first --warmup steps, `tokens_per_s_after_first` only the first one, which is
 all that the template's events can tell apart: for ours the two are the same.

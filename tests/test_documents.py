@@ -167,6 +167,12 @@ def test_the_speeds_that_are_claimed_are_those_that_were_measured():
     def times(of: str, other: str, shape: str = "lfm2-1.2b", figure: str = "tokens_per_s") -> float:
         return float(rows[shape, "mixed", of][figure]) / float(rows[shape, "mixed", other][figure])
 
+    text = (ROOT / "references" / "gpu-and-cost.md").read_text()
+    assert [row for row in rows.values() if f"{round(float(row['tokens_per_s']), -2):,.0f}/s" not in text] == []
+    with (ROOT / "benchmarks" / "profile_step.csv").open() as file:
+        lfm2, llama = ((float(row["step_s"]), float(row["gpu_s"])) for row in csv.DictReader(file))
+    assert "of {:.2f} s on LFM2-1.2B the GPU computes {:.2f} s".format(*lfm2) in text
+    assert "on Llama-1B {:.2f} of {:.2f} s".format(*reversed(llama)) in text
     text = (ROOT / "README.md").read_text()
     assert f"{times('ours', 'article'):.1f} times the tokens per second of the" in text
     assert f"and {times('ours', 'trl'):.1f} times those of plain TRL" in text
