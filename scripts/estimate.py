@@ -25,7 +25,17 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 from unsloth_jobs import cost, hardware, hub, ledger, quiet, records, template
 from unsloth_jobs.errors import FAILED, Problem, UserError
 from unsloth_jobs.examine import examine
-from unsloth_jobs.output import EXTRA_ARGUMENTS, application, duration, ends_clearly, people, print_json, show_problem, table
+from unsloth_jobs.output import (
+    EXTRA_ARGUMENTS,
+    application,
+    duration,
+    ends_clearly,
+    people,
+    print_json,
+    show_problem,
+    span,
+    table,
+)
 
 FRAMEWORKS = {  # by --backend, and why
     "unsloth": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
@@ -161,14 +171,10 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
         )
 
 
-def span(low: float, high: float) -> str:
-    """A range of hours, in minutes where it is short."""
-    return f"{low * 60:.0f}–{high * 60:.0f} min" if high < 1.5 else f"{low:.1f}–{high:.1f} h"
-
-
 def told(one: cost.Candidate) -> str:
     """Where the time of a run goes, and what the estimate rests on."""
-    minutes = ", ".join(f"{name} {low / 60:.0f}–{high / 60:.0f}" for name, (low, high) in (one.seconds or {}).items())
+    parts = ((name, low / 60, high / 60) for name, (low, high) in (one.seconds or {}).items())
+    minutes = ", ".join(f"{name} {low:.0f}–{high:.0f}" for name, low, high in parts if high >= 0.5)
     narrower = "; submit.py --smoke measures it for a few cents" if one.basis == "shapes" else ""
     return f"{minutes} min on {one.flavor}, from {one.basis}{narrower}"
 

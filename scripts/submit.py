@@ -23,7 +23,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 from unsloth_jobs import hub, places, plan, records, submission
 from unsloth_jobs.errors import APPROVAL, USAGE, UserError
 from unsloth_jobs.jobs import Job
-from unsloth_jobs.output import application, duration, ends_clearly, people, print_json, show_problem
+from unsloth_jobs.output import application, duration, ends_clearly, people, print_json, show_problem, span
 
 app = application("Show the plan of a run and, once it is approved, start it.")
 
@@ -105,13 +105,13 @@ def show(made: plan.Plan, estimate: dict[str, Any] | None) -> None:
         "arguments": " ".join(made.arguments),
         "model": f"{made.model} @ {made.model_revision or 'as it is'}",
         "data set": f"{made.dataset} @ {made.dataset_revision or 'as it is'}",
-        "result": made.model_url or "what the script saves",
+        "result": (made.model_url or "what the script saves") + (" (private)" if is_private(made) else ""),
         "dashboard": made.dashboard_url or ("none" if made.where == "hf" else "trackio show --project unsloth-jobs"),
         "runs on": made.flavor if made.where == "hf" else "this machine",
         "paid by": made.namespace or "nobody",
         "timeout": duration(made.timeout_s) + (f", at most {made.attempts} times" if made.attempts > 1 else ""),
         "price": f"${made.usd_per_minute * 60:.2f} an hour",
-        **({"estimate": estimated(estimate)} if made.where == "hf" else {}),
+        **({"estimate": estimated(estimate)} if made.where == "hf" and made.dataset else {}),
         "costs at most": f"${made.max_usd:.2f}",
         "secrets": ", ".join(made.secrets) or "none",
     }
@@ -120,10 +120,15 @@ def show(made: plan.Plan, estimate: dict[str, Any] | None) -> None:
         people.print(f"  {name:14} {escape(value)}", soft_wrap=True)
 
 
+def is_private(made: plan.Plan) -> bool:
+    return made.output_repo is not None and "--public" not in made.arguments
+
+
 def estimated(estimate: dict[str, Any] | None) -> str:
     if estimate is None:
         return "none was made from here with these arguments (estimate.py)"
-    return "{hours_low:.1f}–{hours_high:.1f} h, ${usd_low:.2f}–{usd_high:.2f} for the whole run".format(**estimate)
+    time = span(estimate["hours_low"], estimate["hours_high"])
+    return f"{time}, ${estimate['usd_low']:.2f}–{estimate['usd_high']:.2f} for the whole run"
 
 
 def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:

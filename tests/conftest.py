@@ -18,6 +18,8 @@ UV = str(Path(sys.executable).with_name("uv"))
 
 # Before any library reads them: no test may touch its user's cache, token or the real Hub.
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
+# Two processes train at once (make test): with more threads than cores, OpenMP spins, and each takes ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "CC"):
     os.environ.pop(name, None)
 
@@ -103,12 +105,16 @@ class Commands:
     """The commands as a user runs them: real processes, with their own environment and working directory."""
 
     def __init__(self, env: dict[str, str], cwd: Path):
-        kept = {name: os.environ[name] for name in ("PATH", "UV_CACHE_DIR", "UV_PYTHON", "LANG") if name in os.environ}
+        kept = {
+            name: os.environ[name]
+            for name in ("PATH", "UV_CACHE_DIR", "UV_PYTHON", "LANG", "OMP_NUM_THREADS")
+            if name in os.environ
+        }
         self.env = kept | {"HOME": str(cwd), "UV": UV, "HF_HUB_DISABLE_TELEMETRY": "1"} | env
         self.cwd = cwd
 
     def run(self, script: str, *words: str, code: int | None = 0) -> subprocess.CompletedProcess:
-        """A script of the skill, in the tests' environment (its header's versions, see test_packaging)."""
+        """A script of the skill, in the tests' environment (its header's versions, see test_documents)."""
         done = subprocess.run(
             [sys.executable, str(ROOT / "scripts" / script), *words],
             cwd=self.cwd,

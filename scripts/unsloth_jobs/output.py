@@ -113,6 +113,11 @@ def duration(seconds: float | None) -> str:
     return f"{seconds // 3600} h" + (f" {seconds % 3600 // 60} min" if seconds % 3600 >= 60 else "")
 
 
+def span(low: float, high: float) -> str:
+    """A range of hours, in minutes where it is short."""
+    return f"{low * 60:.0f}–{high * 60:.0f} min" if high < 1.5 else f"{low:.1f}–{high:.1f} h"
+
+
 def dollars(amount: float) -> str:
     """Cents, and below ten of them their fractions: a short run costs less than one."""
     return f"${amount:.2f}" if amount == 0 or amount >= 0.1 else f"${amount:.4f}"

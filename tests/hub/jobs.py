@@ -29,8 +29,8 @@ TERMINAL_STAGES = {COMPLETED, CANCELED, ERROR, "DELETED"}
 DEFAULT_TIMEOUT = 30 * 60  # seconds
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
 
-# What a job inherits: how uv finds its cache, a Python and the package registry.
-INHERITED_VARIABLES = re.compile(r"(?i)UV_\w+|SSL_CERT_(FILE|DIR)|(https?|all|no)_proxy")
+# What a job inherits: how uv finds its cache, a Python and the package registry, and how many threads a test may take.
+INHERITED_VARIABLES = re.compile(r"(?i)UV_\w+|OMP_NUM_THREADS|SSL_CERT_(FILE|DIR)|(https?|all|no)_proxy")
 
 
 @dataclass(frozen=True)
