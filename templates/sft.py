@@ -13,6 +13,8 @@
 #     "trackio==0.43.0",
 #     "huggingface_hub==1.33.0",
 #     "matplotlib==3.11.2",
+#     # torch compiles for a processor with it, and names it only for newer Pythons.
+#     "setuptools==84.2.1",
 # ]
 #
 # [tool.uv]
