@@ -96,7 +96,7 @@ def test_a_run_that_is_told_to_end_before_training_ends_at_once(training_python,
     said = ""
     while "EVENT" not in said:
         said += process.stdout.readline()
-    time.sleep(4)  # amid the imports
+    time.sleep(1.5)  # amid the imports
     for _ in range(times):
         process.terminate()
     said += process.communicate(timeout=60)[0]
