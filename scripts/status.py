@@ -34,9 +34,9 @@ from unsloth_jobs.output import (
     show_problem,
     table,
 )
-from unsloth_jobs.plan import Plan
+from unsloth_jobs.plan import SCRIPTS, Plan
 from unsloth_jobs.screen import as_table, estimated_usd
-from unsloth_jobs.state import SCRIPTS, Status, as_json, look
+from unsloth_jobs.state import Status, as_json, look
 from unsloth_jobs.watching import EVERY_S, Left, watch
 
 app = application("How a job is doing.")

@@ -6,15 +6,13 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from . import ledger
 from .events import Summary
 from .jobs import Job
-from .plan import Plan
+from .plan import SCRIPTS, Plan
 
-SCRIPTS = Path(__file__).resolve().parents[1]
 AGAIN, RESUME, CHECK, ESTIMATE, LOGIN, LOGS = "again", "resume", "check", "estimate", "hf auth login", "logs"
 
 
@@ -585,8 +583,7 @@ class Speaker:
             settings = self.summary.event("plan").get("settings")
             more = change(settings if isinstance(settings, dict) else {})
             if more or change is no_change:  # the same run once more would fail once more
-                submit = SCRIPTS / "submit.py"
-                return plan.resuming(submit) if kind == RESUME else plan.again(submit, *more)
+                return plan.resuming() if kind == RESUME else plan.again(*more)
         return shlex.join(["uv", "run", str(SCRIPTS / "logs.py"), self.job.job_id, "--tail", "50"])
 
 

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, JobInfo, get_token
@@ -21,7 +20,6 @@ from .redaction import plain
 
 PLAN_LABEL = "unsloth-jobs-plan"
 PAID_FOR = ("SCHEDULING", "RUNNING", "COMPLETED")
-SUBMIT = Path(__file__).resolve().parents[1] / "submit.py"
 
 
 class HFJobs:
@@ -70,7 +68,7 @@ class HFJobs:
             raise UserError(
                 "job_deleted",
                 f"The Hub no longer knows job {job_id}, which was submitted from here; what it pushed is in {plan.model_url}.",
-                f"To go on from its last checkpoint: {plan.resuming(SUBMIT)}",
+                f"To go on from its last checkpoint: {plan.resuming()}",
             ) from error
 
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]:

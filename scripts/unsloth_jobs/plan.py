@@ -18,6 +18,7 @@ from huggingface_hub import HfApi
 from . import hardware, hub, ledger, template
 from .errors import APPROVAL, USAGE, Problem, UserError
 
+SCRIPTS = Path(__file__).resolve().parents[1]  # the commands that fixes name
 DEFAULT_FLAVOR, DEFAULT_TIMEOUT_S = "l4x1", 4 * 3600
 SMOKE_STEPS, SMOKE_TIMEOUT_S, SMOKE_MAX_USD = 24, 20 * 60, 1.0
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -66,16 +67,16 @@ class Plan:
             kept += [] if leaving else [word]
         return kept
 
-    def resuming(self, submit: Path) -> str:
+    def resuming(self) -> str:
         """The command that goes on with this run from its last checkpoint."""
-        return self.again(submit, *([] if "--resume" in self.arguments else ["--resume"]))
+        return self.again(*([] if "--resume" in self.arguments else ["--resume"]))
 
-    def again(self, submit: Path, *more: str) -> str:
+    def again(self, *more: str) -> str:
         """The command that plans this run anew, with more of its script's arguments at its end."""
         place = ["--where", "local"] if self.where == "local" else ["--flavor", self.flavor]
         place += ["--namespace", self.namespace] if self.namespace else []
-        words = ["uv", "run", str(submit), self.script, *place, "--timeout", f"{self.timeout_s}s", "--", *self.arguments, *more]
-        return shlex.join(words)
+        words = ["uv", "run", str(SCRIPTS / "submit.py"), self.script, *place, "--timeout", f"{self.timeout_s}s", "--"]
+        return shlex.join([*words, *self.arguments, *more])
 
     @property
     def dashboard_url(self) -> str | None:
@@ -88,7 +89,7 @@ class Plan:
     @property
     def command(self) -> str:
         """The command that shows this plan again."""
-        return self.again(Path(__file__).resolve().parents[1] / "submit.py")
+        return self.again()
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:

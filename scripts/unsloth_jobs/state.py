@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from . import hardware, health, records, waiting
@@ -16,7 +15,6 @@ from .jobs import Job, Place
 from .output import duration
 from .plan import Plan
 
-SCRIPTS = Path(__file__).resolve().parents[1]
 PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
     "data": "turning rows into tokens",
@@ -69,8 +67,8 @@ class Status:
         if self.plan is None:
             return ""
         if self.summary.event("checkpoint"):
-            return f"To go on with it: {self.plan.resuming(SCRIPTS / 'submit.py')}"
-        return f"To run it again: {self.plan.again(SCRIPTS / 'submit.py')}"
+            return f"To go on with it: {self.plan.resuming()}"
+        return f"To run it again: {self.plan.again()}"
 
     @property
     def next(self) -> str:
@@ -133,7 +131,7 @@ def waits(found: Status, place: Place, waited: float, before: Status | None) -> 
     plan, others = found.plan, before.alternatives if before else ()
     if not others and plan and isinstance(place, HFJobs):
         others = waiting.look_up(place.api, plan, functools.partial(records.recall_estimate, plan.run_key))
-    warning = waiting.too_long(found.job, waited, plan, others, SCRIPTS)
+    warning = waiting.too_long(found.job, waited, plan, others)
     return replace(found, alternatives=others, warnings=(*found.warnings, warning))
 
 

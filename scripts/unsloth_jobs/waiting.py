@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from . import hardware
@@ -12,7 +11,7 @@ from .errors import Problem
 from .hardware import Flavor
 from .jobs import Job
 from .output import dollars, duration
-from .plan import Plan
+from .plan import SCRIPTS, Plan
 
 LONG_S = 600
 OFFERED = 3
@@ -66,11 +65,11 @@ def alternatives(
     return tuple(sorted(others, key=price)[:OFFERED])
 
 
-def too_long(job: Job, waited: float, plan: Plan | None, others: tuple[Alternative, ...], scripts: Path) -> Problem:
-    """The warning about a wait of more than LONG_S. scripts: the folder of the commands it names."""
-    fix = f"Waiting may still end. To give up: uv run {scripts / 'status.py'} {job.job_id} --cancel"
+def too_long(job: Job, waited: float, plan: Plan | None, others: tuple[Alternative, ...]) -> Problem:
+    """The warning about a wait of more than LONG_S."""
+    fix = f"Waiting may still end. To give up: uv run {SCRIPTS / 'status.py'} {job.job_id} --cancel"
     if plan and others:
-        moved = replace(plan, flavor=others[0].flavor).again(scripts / "submit.py")
+        moved = replace(plan, flavor=others[0].flavor).again()
         fix += f"; then elsewhere, for a plan to approve: {moved}"
     said = f" Also with room for it: {', '.join(map(str, others))}; the Hub does not say which is free." if others else ""
     return Problem("waiting", "warning", f"It has waited {duration(waited)} for {job.flavor}, which is not billed.{said}", fix)
