@@ -103,7 +103,8 @@ def measure(sft, model, tokenizer, settings, rows: int, before: int) -> dict:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     batching = sft.Batching(settings.batch_size, settings.gradient_accumulation)
-    trainer = sft.build_trainer(model, tokenizer, data, None, settings, packed=True, batching=batching)
+    sequences = sft.pack(data["length"], settings.max_seq_length)
+    trainer = sft.build_trainer(model, tokenizer, data, None, settings, sequences, batching)
     trainer.train()
     gib = 2**30
     on_gpu = torch.cuda.is_available()

@@ -1628,22 +1628,22 @@ def build_trainer(
     train: Any,
     held_out: Any,
     settings: Settings,
-    packed: bool = False,
+    sequences: list[list[int]] | None = None,
     batching: Batching | None = None,
     api: Any = None,
     ending: Ending | None = None,
     best: Best | None = None,
 ) -> Any:
-    """TRL's trainer over rows as tokens (columns input_ids, labels, length), packed or each row by itself."""
+    """TRL's trainer over rows as tokens (columns input_ids, labels, length), each by itself or, with sequences, as packed."""
     import torch
     import transformers
     from datasets import Dataset, concatenate_datasets
     from trl import SFTConfig, SFTTrainer
 
     size, pace, plain = settings.max_seq_length, Pace(), settings.backend == "trl"
-    sequences = pack(train["length"], size) if packed else train
-    batching = batching or Batching.of(settings, len(train) / len(sequences))
-    passes = math.ceil(len(sequences) / batching.micro)
+    packed, count = sequences is not None, len(train if sequences is None else sequences)
+    batching = batching or Batching.of(settings, len(train) / count)
+    passes = math.ceil(count / batching.micro)
     real_share = sum(train["length"]) / (passes * batching.micro * size)  # the last pass of an epoch is filled up
     collator = None
     if packed:
@@ -2279,8 +2279,9 @@ def train(settings: Settings) -> None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
     keep_rows_apart(model)
     packed = can_pack(model, settings)
-    sequences = len(pack(train_tokens["length"], settings.max_seq_length)) if packed else len(train_tokens)
-    batching, kept = choose_passes(settings, len(train_tokens) / sequences, room_for(model, settings))
+    sequences = pack(train_tokens["length"], settings.max_seq_length) if packed else None
+    rows_per_sequence = len(train_tokens) / len(sequences or train_tokens)
+    batching, kept = choose_passes(settings, rows_per_sequence, room_for(model, settings))
     settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
     emit("batching", packed=packed, **batching._asdict(), gradient_checkpointing=settings.gradient_checkpointing)
     model = attach_adapter(model, settings)
@@ -2289,7 +2290,7 @@ def train(settings: Settings) -> None:
     best = Best(settings.early_stopping if eval_tokens else 0)
 
     def make_trainer(batching: Batching) -> Any:
-        return build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, packed, batching, api, ending, best)
+        return build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, sequences, batching, api, ending, best)
 
     checkpoint = checkpoint_to_resume(settings, api)
     trainer = make_trainer(batching)
