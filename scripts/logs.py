@@ -56,7 +56,10 @@ def name_cause(place: Place, job_id: str) -> None:
     if (found := diagnose(place.inspect(job_id), log, records.run_plan(job_id))) is None:
         return
     diagnostics.print(f"\n[red]cause[/] [bold]{found.code}[/]: {escape(found.message)}", soft_wrap=True)
-    diagnostics.print(f"  → {escape(found.fix)}\n  {escape(found.command)}", soft_wrap=True)
+    if "logs.py" not in found.command:  # this very command
+        diagnostics.print(f"  → {escape(found.fix)}\n  {escape(found.command)}", soft_wrap=True)
+    elif found.code != "unknown":
+        diagnostics.print(f"  → {escape(found.fix)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

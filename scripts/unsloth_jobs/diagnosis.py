@@ -9,19 +9,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import ledger
-from .events import Summary
+from .events import Summary, number, whole
 from .jobs import Job
 from .plan import SCRIPTS, Plan
+from .redaction import plain
 
 AGAIN, RESUME, CHECK, ESTIMATE, LOGIN, LOGS = "again", "resume", "check", "estimate", "hf auth login", "logs"
 
 
 @dataclass(frozen=True)
 class Diagnosis:
+    """lines: the end of the log that tells most, where the cause is not known."""
+
     code: str
     message: str
     fix: str
     command: str
+    lines: tuple[str, ...] = ()
 
 
 def no_change(settings: Mapping[str, Any]) -> list[str]:
@@ -30,14 +34,15 @@ def no_change(settings: Mapping[str, Any]) -> list[str]:
 
 def smaller_batch(settings: Mapping[str, Any]) -> list[str]:
     """The same rows in each step, half as many of them at once."""
-    if not (micro := settings.get("batch_size")):
+    micro, accumulation = whole(settings.get("batch_size")), whole(settings.get("gradient_accumulation", 1))
+    if not micro or not accumulation:
         return []  # not a script with the template's flags
-    halved = [f"--batch-size={micro // 2}", f"--gradient-accumulation={2 * settings.get('gradient_accumulation', 1)}"]
+    halved = [f"--batch-size={micro // 2}", f"--gradient-accumulation={2 * accumulation}"]
     return ["--gradient-checkpointing=offload", *(halved if micro > 1 else [])]
 
 
 def slower(settings: Mapping[str, Any]) -> list[str]:
-    rate = settings.get("learning_rate")
+    rate = number(settings.get("learning_rate"))
     return [f"--learning-rate={rate / 3:.2g}"] if rate else []
 
 
@@ -201,8 +206,9 @@ IN_ERROR = (
         "disk_full",
         r"No space left on device|Disk quota exceeded|inline_container\.cc:\d+\] \. unexpected pos",
         "The machine's disk is full.",
-        "Choose a --flavor with a larger disk (l4x1: 400 GB), or leave --merge-model out.",
-        AGAIN,
+        "Make room, or leave --merge-model out; on a rented machine, choose a --flavor with a larger disk (l4x1: 400 GB). With "
+        "--resume it goes on from its checkpoint.",
+        RESUME,
         flavor="l4x1",
     ),
     cause(
@@ -476,30 +482,89 @@ AT_END = (
 )
 CAUSES = (*IN_MESSAGE, *IN_ERROR, *AT_END)
 
-# Codes of the template's own `failed` events: the command that follows, and those that may hide a cause named above.
-NEXT = {
-    "deadline": RESUME,
-    "cancelled": RESUME,
-    "resume_failed": RESUME,
-    "push_failed": RESUME,
-    "push_denied": LOGIN,
-    "out_of_vram": ESTIMATE,
-    "loss_not_finite": AGAIN,
-    "no_gpu": AGAIN,
-    "small_gpu": AGAIN,
-    "unknown_target": AGAIN,
-    "unsloth_refused": AGAIN,
-    "masks_lost": LOGS,
-    "low_coverage": LOGS,
-    "merge_failed": LOGS,
-    "no_output_repo": LOGS,
-    "merge_needs_16bit": LOGS,
-    "resume_mismatch": LOGS,
-}  # the others are of the model and the rows: CHECK
-CHANGES = {
-    "loss_not_finite": slower,
-    "unknown_target": lambda settings: ["--target-modules=auto"],
-    "unsloth_refused": lambda settings: ["--backend=trl"],
+
+@dataclass(frozen=True)
+class Known:
+    """What to do after a `failed` event of a template: in our words, since any line of a log may look like such an event."""
+
+    fix: str
+    command: str = CHECK
+    change: Callable[[Mapping[str, Any]], list[str]] = no_change
+    flavor: str | None = None
+
+
+OTHER_MODEL = Known("Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.")
+OTHER_BASE = Known("Export an adapter whose base model llama.cpp can run, or only merge it: --quantizations none.", LOGS)
+GO_ON = Known("Submit it again with --resume: it goes on from the last checkpoint.", RESUME)
+
+# By the code of the event, of templates/sft.py and then of templates/export.py alone.
+STOPS = {
+    "deadline": Known("With a longer --timeout and --resume at the end of the arguments it goes on from there.", RESUME),
+    "cancelled": GO_ON,
+    "resume_failed": GO_ON,
+    "hub_unreachable": Known(
+        "Submit it again with --resume in some minutes: where it has saved, it goes on from there.", RESUME
+    ),
+    "push_failed": GO_ON,
+    "push_denied": Known("Log in with a token that has write permission for the owner of --output-repo.", LOGIN),
+    "disk_full": Known(
+        "Make room; on a rented machine, choose a --flavor with a larger disk (l4x1: 400 GB). With --resume it goes on from its "
+        "checkpoint.",
+        RESUME,
+        flavor="l4x1",
+    ),
+    "out_of_vram": Known("Choose a --flavor with more GPU memory, or a smaller --max-seq-length.", ESTIMATE),
+    "loss_not_finite": Known(
+        "Lower --learning-rate to a third. On a T4 choose --flavor l4x1: many models overflow without bf16.", AGAIN, slower
+    ),
+    "no_gpu": Known("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
+    "small_gpu": Known("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
+    "unknown_target": Known("Leave --target-modules at auto.", AGAIN, lambda settings: ["--target-modules=auto"]),
+    "unsloth_refused": Known(
+        "With --backend trl: the same training without Unsloth, slower. Estimate it again first.",
+        AGAIN,
+        lambda settings: ["--backend=trl"],
+    ),
+    "masks_lost": Known("Use the versions that templates/sft.py pins: another trainer masks in another way.", LOGS),
+    "low_coverage": Known("Leave --target-modules at auto, or lower --min-coverage knowingly.", LOGS),
+    "merge_failed": Known("The adapter is whole. Merge it with templates/export.py; training again is not needed.", LOGS),
+    "no_output_repo": Known("Pass --output-repo YOU/NAME.", LOGS),
+    "merge_needs_16bit": Known("Add --load-in-16bit, or leave --merge-model out.", LOGS),
+    "resume_mismatch": Known("Pass the settings that the checkpoint began with, or leave --resume out to begin anew.", LOGS),
+    "name_taken": Known("Name another --output-repo."),
+    "unknown_columns": Known("Name the columns with --prompt-column and --completion-column, or choose another data set."),
+    "unknown_column": Known("Name columns that exist with --prompt-column and --completion-column."),
+    "preference_data": Known("To imitate the chosen answers: --prompt-column prompt --completion-column chosen."),
+    "config_needed": Known("Name one of the configurations with --dataset-config."),
+    "split_needed": Known("Name one of the splits with --dataset-split."),
+    "unknown_config": Known("Name a configuration that the data set has with --dataset-config."),
+    "unknown_split": Known("Name a split that the data set has with --dataset-split."),
+    "dataset_unreadable": Known("Look at its files: an empty one, or rows whose columns differ, cannot be loaded."),
+    "dataset_not_found": Known(
+        "Correct --dataset; for a private or gated one, ask for access and log in with `hf auth login`."
+    ),
+    "unknown_file": Known("Convert it to .jsonl."),
+    "no_rows": Known("Choose another with --dataset-split."),
+    "nothing_supervised": Known("Look at the rows' answers, or pass a larger --max-seq-length."),
+    "slow_tokenizer": Known("Choose a model whose repository holds a tokenizer.json."),
+    "no_chat_template": Known("Choose the instruct version of this model, or rows of prompt + completion or text."),
+    "bad_chat_template": Known("Choose another version of this model: its template is not for plain conversations."),
+    "encoder_decoder": OTHER_MODEL,
+    "not_a_decoder": OTHER_MODEL,
+    "quantized_model": Known("Choose the original 16-bit model, or its bitsandbytes 4-bit version."),
+    "no_adapter": Known("Pass what templates/sft.py made as --adapter.", LOGS),
+    "not_lora": Known("Only LoRA adapters can be merged.", LOGS),
+    "no_base_model": Known("Pass --base-model.", LOGS),
+    "quantized_base": Known("Pass the original 16-bit model as --base-model.", LOGS),
+    "conversion_failed": OTHER_BASE,
+    "unsupported_model": OTHER_BASE,
+    "unknown_tokenizer": OTHER_BASE,
+    "quantization_failed": Known("Its log says why.", LOGS),
+    "conversion_disagrees": Known(
+        "Choose a finer quantisation such as q8_0, or read the answers in the `compared` event and lower --min-agreement.", LOGS
+    ),
+    "no_converter": Known("Submit it again: what is pushed by now is not made again.", AGAIN),
+    "not_found": Known("Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.", LOGS),
 }
 WRAPPERS = ("error", "push_denied", "dataset_unreadable", "resume_failed")
 
@@ -514,15 +579,22 @@ def saved(summary: Summary, repository: str | None) -> str:
     return "No checkpoint had been pushed."
 
 
+def quoted(text: str, most: int = 500) -> str:
+    """What a log says, as data: on one line and between quotation marks that it does not close itself."""
+    line = " ".join(text.split()).translate(dict.fromkeys(map(ord, "“”"), '"'))
+    return f"“{line[:most] + '…' * (len(line) > most)}”"
+
+
 def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis | None:
     """What went wrong, or None where nothing did (yet). A cause that is not known says so, with what was said last.
 
     In this order: what the platform says, the run's own `failed` event, the exception that ended it, its last lines.
+    Codes, fixes and commands are of the tables above: what the log says is quoted and never followed.
     """
     if job.stage not in ("ERROR", "DELETED"):
         return None
     failed = summary.event("failed")
-    code, told = str(failed.get("code") or ""), str(failed.get("message") or "")
+    code, told = failed.get("code", ""), failed.get("message", "")
     errors, end = exceptions(recent(summary.lines))
     say = Speaker(job, summary, plan)
     if code in ("", "error", "cancelled") and (found := find(IN_MESSAGE, [job.message or ""])):
@@ -531,15 +603,17 @@ def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis 
         )
     if code in ("", *WRAPPERS) and (found := find(IN_ERROR, [told, *errors]) or (find(AT_END, [end]) if not code else None)):
         return say.cause(*found)
-    if code == "push_failed" and (found := find(IN_ERROR, [str(summary.event("warning").get("message") or "")])):
-        known = say.cause(*found)
-        return Diagnosis(code, f"{told} {known.message}", f"{known.fix} What was trained is not lost.", say.command(RESUME))
-    if code and code != "error":
-        change = CHANGES.get(code, no_change)
-        return Diagnosis(code, told, str(failed.get("fix") or ""), say.command(NEXT.get(code, CHECK), change))
-    last = last_words([told] if told else errors, end) or silence(summary)
+    if code in STOPS:
+        return say.stop(code, told)
+    last = last_words([told] if told else errors, end)
+    said = f"The last thing said: {quoted(last) if last else silence(summary) + '.'}"
+    lines = () if told else telling("\n".join(errors) or end)[-LAST_LINES:]
     return Diagnosis(
-        "unknown", f"{job.message or job.stage}. The last thing said: {last}", "Look at the end of the log.", say.command(LOGS)
+        "unknown",
+        f"{' '.join(plain(job.message or job.stage).split())}. {said}",
+        "Look at the end of the log.",
+        say.command(LOGS),
+        tuple(lines),
     )
 
 
@@ -563,11 +637,48 @@ class Speaker:
     plan: Plan | None
 
     def cause(self, cause: Cause, match: re.Match[str], before: str = "") -> Diagnosis:
-        said = next((value for value in match.groups() if value), "").rstrip(".")
-        message = cause.message.replace("{said}", said)
+        said = next((value for value in match.groups() if value), "").rstrip(".").strip("'\"")
+        message = cause.message.replace("{said}", quoted(said))
         return Diagnosis(
             cause.code, message, f"{before} {cause.fix}".strip(), self.command(cause.command, cause.change, cause.flavor)
         )
+
+    def stop(self, code: str, told: str) -> Diagnosis:
+        """What to say of a `failed` event whose code is a template's."""
+        known, message = STOPS[code], f"The job says: {quoted(told)}" if told else "The job says no more."
+        if code == "push_failed" and (found := find(IN_ERROR, [self.summary.event("warning").get("message", "")])):
+            message += f" {found[0].message}"
+        if code in ("push_failed", "push_denied") and (kept := self.kept()):
+            return Diagnosis(code, message, *kept)
+        return Diagnosis(code, message, known.fix, self.command(known.command, known.change, known.flavor))
+
+    def kept(self) -> tuple[str, str] | None:
+        """Where a trained adapter lies that the Hub did not take, and what sends or fetches it; None where it is gone."""
+        plan, warning = self.plan, self.summary.event("warning").get("code")
+        if plan is None or plan.dataset is None or not plan.output_repo or self.summary.progress.step is None:
+            return None
+        if plan.where == "local" and plan.output_dir:
+            words = [
+                "hf",
+                "upload",
+                plan.output_repo,
+                plan.output_dir,
+                ".",
+                "--exclude",
+                "checkpoints*",
+                "--exclude",
+                "merged/*",
+            ]
+            public = "--public" in plan.arguments
+            return f"It is in {plan.output_dir}. With a token that may write there:", shlex.join(
+                words + ["--private"] * (not public)
+            )
+        if plan.where == "local" or warning == "rescue_failed":
+            return None
+        owner = plan.namespace or plan.output_repo.split("/")[0]
+        words = ["hf", "buckets", "sync", f"hf://buckets/{owner}/jobs-artifacts", "./rescued"]
+        words += ["--include", f"*/rescued-{self.job.job_id}/*"]
+        return "What it learned was saved with the job's files. Fetch it:", shlex.join(words)
 
     def command(self, kind: str, change: Callable = no_change, flavor: str | None = None) -> str:
         """What to type next. For a job that was not submitted from here, its log: of its arguments nothing is known."""
@@ -583,13 +694,15 @@ class Speaker:
             settings = self.summary.event("plan").get("settings")
             more = change(settings if isinstance(settings, dict) else {})
             if more or change is no_change:  # the same run once more would fail once more
-                return plan.resuming() if kind == RESUME else plan.again(*more)
+                # Only a script that trains on rows takes --resume.
+                return plan.resuming() if kind == RESUME and plan.dataset else plan.again(*more)
         return shlex.join(["uv", "run", str(SCRIPTS / "logs.py"), self.job.job_id, "--tail", "50"])
 
 
 # ---- what a log's end says
 
 LONGEST = 2000  # characters of a line that are looked at
+LAST_LINES = 8  # that are shown of a failure whose cause is not known
 HEADER = re.compile(r"(?:^|^\S.*|\d%\|.*)Traceback \(most recent call last\)(?::$| ─+╮$)")
 FRAME = re.compile(r"[ \t│╭╰┃]|$")
 FIRST_FRAME = re.compile(r'\s+File "[^"]*", line \d+')
@@ -623,12 +736,12 @@ def exceptions(lines: list[str]) -> tuple[list[str], str]:
     blocks: list[list[str]] = []  # what follows the frames of each traceback
     joints: list[str] = []  # the line before each traceback
     in_frames = False
-    for number, line in enumerate(lines):
-        before = lines[number - 1] if number else ""
+    for at, line in enumerate(lines):
+        before = lines[at - 1] if at else ""
         header = HEADER.search(line) or (not blocks and FIRST_FRAME.match(line))
         if line in (DIRECT, HANDLING) and not blocks:  # a chain's first exceptions may come without frames
-            raised = (at for at in range(number - 1, -1, -1) if RAISED.match(lines[at]))
-            blocks.append(lines[next(raised, number) : number])
+            raised = (earlier for earlier in range(at - 1, -1, -1) if RAISED.match(lines[earlier]))
+            blocks.append(lines[next(raised, at) : at])
             joints.append("")
         elif header or before in (DIRECT, HANDLING):
             blocks.append([] if header else [line])
@@ -652,6 +765,11 @@ def exceptions(lines: list[str]) -> tuple[list[str], str]:
 
 def last_words(errors: list[str], end: str) -> str:
     """The line that says most: the exception's first, or else the last line that is no progress bar."""
-    lines = [line.strip() for line in (errors[0] if errors else end).splitlines()]
-    telling = [line for line in lines if line and not BAR.search(line) and not ADVICE.search(line)]
-    return (telling[0] if errors else telling[-1])[:500] if telling else ""
+    lines = telling(errors[0] if errors else end)
+    return lines[0 if errors else -1].strip() if lines else ""
+
+
+def telling(text: str) -> list[str]:
+    """The lines that say something: no progress bars, no general advice."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    return [line for line in lines if line.strip() and not BAR.search(line) and not ADVICE.search(line.strip())]

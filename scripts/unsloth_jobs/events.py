@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,33 @@ def parse(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return event if isinstance(event.get("event"), str) else None
+
+
+def shaped(event: dict[str, Any]) -> dict[str, Any]:
+    """An event without the fields whose values have not the shape that is relied on: anybody may print one."""
+    return {name: value for name, value in event.items() if name not in SHAPES or SHAPES[name](value)}
+
+
+def is_amount(value: Any) -> bool:
+    return number(value) is not None and value >= 0
+
+
+def is_measured(value: Any) -> bool:
+    return real(value) is not None
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+SHAPES: dict[str, Callable[[Any], bool]] = {  # of the fields that are read, whatever event they stand in
+    **dict.fromkeys(("step", "total_steps", "eta_s", "time", "tokens", "timed_tokens", "train_s", "steps"), is_amount),
+    **dict.fromkeys(("evaluation_s", "evaluations", "cost_usd", "duration_s", "peak_gb"), is_amount),
+    **dict.fromkeys(("loss", "eval_loss", "base_loss", "tuned_loss"), is_measured),
+    **dict.fromkeys(("code", "message", "fix", "repo", "path", "url"), is_text),
+    **dict.fromkeys(("repos", "paths"), lambda value: isinstance(value, list) and all(map(is_text, value))),
+    "settings": lambda value: isinstance(value, dict),
+}
 
 
 def cleaned(value: Any) -> Any:
@@ -108,7 +135,7 @@ def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
     heard: float | None = None
     for line in lines:
         if event := parse(line):
-            name = event["event"]
+            event, name = shaped(event), event["event"]
             if name == "plan":  # a new start: how an earlier one of the same job ended is past
                 last = {one: last[one] for one in last if one not in ("done", "failed")}
             if name not in UNHEALTHY:

@@ -36,12 +36,14 @@ def as_table(status: Status) -> Table:
     grid.add_row("time", duration(job.elapsed_s) + left)
     if status.spent_usd is not None:
         grid.add_row("spent", money(status))
-    if (done := status.summary.event("done")) and done.get("base_loss"):
-        grid.add_row("learned", f"held-out loss {done['base_loss']:.4f} → {done['tuned_loss']:.4f}")
+    if status.learned:
+        grid.add_row("learned", status.learned)
     for warning in status.warnings:
         grid.add_row("[yellow]warning[/]", f"[bold]{warning.code}[/]: {escape(warning.message)} {escape(warning.fix)}")
     if status.diagnosis:
         grid.add_row("cause", f"[bold]{status.diagnosis.code}[/]: {escape(status.diagnosis.message)}")
+        if status.diagnosis.lines:
+            grid.add_row("log", escape("\n".join(status.diagnosis.lines)))
         if status.plan:
             grid.add_row("submitted", escape(status.plan.command))
     grid.add_row("next", escape(status.next))

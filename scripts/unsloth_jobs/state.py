@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import re
+import shlex
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from . import hardware, health, records, waiting
-from .diagnosis import Diagnosis, diagnose, saved
+from .diagnosis import Diagnosis, diagnose, quoted, saved
 from .errors import HUB, Problem, UserError
 from .events import TAIL, Summary, summarise
 from .hf_jobs import HFJobs
 from .jobs import Job, Place
 from .output import duration
-from .plan import Plan
+from .plan import SCRIPTS, Plan
 
 PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
@@ -49,8 +51,20 @@ class Status:
     def result(self) -> str | None:
         """Where the tuned model lies once the job is done: an address on the Hub, or a folder here."""
         done = self.summary.event("done")
-        planned = self.plan.model_url if self.plan and done else None
-        return planned or done.get("repo") or done.get("path")
+        if not done:
+            return None
+        if self.plan and self.plan.model_url:
+            return self.plan.model_url
+        repositories = [name for name in (done.get("repo"), *done.get("repos", ())) if name and is_repository(name)]
+        paths = [quoted(path) for path in (done.get("path"), *done.get("paths", ())) if path]
+        return ", ".join(repositories or paths) or None
+
+    @property
+    def learned(self) -> str | None:
+        """What the training was worth; None where no rows were held out."""
+        done = self.summary.event("done")
+        base, tuned = done.get("base_loss"), done.get("tuned_loss")
+        return None if base is None or tuned is None else f"held-out loss {base:.2f} → {tuned:.2f}"
 
     @property
     def phase(self) -> str:
@@ -71,11 +85,25 @@ class Status:
         return f"To run it again: {self.plan.again()}"
 
     @property
+    def after(self) -> str:
+        """What follows a job that is done."""
+        if not self.result:
+            log = f"uv run {SCRIPTS / 'logs.py'} {self.job.job_id} --tail 50"
+            return f"It ended without an error and told of no result: there may be none. Look at its log: {log}"
+        said = f"The tuned model: {self.result}"
+        if not (self.plan and self.plan.model and self.plan.dataset):
+            return said  # no training of a template's
+        adapter = self.plan.output_repo or self.plan.output_dir
+        export = ["uv", "run", str(SCRIPTS / "submit.py"), str(SCRIPTS.parent / "templates" / "export.py")]
+        export += ["--where", "local"] if self.plan.where == "local" else ["--flavor", "cpu-upgrade", "--timeout", "2h"]
+        return f"{said}\nTo make files of it for a laptop or a phone: {shlex.join([*export, '--', '--adapter', str(adapter)])}"
+
+    @property
     def next(self) -> str:
         if self.diagnosis:
             return f"{self.diagnosis.fix} {self.diagnosis.command}".strip()
         if self.job.stage == "COMPLETED":
-            return f"The tuned model: {self.result}" if self.result else "It ended without an error: look at its log."
+            return self.after
         if self.job.stage == "CANCELED":
             kept = saved(self.summary, self.plan.output_repo if self.plan else None)
             return " ".join(part for part in ("It was cancelled.", self.ended_because, kept, self.again) if part)
@@ -85,6 +113,10 @@ class Status:
         if self.job.stage != "RUNNING":
             return "It cannot be asked about now. Look again later."
         return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
+
+
+def is_repository(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII))
 
 
 def look(place: Place, job_id: str, before: Status | None = None) -> Status:
