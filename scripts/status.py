@@ -36,11 +36,13 @@ from unsloth_jobs.output import (
 )
 from unsloth_jobs.plan import SCRIPTS, Plan
 from unsloth_jobs.screen import as_table, estimated_usd
-from unsloth_jobs.state import Status, as_json, look
+from unsloth_jobs.state import Status, as_json, look, set_aside
 from unsloth_jobs.watching import EVERY_S, Left, watch
 
 app = application("How a job is doing.")
 AT_ONCE = 8  # jobs that --all asks about
+NAMED = 5  # jobs of which the same warning is shown in full
+NARROW = 80  # columns, under which a table would cut ids
 LEFT = 130  # exit code after Ctrl-C, as of any program
 
 
@@ -107,31 +109,52 @@ def show_all(namespace: str | None, json: bool) -> None:
     runs = [(run, places.of(run["job_id"], namespace)) for run in records.runs()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         statuses = list(pool.map(lambda pair: look_or_recall(*pair), runs))
+    damaged = records.damaged()
     spent = round(sum(status.spent_usd or 0 for status in statuses), 4)
     if json:
-        print_json({"jobs": [as_json(status) for status in statuses], "spent_usd": spent})
+        listed = [as_json(status) for status in statuses]
+        print_json({"jobs": listed, "spent_usd": spent, "damaged": [str(path) for path in damaged]})
         return
     if not statuses:
         people.print("No job was submitted from this machine yet.")
-        return
+    else:
+        list_jobs(statuses, spent)
+    for path in damaged:
+        show_problem(set_aside(path))
+
+
+def list_jobs(statuses: list[Status], spent: float) -> None:
+    """A table of jobs; where it does not fit, a line for each, since an id that is cut names nothing."""
     rows = table("job", "stage", "step", "loss", "time", "spent $", "estimated $", "model")
+    rows.columns[0].no_wrap = True
     for status in statuses:
-        progress, foreseen = status.summary.progress, estimated_usd(status)
-        rows.add_row(
-            status.job.job_id,
-            status.job.stage,
-            f"{progress.step or 0}/{progress.total_steps or '?'}",
-            f"{progress.loss:.4f}" if progress.loss is not None else "–",
-            duration(status.job.elapsed_s),
-            dollars(status.spent_usd or 0),
-            "{} to {}".format(*map(dollars, foreseen)) if foreseen else "–",
-            escape((status.plan.model_url if status.plan else None) or "–"),
-        )
-    people.print(rows)
+        rows.add_row(*map(escape, cells(status)))
+    if people.width >= NARROW:
+        people.print(rows)
+    else:
+        for status in statuses:
+            people.print(" ".join(cells(status)[:3]), markup=False, soft_wrap=True)
     people.print(f"\nSpent in all: {dollars(spent)}")
-    for status in statuses:
-        for warning in status.warnings:
-            show_problem(Problem(warning.code, warning.severity, f"{status.job.job_id}: {warning.message}", warning.fix))
+    warned = [(status.job.job_id, warning) for status in statuses for warning in status.warnings]
+    for code in dict.fromkeys(warning.code for _, warning in warned):
+        alike = [(job, warning) for job, warning in warned if warning.code == code]
+        for job, warning in alike if len(alike) <= NAMED else alike[:1]:
+            more = f" And {len(alike) - 1} jobs more: status.py JOB says it of each." if len(alike) > NAMED else ""
+            show_problem(Problem(code, warning.severity, f"{job}: {warning.message}{more}", warning.fix))
+
+
+def cells(status: Status) -> list[str]:
+    progress, foreseen = status.summary.progress, estimated_usd(status)
+    return [
+        status.job.job_id,
+        status.job.stage,
+        f"{progress.step or 0}/{progress.total_steps or '?'}",
+        f"{progress.loss:.4f}" if progress.loss is not None else "–",
+        duration(status.job.elapsed_s),
+        dollars(status.spent_usd or 0),
+        "{} to {}".format(*map(dollars, foreseen)) if foreseen else "–",
+        (status.plan.model_url if status.plan else None) or "–",
+    ]
 
 
 def look_or_recall(run: dict[str, Any], place: Place) -> Status:

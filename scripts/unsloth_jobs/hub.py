@@ -24,10 +24,13 @@ from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,
     JobNotFoundError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
+    NotASafetensorsRepoError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
@@ -43,6 +46,11 @@ VIEWER_S = 5
 LONGEST_PAUSE_S = 5  # a Hub that asks for more is reported instead of waited for
 PATIENCE_S = 4  # after which a read that fails again and again is reported
 FIRST_PAUSE_S = 0.25
+LONGEST_NAME = 250  # of an id or a file, in characters
+MOST_LAYERS = 10_000  # or experts: a configuration that says more is no model's, and would be given memory for each
+LONGEST_HEADER = 100_000_000  # bytes of a safetensors file's, as that library has it
+IS_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 MANY_FILES = 1000  # whose sizes are not asked for
 LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/settings/tokens"
 
@@ -50,9 +58,12 @@ LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/s
 def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     """The Hub's client, at HF_ENDPOINT, with the token of HF_TOKEN or of `hf auth login`."""
 
+    huggingface_hub.constants.HF_DEBUG = False  # with it the client prints what it sends: a job's secrets, too
+
     def client() -> Any:
         made: Any = default_client_factory()
         made.event_hooks["request"].append(functools.partial(limit, timeout_s))
+        made.event_hooks["response"].insert(0, refuse_to_hand_on)
         made.send = functools.partial(send_patiently, made.send)
         return made
 
@@ -64,6 +75,15 @@ def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
 def limit(timeout_s: float, request: Any) -> None:
     """Give a request the timeout that its call has left open or has set to None: the client would wait for ever."""
     request.extensions["timeout"] = {part: limit or timeout_s for part, limit in request.extensions["timeout"].items()}
+
+
+def refuse_to_hand_on(response: Any) -> None:
+    """Raises HTTPError where another host is to be sent the body of a request: that of a job holds the token."""
+    target = response.headers.get("location")
+    if response.status_code in (307, 308) and target and response.request.method not in ("GET", "HEAD"):
+        host = response.request.url.join(target).netloc
+        if host != response.request.url.netloc:
+            raise HTTPError(f"it sends the request on to {plain(host.decode('ascii', 'replace'))}, which is not the Hub")
 
 
 def send_patiently(send: Callable, request: Any, **options: Any) -> Any:
@@ -130,24 +150,33 @@ def asking(about: str) -> Iterator[None]:
         raise UserError(
             "unknown_job", f"The Hub knows no {about}.", "See status.py --all, or name its owner: --namespace OWNER."
         ) from error
+    except LocalEntryNotFoundError as error:  # what the client raises of a file, whatever the Hub answered
+        answer = error.__cause__
+        if isinstance(answer, HfHubHTTPError) and not isinstance(answer, GatedRepoError):
+            raise http_error(about, answer) from error
+        raise unreachable(answer or error) from error
     except LocalTokenNotFoundError as error:
         raise UserError("no_token", "No Hugging Face token was found.", LOGIN + ".", HUB) from error
     except HfHubHTTPError as error:
         raise http_error(about, error) from error
     except (HTTPError, OfflineModeIsEnabled) as error:
-        raise UserError(
-            "hub_unreachable",
-            f"The Hub at {endpoint()} did not answer: {plain(str(error) or type(error).__name__).rstrip('.')}.",
-            "Check the network and HF_ENDPOINT, then try again.",
-            HUB,
-        ) from error
-    except (json.JSONDecodeError, KeyError) as error:
+        raise unreachable(error) from error
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
             "hub_garbled",
             f"What {endpoint()} answered about {about} is not what the Hub answers ({type(error).__name__}: {error}).",
             "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
             HUB,
         ) from error
+
+
+def unreachable(error: BaseException) -> UserError:
+    return UserError(
+        "hub_unreachable",
+        f"The Hub at {endpoint()} did not answer: {plain(str(error) or type(error).__name__).rstrip('.')}.",
+        "Check the network and HF_ENDPOINT, then try again.",
+        HUB,
+    )
 
 
 def look_up(api: HfApi, kind: str, name: str, look: Callable[[], T]) -> T:
@@ -206,7 +235,14 @@ def http_error(about: str, error: HfHubHTTPError) -> UserError:
         return UserError(
             "forbidden",
             f"The token may not do this for {about}: {said}.",
-            "Use a token with write permission for that owner.",
+            "Use a token that may read it." if is_read(error) else "Use a token with write permission for that owner.",
+            HUB,
+        )
+    if status == 404 and about in ("the token", "the list of hardware"):  # which every Hub has
+        return UserError(
+            "hub_garbled",
+            f"{endpoint()} does not know {about}: it is not the Hub.",
+            "Correct HF_ENDPOINT, or leave it out: the Hub is at https://huggingface.co.",
             HUB,
         )
     if status == 404:
@@ -217,6 +253,10 @@ def http_error(about: str, error: HfHubHTTPError) -> UserError:
     if 400 <= status < 500:
         return UserError("refused", f"The Hub refuses {about}: {said}.", "Change what it names, then try again.", HUB)
     return UserError("hub_error", f"The Hub answered {status} about {about}: {said}.", "Try again in a minute.", HUB)
+
+
+def is_read(error: HfHubHTTPError) -> bool:
+    return error.response is not None and error.response.request.method in ("GET", "HEAD")
 
 
 def endpoint() -> str:
@@ -260,8 +300,11 @@ class Identity:
 def whoami(api: HfApi) -> Identity:
     """Identity of the token; one call, which the Hub limits strictly. Raises UserError."""
     with asking("the token"):
-        answer = api.whoami()
-        name = answer["name"]
+        return identity(api.whoami())
+
+
+def identity(answer: dict[str, Any]) -> Identity:
+    """What the Hub answers of a token."""
     token = answer.get("auth", {}).get("accessToken", {})
     scoped = token.get("fineGrained", {}).get("scoped", [])
     scopes: dict[str, frozenset[str]] = {}
@@ -269,7 +312,7 @@ def whoami(api: HfApi) -> Identity:
         owner = scope.get("entity", {}).get("name", "").split("/")[0]
         scopes[owner] = scopes.get(owner, frozenset()) | frozenset(scope.get("permissions", ()))
     return Identity(
-        name=name,
+        name=answer["name"],
         role=token.get("role", "write"),
         can_pay=bool(answer.get("canPay")),
         organizations={org["name"]: bool(org.get("canPay")) for org in answer.get("orgs", ())},
@@ -386,7 +429,8 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def model(api: HfApi, name: str, revision: str | None = None) -> Model:
     """A model on the Hub, or in a local folder. Reads headers, never weights. Raises UserError."""
-    folder = Path(name).expanduser()
+    require_id(name)
+    folder = Path(os.path.expanduser(name))  # which leaves ~nobody as it is
     if folder.is_dir():
         return local_model(folder)
     if name.startswith((".", "/", "~")):
@@ -395,29 +439,102 @@ def model(api: HfApi, name: str, revision: str | None = None) -> Model:
     with asking(f"model {name}"):
         if info.gated:
             api.auth_check(name)
-    read = lambda file: json.loads(Path(api.hf_hub_download(name, file, revision=info.sha)).read_text("utf-8"))  # noqa: E731
+        files = {sibling.rfilename for sibling in info.siblings or ()}
+
+    def read(file: str) -> str:
+        with asking(f"model {name}"):
+            return Path(api.hf_hub_download(name, file, revision=info.sha)).read_text("utf-8", errors="replace")
+
+    require_weights(name, files, lambda file: configuration(name, file, read(file)))
+    config = configuration(name, "config.json", read("config.json"))
+    for file in TOKENIZER_FILES & files:  # transformers says of each fault of the Hub that there is no tokenizer
+        require_no_page(name, file, read(file))
     with asking(f"model {name}"):
-        require_weights(name, {sibling.rfilename for sibling in info.siblings or ()}, read)
-        config = read("config.json")
-        metadata = api.get_safetensors_metadata(name, revision=info.sha, timeout=LOOK_UP_S)
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
-        tensor: (facts.dtype, tuple(facts.shape))
-        for file in metadata.files_metadata.values()
-        for tensor, facts in file.tensors.items()
-    }
+        try:
+            metadata = api.get_safetensors_metadata(name, revision=info.sha, timeout=LOOK_UP_S)
+        except (SafetensorsParsingError, NotASafetensorsRepoError) as error:
+            raise broken_weights(name, error) from error
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+            tensor: (facts.dtype, tuple(facts.shape))
+            for file in metadata.files_metadata.values()
+            for tensor, facts in file.tensors.items()
+        }
     return Model(name, info.sha, architecture(config), config, bool(info.gated), tensors)
 
 
+def require_id(name: str) -> None:
+    """Raises UserError on a name with the Hub's address before it, or one that is too long to be any."""
+    address = re.match(r"(?:https?://[^/]+/|hf://)(?:models/|datasets/)?(.*)", name)
+    if address:
+        raise UserError("not_found", f"{name} is an address, not an id.", f"Leave what is before the id out: {address[1]}")
+    if len(name) > LONGEST_NAME:
+        raise UserError("not_found", f"{name[:60]}… is too long for an id or a path.", "Correct the id: it is OWNER/NAME.")
+
+
+def configuration(name: str, file: str, text: str) -> dict[str, Any]:
+    """What a JSON file of a model says. Raises UserError where it is none, or describes a model that cannot be."""
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        require_no_page(name, file, text)
+        raise bad_config(name, f"{file} is no whole JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise bad_config(name, f"{file} holds no JSON object")
+    texts = config.get("text_config")
+    for part in (config, texts if isinstance(texts, dict) else {}):
+        for key, value in part.items():
+            if re.search(r"layers?$|experts$", key) and isinstance(value, int) and value > MOST_LAYERS:
+                raise bad_config(name, f"{file} says {key} = {value:.3g}")
+    if not isinstance(config.get("architectures") or [], list) or not isinstance(texts or {}, dict):
+        raise bad_config(name, f"{file} has another form than transformers' own")
+    return config
+
+
+def require_no_page(name: str, file: str, text: str) -> None:
+    if file.endswith(".json") and text.lstrip()[:1] == "<":
+        raise UserError(
+            "hub_garbled",
+            f"What {endpoint()} answered about {file} of {name} is a page for people.",
+            "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
+            HUB,
+        )
+
+
+def bad_config(name: str, why: str) -> UserError:
+    return UserError("bad_config", f"{name} cannot be loaded: its {why}.", "Name the model's original repository.")
+
+
+def broken_weights(name: str, error: Exception) -> UserError:
+    return UserError(
+        "no_safetensors",
+        f"The safetensors files of {name} cannot be read: {plain(str(error)).splitlines()[0] if str(error) else type(error).__name__}.",
+        "Choose the original repository of this model, or save it again with transformers' save_pretrained.",
+    )
+
+
 def local_model(folder: Path) -> Model:
-    read = lambda file: json.loads((folder / file).read_text("utf-8"))  # noqa: E731
+    read = lambda file: configuration(str(folder), file, (folder / file).read_text("utf-8", errors="replace"))  # noqa: E731
     require_weights(str(folder), {path.name for path in folder.iterdir()}, read)
-    config: dict[str, Any] = read("config.json")
+    config = read("config.json")
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("model*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        tensors |= {name: (facts["dtype"], tuple(facts["shape"])) for name, facts in header.items() if name != "__metadata__"}
+        try:
+            tensors |= header_of(path)
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise broken_weights(str(path), error) from error
     return Model(str(folder), None, architecture(config), config, False, tensors)
+
+
+def header_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor in a safetensors file. Raises ValueError and others on what is none."""
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        if size > min(path.stat().st_size, LONGEST_HEADER):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(file.read(size))
+    return {
+        name: (str(facts["dtype"]), tuple(map(int, facts["shape"]))) for name, facts in header.items() if name != "__metadata__"
+    }
 
 
 def require_weights(name: str, files: set[str], read: Callable[[str], dict[str, Any]]) -> None:
@@ -426,8 +543,9 @@ def require_weights(name: str, files: set[str], read: Callable[[str], dict[str, 
     if whole and "config.json" in files:
         return
     if "adapter_config.json" in files and not whole:
-        base = read("adapter_config.json").get("base_model_name_or_path") or "the model that it was trained on"
-        raise UserError("adapter_repo", f"{name} is a LoRA adapter, not a whole model.", f"Name its base model: {base}")
+        base = read("adapter_config.json").get("base_model_name_or_path")
+        named = base if isinstance(base, str) and IS_ID.fullmatch(base) else "the model that it was trained on"
+        raise UserError("adapter_repo", f"{name} is a LoRA adapter, not a whole model.", f"Name its base model: {named}")
     if any(file.endswith(".gguf") for file in files) and not whole:
         original = re.sub(r"[-_.]gguf$", "", name, flags=re.IGNORECASE)
         raise UserError(
@@ -447,7 +565,7 @@ def require_weights(name: str, files: set[str], read: Callable[[str], dict[str, 
 
 
 def architecture(config: dict[str, Any]) -> str:
-    return (config.get("architectures") or ["unknown"])[0]
+    return str((config.get("architectures") or ["unknown"])[0])
 
 
 # ---- the data set
@@ -455,6 +573,7 @@ def architecture(config: dict[str, Any]) -> str:
 
 def dataset_revision(api: HfApi, name: str, revision: str | None = None) -> str | None:
     """The commit that a data set's revision stands at; None for one on this machine. Raises UserError."""
+    require_id(name)
     if is_local(name):
         return None
     info = look_up(api, "data set", name, lambda: api.dataset_info(name, revision=revision, timeout=LOOK_UP_S))
@@ -498,4 +617,4 @@ def file_sizes(api: HfApi, name: str, revision: str, urls: list[str]) -> int | N
 
 def is_local(name: str) -> bool:
     """Whether a model's or data set's name is a path here rather than an id on the Hub."""
-    return name.startswith((".", "/", "~")) or os.path.exists(name)
+    return name.startswith((".", "/", "~")) or (len(name) <= LONGEST_NAME and os.path.exists(name))

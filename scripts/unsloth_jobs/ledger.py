@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .events import shaped
+
 # Settings that change nothing about a run's cost, and those that change its length but not its pace.
 FREE = {
     "output_repo", "public", "save_local", "trackio_space", "run_name", "learning_rate", "lora_alpha", "seed",
@@ -126,9 +128,9 @@ def entries(runs: Iterable[dict[str, Any]]) -> tuple[Entry, ...]:
 
 def entry(run: dict[str, Any]) -> Entry | None:
     outcome, plan = run.get("outcome") or {}, run["plan"]
-    done = outcome.get("done") or {}
-    if not (done.get("timed_tokens") and done.get("train_s")):
-        return None
+    done = shaped(outcome.get("done") or {})
+    if not (done.get("timed_tokens") and done.get("train_s") and done.get("tokens")):
+        return None  # an older or edited template tells less
     per_token = done["train_s"] / done["timed_tokens"]
     busy = per_token * done["tokens"] + (done.get("evaluation_s") or 0) * done.get("evaluations", 0)
     estimated = (run.get("estimate") or {}).get("seconds_per_token")

@@ -9,16 +9,19 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from filelock import FileLock, Timeout
 from huggingface_hub import constants
 
 from .errors import APPROVAL, UserError
+from .events import is_amount, number, shaped
 from .plan import Plan
 
+ESTIMATE_KEYS = ("usd_low", "usd_high", "hours_low", "hours_high")
 RUN_KEYS = {"job_id", "submitted_at", "estimate", "plan"}
 LOCK_S = 120  # what a submit may take, with a large file to upload
 
@@ -96,7 +99,7 @@ def remember_plan(plan: Plan) -> None:
 
 def recall_plan(plan_id: str) -> Plan | None:
     data = read(path_of("plans", plan_id))
-    return Plan.from_json(data) if data else None
+    return plan_of(data) if data else None
 
 
 def remember_estimate(run_key: str, flavors: dict[str, dict[str, Any]]) -> None:
@@ -106,7 +109,8 @@ def remember_estimate(run_key: str, flavors: dict[str, dict[str, Any]]) -> None:
 
 def recall_estimate(run_key: str | None, flavor: str) -> dict[str, Any] | None:
     data = read(path_of("estimates", run_key)) if run_key else None
-    return data.get("flavors", {}).get(flavor) if data else None
+    flavors = data.get("flavors") if data else None
+    return estimate_of(flavors.get(flavor)) if isinstance(flavors, dict) else None
 
 
 def remember_attempt(plan: Plan, approved: str, estimate: dict[str, Any] | None) -> None:
@@ -123,7 +127,8 @@ def forget_attempt(plan: Plan) -> None:
 
 def attempts() -> list[dict[str, Any]]:
     """What remember_attempt kept and forget_attempt has not taken back."""
-    return [data for path in folder("attempts").glob("*.json") if (data := read(path))]
+    found = [data for path in folder("attempts").glob("*.json") if (data := read(path))]
+    return [one for one in found if plan_of(one.get("plan")) and is_amount(one.get("made_at"))]
 
 
 def remember_run(job_id: str, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> None:
@@ -143,15 +148,66 @@ def remember_outcome(job_id: str, outcome: dict[str, Any]) -> None:
 
 
 def run_of(job_id: str) -> dict[str, Any] | None:
-    """What remember_run and remember_outcome kept of a job; None for one that was submitted elsewhere."""
+    """What remember_run and remember_outcome kept of a job; None for one that was submitted elsewhere, and where what was
+    kept has another shape (see damaged).
+    """
     run = read(path_of("runs", job_id))
-    return run if run and run.keys() >= RUN_KEYS else None
+    return sound(run) if run else None
 
 
 def runs() -> list[dict[str, Any]]:
     """Every run submitted from this machine, newest first."""
     found = [run for path in folder("runs").glob("*.json") if (run := run_of(path.stem))]
     return sorted(found, key=lambda run: -run["submitted_at"])
+
+
+def damaged(job_id: str = "*") -> list[Path]:
+    """The records of runs, or of one, that cannot be read: they are left as they are and hide no other."""
+    return sorted(path for path in folder("runs").glob(f"{job_id}.json") if run_of(path.stem) is None)
+
+
+def sound(run: dict[str, Any]) -> dict[str, Any] | None:
+    """A run's record without those parts of it that have another shape; None where it does not say what the run was."""
+    if not run.keys() >= RUN_KEYS or not isinstance(run["job_id"], str) or number(run["submitted_at"]) is None:
+        return None
+    if plan_of(run["plan"]) is None:
+        return None
+    outcome = run.get("outcome")
+    kept = {name: value for name, value in run.items() if name != "outcome"} | {"estimate": estimate_of(run["estimate"])}
+    if not isinstance(outcome, dict) or not isinstance(outcome.get("stage"), str) or not is_amount(outcome.get("elapsed_s")):
+        return kept
+    done = outcome.get("done")
+    return kept | {"outcome": outcome | {"done": shaped(done) if isinstance(done, dict) else None}}
+
+
+def plan_of(data: Any) -> Plan | None:
+    """The plan in a record; None where it is none."""
+    try:
+        plan = Plan.from_json(data)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+    kinds = get_type_hints(Plan)
+    return plan if all(fits(getattr(plan, item.name), kinds[item.name]) for item in fields(Plan)) else None
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value that was read from JSON is of the kind that a field of a dataclass states."""
+    if isinstance(kind, UnionType):
+        return any(fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(fits(one, get_args(kind)[0]) for one in value)
+    if kind in (int, float):
+        return number(value) is not None
+    return kind is Any or isinstance(value, get_origin(kind) or kind)
+
+
+def estimate_of(data: Any) -> dict[str, Any] | None:
+    """An estimate in a record; None where it is none."""
+    if not isinstance(data, dict) or not all(is_amount(data.get(name)) for name in ESTIMATE_KEYS):
+        return None
+    pace = data.get("seconds_per_token")
+    is_range = isinstance(pace, list) and len(pace) == 2 and all(is_amount(end) and end for end in pace)
+    return data if pace is None or is_range else data | {"seconds_per_token": None}
 
 
 def run_plan(job_id: str) -> Plan | None:

@@ -6,6 +6,7 @@ import functools
 import re
 import shlex
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from . import hardware, health, records, waiting
@@ -137,10 +138,21 @@ def look(place: Place, job_id: str, before: Status | None = None) -> Status:
     )
     if (waited := waiting.waited_s(job) or 0) > waiting.LONG_S:
         found = waits(found, place, waited, before)
+    if run is None and (paths := records.damaged(job_id)):
+        found = replace(found, warnings=(*found.warnings, set_aside(paths[0])))
     if job.ended and plan and not unread:
         outcome = {"stage": job.stage, "elapsed_s": job.elapsed_s, "spent_usd": found.spent_usd}
         records.remember_outcome(job_id, outcome | {"done": summary.event("done") or None})
     return found
+
+
+def set_aside(record: Path) -> Problem:
+    return Problem(
+        "record_damaged",
+        "warning",
+        f"{record} is not the record of a run: its plan and price are not known here.",
+        "The job itself is not touched by that. Restore the file, or delete it.",
+    )
 
 
 def read(place: Place, job: Job, before: Status | None) -> tuple[Summary, list[Problem]]:
