@@ -11,10 +11,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
 
 import typer
 from rich.markup import escape
@@ -26,6 +30,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 from unsloth_jobs import hub, quiet, rows, template
 from unsloth_jobs.examine import Examination, examine
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, show_problem, table
+from unsloth_jobs.redaction import redact
 
 app = application("Is this run sound?")
 
@@ -197,7 +202,8 @@ def lengths(sample: rows.Sample) -> str:
 
 def shown(part: dict[str, Any]) -> tuple[str, str]:
     """A stretch of a row with its style; the brackets show it where there is no colour."""
-    return (f"⟦{part['text']}⟧", "green") if part["learned"] else (part["text"], "dim")
+    text = redact(part["text"])
+    return (f"⟦{text}⟧", "green") if part["learned"] else (text, "dim")
 
 
 if __name__ == "__main__":

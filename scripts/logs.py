@@ -9,8 +9,12 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from typing import Annotated
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
 
 import typer
 from rich.markup import escape

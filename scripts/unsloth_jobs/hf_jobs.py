@@ -74,7 +74,7 @@ class HFJobs:
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         with asking(f"job {job_id}"):
             for line in self.api.fetch_job_logs(job_id=job_id, namespace=self.namespace, follow=follow, tail=tail):
-                yield from line.splitlines()
+                yield from line.split("\n")  # not at what else may end a line: an event is one
 
     def cancel(self, job_id: str) -> None:
         with asking(f"job {job_id}"):

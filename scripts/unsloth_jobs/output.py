@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import io
 import json
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -47,6 +50,9 @@ EXTRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def application(help: str) -> typer.Typer:
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows knows few characters: ? in the place of the others
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.excepthook = lambda *error: print(redact("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
     return typer.Typer(help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -75,20 +81,43 @@ def show_problem(problem: Problem) -> None:
     diagnostics.print(f"  → {escape(plain(problem.fix))}")
 
 
+# A disk that is full or read-only, a folder of someone else's, a file where a folder should be.
+NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+
+
+def unwritable(error: OSError) -> UserError:
+    """What to say where a library could not keep what it downloads."""
+    return UserError(
+        "cache_unwritable",
+        f"{error.filename or 'A file of the cache'} cannot be written or read: {error.strerror or error}.",
+        "Make room or give write access there, or set HF_HOME to a folder that can be written to.",
+    )
+
+
+def end(error: UserError, json: bool) -> NoReturn:
+    if json:
+        print_json({"ok": False, "problems": [asdict(error.problem)]})
+    show_problem(error.problem)
+    raise typer.Exit(error.exit_code) from error
+
+
 def ends_clearly(command: Callable) -> Callable:
     """A command whose UserError becomes a problem on stderr, an object with `ok: false` under --json, an exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # set while its libraries are imported
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             command(*args, **kwargs)
         except UserError as error:
-            if kwargs.get("json"):
-                print_json({"ok": False, "problems": [asdict(error.problem)]})
-            show_problem(error.problem)
-            raise typer.Exit(error.exit_code) from error
+            end(error, bool(kwargs.get("json")))
         except BrokenPipeError:  # the reader of our output has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if error.errno not in NO_PLACE:
+                raise
+            end(unwritable(error), bool(kwargs.get("json")))
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 

@@ -16,8 +16,9 @@ from huggingface_hub import get_token
 
 from .errors import USAGE, UserError
 from .output import visible
+from .redaction import SECRETS
 
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
+TOKEN = re.compile(r"hf_(?:oauth_)?[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
 LEAVE_OUT = "Leave it out: the job gets the token of `hf auth login` or HF_TOKEN as a secret."
 SFT = Path(__file__).resolve().parents[2] / "templates" / "sft.py"
 
@@ -42,9 +43,14 @@ def load(path: Path = SFT) -> ModuleType:
     return module
 
 
-def holds_token(text: str) -> bool:
+def holds_token(text: str, in_code: bool = False) -> bool:
+    """Whether a text holds a secret: the Hub's own token, or one that any service's tokens look like.
+
+    In code `password: str` is no password: there only what a token's own shape tells counts.
+    """
     token = get_token()
-    return bool(TOKEN.search(text) or (token and token in text))
+    others = (match for match in SECRETS.finditer(text) if match.lastgroup != "hub" and not (in_code and match.lastgroup))
+    return bool(TOKEN.search(text) or (token and token in text) or next(others, None))
 
 
 def require_harmless(arguments: list[str]) -> None:
@@ -68,7 +74,7 @@ def require_harmless(arguments: list[str]) -> None:
 
 def require_no_token(script: Path) -> None:
     """Raises UserError (usage) where a token is written in a script, which is uploaded as it stands."""
-    if holds_token(script.read_text("utf-8")):
+    if holds_token(script.read_text("utf-8"), in_code=True):
         raise UserError(
             "token_in_script", f"A token is written in {script}, which the job's storage would keep.", LEAVE_OUT, USAGE
         )
