@@ -142,12 +142,16 @@ def asking(about: str) -> Iterator[None]:
             HUB,
         ) from error
     except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(
-            "hub_garbled",
-            f"What {endpoint()} answered about {about} is not what the Hub answers ({type(error).__name__}: {error}).",
-            "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
-            HUB,
-        ) from error
+        raise garbled(about, error) from error
+
+
+def garbled(about: str, error: Exception) -> UserError:
+    return UserError(
+        "hub_garbled",
+        f"What {endpoint()} answered about {about} is not what the Hub answers ({type(error).__name__}: {error}).",
+        "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
+        HUB,
+    )
 
 
 def look_up(api: HfApi, kind: str, name: str, look: Callable[[], T]) -> T:

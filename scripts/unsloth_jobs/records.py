@@ -24,7 +24,7 @@ LOCK_S = 120  # what a submit may take, with a large file to upload
 
 
 def folder(kind: str) -> Path:
-    """The folder of "estimates", "plans", "runs" or "jobs" (what local jobs write); it may not exist yet."""
+    """The folder of "estimates", "plans", "attempts", "runs", "sent" or "jobs" (of local ones); it may not exist yet."""
     return Path(constants.HF_HOME) / "unsloth-jobs" / kind
 
 
@@ -121,6 +121,10 @@ def forget_attempt(plan: Plan) -> None:
         path.unlink(missing_ok=True)
 
 
+def attempt_of(plan: Plan) -> dict[str, Any] | None:
+    return read(folder("attempts") / f"{plan.plan_id}.json")
+
+
 def attempts() -> list[dict[str, Any]]:
     """What remember_attempt kept and forget_attempt has not taken back."""
     return [data for path in folder("attempts").glob("*.json") if (data := read(path))]
@@ -129,6 +133,7 @@ def attempts() -> list[dict[str, Any]]:
 def remember_run(job_id: str, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> None:
     """approved: how, in the words of submit.py's flags. Raises UserError, also for an id that is no file's name."""
     run = {"job_id": job_id, "submitted_at": time.time(), "approved": approved, "estimate": estimate, "plan": asdict(plan)}
+    run["plan_id"] = plan.plan_id
     if (path := path_of("runs", job_id)) is None:
         raise UserError("bad_job_id", f"The id {job_id!r} cannot be kept under its name.", "Note the id.")
     write(path, run)
@@ -152,6 +157,11 @@ def runs() -> list[dict[str, Any]]:
     """Every run submitted from this machine, newest first."""
     found = [run for path in folder("runs").glob("*.json") if (run := run_of(path.stem))]
     return sorted(found, key=lambda run: -run["submitted_at"])
+
+
+def run_of_plan(plan_id: str) -> dict[str, Any] | None:
+    """The run that the plan of this id was approved for, or None."""
+    return next((run for run in runs() if run.get("plan_id") == plan_id), None)
 
 
 def run_plan(job_id: str) -> Plan | None:
