@@ -20,6 +20,7 @@ from .errors import APPROVAL, UserError
 from .plan import Plan
 
 RUN_KEYS = {"job_id", "submitted_at", "estimate", "plan"}
+ATTEMPT_KEYS = {"made_at", "approved", "estimate", "plan"}
 LOCK_S = 120  # what a submit may take, with a large file to upload
 
 
@@ -127,7 +128,8 @@ def attempt_of(plan: Plan) -> dict[str, Any] | None:
 
 def attempts() -> list[dict[str, Any]]:
     """What remember_attempt kept and forget_attempt has not taken back."""
-    return [data for path in folder("attempts").glob("*.json") if (data := read(path))]
+    found = [data for path in folder("attempts").glob("*.json") if (data := read(path))]
+    return [attempt for attempt in found if attempt.keys() >= ATTEMPT_KEYS]
 
 
 def remember_run(job_id: str, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> None:
