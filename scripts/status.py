@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -78,6 +79,8 @@ def status(
     if max_usd is not None and not watch_:
         raise UserError("no_watch", "Only a watcher ends a job at a ceiling.", "Add --watch, or --cancel to end it now.", USAGE)
     ceiling.require_amount(max_usd)
+    if interval is not None and not math.isfinite(interval):
+        raise UserError("bad_interval", f"--interval {interval} is no time.", "Pass seconds, such as --interval 10.", USAGE)
     job_id, place = places.id_of(job), places.of(job, namespace)
     if cancel and (before := place.inspect(job_id)).ended:
         diagnostics.print(f"Nothing to cancel: {job_id} has ended already ({before.stage}).", markup=False)
