@@ -321,7 +321,7 @@ def assert_once(hub: Hub, server: Server, words: list[str], existed: bool) -> No
 def test_whether_a_job_exists_is_said_to_be_unknown_where_it_is(hub, server):
     words = new_plan()
     hub.faults.add(method="POST", path=JOB, drop="after")
-    hub.faults.add(method="GET", path=JOB, drop="before", skip=1)  # the first looks whether the plan has a job already
+    hub.faults.add(method="GET", path=JOB, drop="before", skip=2)  # the first two look whether the plan has a job already
     first = server("submit", *words)
     hub.faults.clear()
     assert (first.code, first.problem) == (4, "submit_unclear")
@@ -332,7 +332,7 @@ def test_whether_a_job_exists_is_said_to_be_unknown_where_it_is(hub, server):
 def test_a_job_that_was_never_told_of_is_told_however_it_ended(hub, server):
     words = new_plan()
     hub.faults.add(method="POST", path=JOB, drop="after")
-    hub.faults.add(method="GET", path=JOB, drop="before", skip=1)
+    hub.faults.add(method="GET", path=JOB, drop="before", skip=2)
     server("submit", *words)
     hub.faults.clear()
     [job] = jobs_of(hub, words)

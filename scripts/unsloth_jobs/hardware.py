@@ -65,17 +65,24 @@ class Flavor:
 
     def most_usd(self, timeout_s: float, attempts: int = 1) -> float:
         """What a job costs if each attempt uses up its timeout: begun minutes count whole, and a cent that has begun."""
-        return cents_up(math.ceil(timeout_s / 60) * self.usd_per_minute * attempts)
+        return cents_up(math.ceil(timeout_s / 60) * attempts, self.usd_per_minute)
 
     def affordable_s(self, max_usd: float, attempts: int = 1) -> int:
         """The longest timeout, in whole minutes, whose most_usd is within a sum; 0 where not even one minute is."""
         allowed = math.floor(max_usd * 100 + 1e-6) / 100
-        return math.floor(allowed / (self.usd_per_minute * attempts) + 1e-6) * 60
+        price = max(self.usd_per_minute - PRICE_ROUNDING_USD, PRICE_ROUNDING_USD)
+        return math.floor(allowed / (price * attempts) + 1e-6) * 60
 
 
-def cents_up(usd: float) -> float:
-    """A sum in dollars with a begun cent counted whole; what is only the rounding of a float is none."""
-    return math.ceil(usd * 100 - 1e-6) / 100
+PRICE_ROUNDING_USD = 0.5e-6  # the Hub states prices in millionths of a dollar: $1 an hour is $0.016667 a minute
+
+
+def cents_up(minutes: int, usd_per_minute: float) -> float:
+    """A sum in dollars with a begun cent counted whole, unless it comes of the rounding of the price alone."""
+    if usd_per_minute <= 0:
+        return 0.0
+    price = max(usd_per_minute - PRICE_ROUNDING_USD, PRICE_ROUNDING_USD)
+    return math.ceil(minutes * price * 100 - 1e-6) / 100
 
 
 LOCAL = Flavor("local", 0.0)

@@ -50,9 +50,12 @@ def copies(plan: Plan) -> Iterator[dict[str, Path]]:
         copied: dict[str, Path] = {}
         for path, sha256 in hashes(plan).items():
             copied[path] = folder / str(len(copied))
+            if not Path(path).is_file():
+                raise changed(path)
             with records.writing(copied[path]):
                 shutil.copyfile(path, copied[path])
-            require_same(path, copied[path], sha256)
+            if sha256_of(copied[path]) != sha256:
+                raise changed(path)
         yield copied
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -65,17 +68,17 @@ def hashes(plan: Plan) -> dict[str, str]:
 def require_unchanged(plan: Plan) -> None:
     """Raises UserError where a file of the plan is no longer what was approved."""
     for path, sha256 in hashes(plan).items():
-        require_same(path, Path(path), sha256)
+        if not Path(path).is_file() or sha256_of(path) != sha256:
+            raise changed(path)
 
 
-def require_same(path: str, file: Path, sha256: str) -> None:
-    if not file.is_file() or sha256_of(file) != sha256:
-        raise UserError(
-            "plan_changed",
-            f"What was approved is no longer what would run: {path} has changed since. This command has started no job.",
-            "Look at the new plan first: the same command without --approve and --yes.",
-            APPROVAL,
-        )
+def changed(path: str) -> UserError:
+    return UserError(
+        "plan_changed",
+        f"What was approved is no longer what would run: {path} has changed since. This command has started no job.",
+        "Look at the new plan first: the same command without --approve and --yes.",
+        APPROVAL,
+    )
 
 
 def remote_names(paths: list[str]) -> dict[str, str]:
