@@ -392,6 +392,20 @@ def test_what_ends_a_submit_amid_it_leaves_one_job_and_a_word_of_it(hub, server,
     assert [job.id for job in jobs_of(hub, words)] == [again.json["job_id"]]
 
 
+def test_ctrl_c_while_the_job_is_looked_for_says_what_is_not_known(hub, server):
+    words = new_plan()
+    hub.journal.clear()
+    hub.faults.add(method="POST", path=JOB, status=500, times=1)
+    submitting = Submitting(server, words).reaches(hub, "POST", JOB)
+    time.sleep(1.5)
+    submitting.process.send_signal(signal.SIGINT)
+    time.sleep(0.7)
+    code, told = submitting.ends(signal.SIGINT)
+    assert (code, told["problems"][0]["code"]) == (130, "interrupted")
+    assert "may still appear" in told["problems"][0]["message"]
+    assert (server("submit", *words).problem, jobs_of(hub, words)) == ("submit_unclear", [])
+
+
 INTERRUPTED = {  # the moment, as the request that takes long then, and whether a job comes of it all the same
     "looking": ({"method": "GET", "path": JOB, "delay": 5}, False),
     "uploading": ({"method": "POST", "path": f"{ARTIFACTS}/batch", "delay": 5}, False),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,26 +84,33 @@ def start(place: Place, plan: Plan, approved: str, estimate: dict[str, Any] | No
             ask = place.prepare(plan, estimate)
             is_ours = place.claim(plan)
         except KeyboardInterrupt as error:
-            said = "Interrupted: this command has started no job."
-            raise UserError("interrupted", said, "Repeat the same command to start it.", INTERRUPTED) from error
+            said, fix = "Interrupted: this command has started no job.", "Repeat the same command: it looks for one first."
+            raise UserError("interrupted", said, fix, INTERRUPTED) from error
         try:
             records.remember_attempt(plan, approved, estimate)
             if not is_ours:
                 return earlier_job(await_job(place, plan), plan, approved, estimate), True
-            job = ask()
+            job = ask_and_look(ask, place, plan)
             keep(job, plan, approved, estimate)
         except KeyboardInterrupt as error:
             raise interrupted(place, plan, approved, estimate) from error
-        except Unanswered as error:
-            if (job := await_job(place, plan)) is None:
-                raise unclear(plan, str(error)) from error
-            keep(job, plan, approved, estimate)
-        except BaseException:  # the job was refused, or not even asked for
-            if is_ours:
-                place.release(plan)
-                records.forget_attempt(plan)
+        except Unanswered:
+            raise
+        except UserError:  # it is known that no job comes of it
+            place.release(plan)
+            records.forget_attempt(plan)
             raise
     return job, False
+
+
+def ask_and_look(ask: Callable[[], Job], place: Place, plan: Plan) -> Job:
+    """The job that `ask` asks for, looked for where that is not answered. Raises Unanswered where it has not appeared."""
+    try:
+        return ask()
+    except Unanswered as error:
+        if job := await_job(place, plan):
+            return job
+        raise unclear(plan, str(error)) from error
 
 
 def earlier_job(job: Job | None, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> Job:
@@ -129,9 +136,9 @@ def await_job(place: Place, plan: Plan) -> Job | None:
     return None
 
 
-def unclear(plan: Plan, why: str, code: str = "submit_unclear", exit_code: int = HUB) -> UserError:
+def unclear(plan: Plan, why: str, code: str = "submit_unclear", exit_code: int = HUB) -> Unanswered:
     fix = f"Look in a minute: {STATUS} --all. To start it anew all the same, for a plan to approve: {plan.again()}"
-    return UserError(code, f"{why} {UNKNOWN}", fix, exit_code)
+    return Unanswered(code, f"{why} {UNKNOWN}", fix, exit_code)
 
 
 def interrupted(place: Place, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> UserError:
