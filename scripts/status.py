@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import places, records, submission
+from unsloth_jobs import ceiling, places, records, submission
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
 from unsloth_jobs.events import Progress, Summary
 from unsloth_jobs.jobs import Job, Place
@@ -41,7 +42,7 @@ from unsloth_jobs.output import (
 from unsloth_jobs.plan import SCRIPTS, Plan
 from unsloth_jobs.screen import as_table, estimated_usd
 from unsloth_jobs.state import Status, as_json, look, set_aside
-from unsloth_jobs.watching import EVERY_S, Left, watch
+from unsloth_jobs.watching import END_WITHIN_S, EVERY_S, Left, end, watch
 
 app = application("How a job is doing.")
 AT_ONCE = 8  # jobs that --all asks about
@@ -78,14 +79,19 @@ def status(
     Example: status.py 6871f2a0b0c4d5e6f7a8b9c0 --watch --max-usd 2
     """
     if all:
-        return show_all(namespace, json)
+        return show_all(json)
     if job is None:
         raise UserError("no_job", "No job was named.", "Pass a job id, or --all.", USAGE)
     if max_usd is not None and not watch_:
         raise UserError("no_watch", "Only a watcher ends a job at a ceiling.", "Add --watch, or --cancel to end it now.", USAGE)
+    ceiling.require_amount(max_usd)
+    if interval is not None and not math.isfinite(interval):
+        raise UserError("bad_interval", f"--interval {interval} is no time.", "Pass seconds, such as --interval 10.", USAGE)
     job_id, place = places.id_of(job), places.of(job, namespace)
-    if cancel:
-        place.cancel(job_id)
+    if cancel and (before := place.inspect(job_id)).ended:
+        diagnostics.print(f"Nothing to cancel: {job_id} has ended already ({before.stage}).", markup=False)
+    elif cancel:
+        end(place, job_id, END_WITHIN_S)
     try:
         every = interval or EVERY_S["local" if job_id.startswith("local-") else "hf"]
         found = watch(place, job_id, every, max_usd) if watch_ else look(place, job_id)
@@ -105,12 +111,12 @@ def leave(status: Status, max_usd: float | None, json: bool) -> None:
     diagnostics.print(said, markup=False, soft_wrap=True)
 
 
-def show_all(namespace: str | None, json: bool) -> None:
+def show_all(json: bool) -> None:
     try:
         submission.recover()
     except UserError as error:
         diagnostics.print(f"Whether a submission that was cut off has started a job is not known: {error}", markup=False)
-    runs = [(run, places.of(run["job_id"], namespace)) for run in records.runs()]
+    runs = [(run, places.of(run["job_id"])) for run in records.runs()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         statuses = list(pool.map(lambda pair: look_or_recall(*pair), runs))
     damaged = records.damaged()

@@ -24,9 +24,9 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import hub, places, plan, records, submission
+from unsloth_jobs import ceiling, hub, places, plan, records, submission
 from unsloth_jobs.errors import APPROVAL, USAGE, UserError
-from unsloth_jobs.jobs import Job
+from unsloth_jobs.jobs import FAILED, Job
 from unsloth_jobs.output import application, duration, ends_clearly, people, print_json, show_problem, span
 
 app = application("Show the plan of a run and, once it is approved, start it.")
@@ -69,13 +69,16 @@ def submit(
         raise UserError("bad_place", f"--where is hf or local, not {where}.", "Pass --where hf or --where local.", USAGE)
     if yes and where == "hf" and max_usd is None:
         raise UserError("no_ceiling", "--yes starts a paid job without asking.", "Add --max-usd N.", USAGE)
+    ceiling.require_amount(max_usd)
     api = hub.connect()
     wish = plan.Wish(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
     made = plan.make(api, wish)
+    place = places.for_plan(api, made)
+    made, earlier = submission.number(place, made, approve, yes)
     estimate = records.recall_estimate(made.run_key, made.flavor)
     if not json and not approve:
         show(made, estimate)
-    problems = plan.time_problems(made, estimate)
+    problems = plan.time_problems(made, estimate) + earlier
     for problem in problems:
         show_problem(problem)
     plan.require_budget(made, max_usd if max_usd is not None or not smoke else plan.SMOKE_MAX_USD)
@@ -90,12 +93,21 @@ def submit(
         else:
             people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
-    report(made, *submission.start(places.for_plan(api, made), made, approved, estimate), json)
+    report(made, *submission.start(place, made, approved, estimate), json)
 
 
 def approving(plan_id: str) -> str:
     """The command that was typed, with the approval among its own options."""
     return shlex.join(["uv", "run", sys.argv[0], "--approve", plan_id, *sys.argv[1:]])
+
+
+def anew() -> str:
+    """The command that was typed, without an approval."""
+    words = [word for word in sys.argv if word != "--yes" and not word.startswith("--approve=")]
+    if "--approve" in words:
+        at = words.index("--approve")
+        del words[at : at + 2]
+    return shlex.join(["uv", "run", *words])
 
 
 def asked(json: bool) -> bool:
@@ -136,6 +148,7 @@ def estimated(estimate: dict[str, Any] | None) -> str:
 
 
 def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
+    then = f"To start it anew, for a plan to approve: {anew()}" if existed and job.stage in FAILED else None
     values = {
         "job_id": job.job_id,
         "url": job.url,
@@ -148,6 +161,7 @@ def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
         "plan_id": made.plan_id,
         "existed": existed,
         "stage": job.stage,
+        "next": then,
     }
     if json:
         print_json(values)
@@ -161,6 +175,8 @@ def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
     for name, value in told.items():
         if value:
             people.print(f"  {name:10} {escape(value)}", soft_wrap=True)
+    if then:
+        people.print(f"\n{escape(then)}", soft_wrap=True)
     people.print(f"\nHow it goes: uv run {Path(__file__).with_name('status.py')} {job.job_id}", soft_wrap=True)
 
 

@@ -86,12 +86,28 @@ def test_the_same_plan_is_paid_for_once(hub, commands):
     assert len(jobs_created(hub)) == 1
 
 
-def test_a_failed_job_may_be_submitted_again(hub, commands):
+@pytest.mark.parametrize("stage", ["ERROR", "CANCELED"])
+def test_a_failed_job_has_used_its_approval_up_and_is_started_anew_by_a_new_one(hub, commands, stage):
     shown = plan(commands)
-    first = plan(commands, "--approve", shown["plan_id"], code=0)
+    approved = ["--approve", shown["plan_id"]]
+    first = plan(commands, *approved, code=0)
     hub.jobs.wait(first["job_id"])
-    hub.jobs.set(first["job_id"], stage="ERROR", message="Job failed with exit code: 1")
-    assert plan(commands, "--approve", shown["plan_id"], code=0)["job_id"] != first["job_id"]
+    hub.jobs.set(first["job_id"], stage=stage, message="Job failed with exit code: 1")
+    for options in (approved, approved, ["--yes", "--max-usd", "9"]):
+        again = plan(commands, *options, code=0)
+        assert (again["job_id"], again["existed"], again["stage"]) == (first["job_id"], True, stage)
+    anew = shlex.split(again["next"].split(": ", 1)[1])
+    assert "--approve" not in anew and "--yes" not in anew
+    new = commands.json("submit.py", *anew[3:], code=3)
+    assert new["plan_id"] != shown["plan_id"]
+    assert new["plan"] == shown["plan"] | {"start": 2}
+    assert first["job_id"] in new["problems"][0]["message"]
+    assert plan(commands)["plan_id"] == new["plan_id"]  # it stays while nothing is started
+    second = plan(commands, "--approve", new["plan_id"], code=0)
+    assert (second["existed"], len(jobs_created(hub))) == (False, 2)
+    assert plan(commands, "--yes", "--max-usd", "9", code=0)["job_id"] == second["job_id"]
+    assert plan(commands, *approved, code=0)["job_id"] == first["job_id"]
+    assert len(jobs_created(hub)) == 2
 
 
 def test_what_changed_after_the_approval_is_refused_and_said(hub, commands, tmp_path):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
+from .errors import USAGE, UserError
 from .events import Summary
 
 FINISHING_S = 120  # what a run still takes after its last step: the last evaluation, the card, the push
+
+
+def require_amount(max_usd: float | None) -> None:
+    """Raises UserError unless a ceiling, where there is one, is a sum that something can be over: nothing is over nan."""
+    if max_usd is not None and not (math.isfinite(max_usd) and max_usd >= 0):
+        raise UserError("bad_ceiling", f"--max-usd {max_usd} is no sum of money.", "Pass a number, such as --max-usd 5.", USAGE)
 
 
 def due(left_s: float, summary: Summary, look_s: float) -> str | None:

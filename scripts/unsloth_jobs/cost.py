@@ -196,7 +196,7 @@ def recommend(ranked: list[Candidate], flavors: Iterable[Flavor]) -> Recommended
     if best is None:
         return None
     timeout = min(math.ceil(best.hours_high * 3600 * TIMEOUT_MARGIN / 600) * 600, LONGEST_TIMEOUT_S)
-    return Recommended(best.flavor, timeout, round(timeout / 60 * by_name[best.flavor].usd_per_minute, 2))
+    return Recommended(best.flavor, timeout, by_name[best.flavor].most_usd(timeout))
 
 
 def as_estimate(one: Candidate) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import JobHardwareInfo
 
-from .errors import USAGE, UserError
-from .hub import asking
+from .errors import HUB, USAGE, UserError
+from .hub import asking, garbled
 
 SNAPSHOT = Path(__file__).with_name("flavors.json")
 
@@ -62,6 +63,27 @@ class Flavor:
     def usd_per_hour(self) -> float:
         return self.usd_per_minute * 60
 
+    def most_usd(self, timeout_s: float, attempts: int = 1) -> float:
+        """What a job costs if each attempt uses up its timeout: begun minutes count whole, and a cent that has begun."""
+        return cents_up(math.ceil(timeout_s / 60) * attempts, self.usd_per_minute)
+
+    def affordable_s(self, max_usd: float, attempts: int = 1) -> int:
+        """The longest timeout, in whole minutes, whose most_usd is within a sum; 0 where not even one minute is."""
+        allowed = math.floor(max_usd * 100 + 1e-6) / 100
+        price = max(self.usd_per_minute - PRICE_ROUNDING_USD, PRICE_ROUNDING_USD)
+        return math.floor(allowed / (price * attempts) + 1e-6) * 60
+
+
+PRICE_ROUNDING_USD = 0.5e-6  # the Hub states prices in millionths of a dollar: $1 an hour is $0.016667 a minute
+
+
+def cents_up(minutes: int, usd_per_minute: float) -> float:
+    """A sum in dollars with a begun cent counted whole, unless it comes of the rounding of the price alone."""
+    if usd_per_minute <= 0:
+        return 0.0
+    price = max(usd_per_minute - PRICE_ROUNDING_USD, PRICE_ROUNDING_USD)
+    return math.ceil(minutes * price * 100 - 1e-6) / 100
+
 
 LOCAL = Flavor("local", 0.0)
 
@@ -77,23 +99,48 @@ def snapshot() -> tuple[list[Flavor], str]:
 
 
 def live(api: HfApi) -> tuple[list[Flavor], str]:
-    """The flavors and prices that the Hub states now. Raises UserError."""
-    with asking("the list of hardware"):
-        answer = api.list_jobs_hardware()
-    return [from_hub(item) for item in answer], f"{api.endpoint}/api/jobs/hardware"
+    """The flavors and prices that the Hub states now, without those whose price makes no sense. Raises UserError."""
+    return [from_hub(item) for item in fetch(api) if not price_fault(item)], f"{api.endpoint}/api/jobs/hardware"
+
+
+def rentable(api: HfApi, name: str) -> Flavor:
+    """The flavor of this name at its price of now. Raises UserError, also where that price makes no sense."""
+    items = fetch(api)
+    for item in items:
+        if item.name == name and (fault := price_fault(item)):
+            raise UserError(
+                "unknown_price",
+                f"What {name} costs is not known: {fault}.",
+                "Pass another --flavor, or update this skill.",
+                HUB,
+            )
+    return find([from_hub(item) for item in items if not price_fault(item)], name)
+
+
+def fetch(api: HfApi) -> list[JobHardwareInfo]:
+    about = "the list of hardware"
+    try:
+        with asking(about):
+            return api.list_jobs_hardware()
+    except (TypeError, AttributeError, ValueError) as error:  # an answer of another shape
+        raise garbled(about, error) from error
+
+
+def price_fault(item: JobHardwareInfo) -> str:
+    """Why an item's price cannot be counted with, or ""."""
+    if item.unit_label != "minute":
+        return f"the Hub prices it per {item.unit_label}, not per minute"
+    price: object = item.unit_cost_usd
+    if not isinstance(price, int | float) or isinstance(price, bool) or not math.isfinite(price) or price <= 0:
+        return f"the Hub says {price!r} dollars a minute"
+    return ""
 
 
 def from_hub(item: JobHardwareInfo) -> Flavor:
-    if item.unit_label != "minute":
-        raise UserError(
-            "unknown_price_unit",
-            f"The Hub prices {item.name} per {item.unit_label}, not per minute.",
-            "Update this skill: it would count wrongly.",
-        )
     accelerator = item.accelerator
     return Flavor(
         item.name,
-        item.unit_cost_usd,
+        float(item.unit_cost_usd),
         gigabytes(accelerator.vram) if accelerator else 0.0,
         int(accelerator.quantity) if accelerator else 0,
         accelerator.model if accelerator else "",

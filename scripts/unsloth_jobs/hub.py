@@ -162,12 +162,16 @@ def asking(about: str) -> Iterator[None]:
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise unreachable(error) from error
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            "hub_garbled",
-            f"What {endpoint()} answered about {about} is not what the Hub answers ({type(error).__name__}: {error}).",
-            "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
-            HUB,
-        ) from error
+        raise garbled(about, error) from error
+
+
+def garbled(about: str, error: Exception) -> UserError:
+    return UserError(
+        "hub_garbled",
+        f"What {endpoint()} answered about {about} is not what the Hub answers ({type(error).__name__}: {error}).",
+        "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
+        HUB,
+    )
 
 
 def unreachable(error: BaseException) -> UserError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from .plan import Plan
 
 RUN_VARIABLE = "UNSLOTH_JOBS_RUN"  # what a template may know of its own run: run_facts
-TERMINAL = {"COMPLETED", "ERROR", "CANCELED", "DELETED"}
+FAILED = {"ERROR", "CANCELED", "DELETED"}
+TERMINAL = {"COMPLETED", *FAILED}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,14 @@ class Job:
 class Place(Protocol):
     """Where jobs run. Each method raises UserError where the place says no or does not answer."""
 
-    def submit(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Job: ...
+    def prepare(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Callable[[], Job]:
+        """All that can fail before the job is asked for; what is returned asks for it."""
+
+    def claim(self, plan: Plan) -> bool:
+        """Take a plan, so that no other command, wherever it runs, starts it too; False where it is taken already."""
+
+    def release(self, plan: Plan) -> None:
+        """Take a claim back, of a plan whose job was refused."""
 
     def inspect(self, job_id: str) -> Job: ...
 
@@ -61,7 +69,7 @@ class Place(Protocol):
     def cancel(self, job_id: str) -> None: ...
 
     def find(self, plan: Plan) -> Job | None:
-        """A job of this very plan that is waiting, running or done, or not yet on record: a second would be paid twice."""
+        """The job that this plan's approval was used up by, or None."""
 
 
 def run_facts(plan: Plan, estimate: dict[str, Any] | None) -> str:

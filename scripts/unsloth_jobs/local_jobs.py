@@ -6,6 +6,7 @@ The folder holds job.json (what to run), state.json (stage and process) and log.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -13,14 +14,14 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from . import records
+from . import records, upload
 from .errors import USAGE, UserError
 from .jobs import RUN_VARIABLE, Job, run_facts
 from .plan import Plan
@@ -32,11 +33,21 @@ STARTED_WITHIN_S = 60  # by then a runner has noted that it runs
 
 
 class LocalJobs:
-    def submit(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Job:
+    def prepare(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Callable[[], Job]:
         uv = os.environ.get("UV") or shutil.which("uv")
         if uv is None:
             raise UserError("no_uv", "uv is not installed, and jobs run through it.", "pip install uv", USAGE)
         self.require_own_folder(plan)
+        upload.require_unchanged(plan)
+        return functools.partial(self.submit, uv, plan, estimate)
+
+    def claim(self, plan: Plan) -> bool:
+        return True  # the lock of this machine is enough
+
+    def release(self, plan: Plan) -> None:
+        """There is nothing to take back."""
+
+    def submit(self, uv: str, plan: Plan, estimate: dict[str, Any] | None) -> Job:
         job_id = f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         folder = records.folder("jobs") / job_id
         command = [uv, "run", "--script", plan.script, *plan.arguments]
@@ -117,7 +128,14 @@ class LocalJobs:
         folder = self.folder(job_id)
         state = records.read(folder / "state.json") or {}
         if alive(state):
-            psutil.Process(state["pid"]).terminate()
+            runner = psutil.Process(state["pid"])
+            runner.terminate()
+            if runner.status() == psutil.STATUS_STOPPED:
+                raise UserError(
+                    "runner_stopped",
+                    f"{job_id} still runs: process {runner.pid}, which would end it, is stopped itself.",
+                    f"Let it go on, and it ends the job: kill -CONT {runner.pid}",
+                )
         elif alive(state.get("child", {})):  # nobody is left to end it or to note that it was
             child = psutil.Process(state["child"]["pid"])
             for process in [*child.children(recursive=True), child]:
@@ -148,7 +166,7 @@ def stage_of(state: dict | None, folder: Path) -> tuple[str, str | None]:
             return "ERROR", "The job was never started: the command that submitted it was killed."
     if stage == "RUNNING" and not alive(state):
         if alive(state.get("child", {})):
-            return "RUNNING", f"Its log and timeout are no longer kept; process {state['child']['pid']} goes on without them."
+            return "RUNNING", f"Its timeout is no longer kept; process {state['child']['pid']} goes on without it."
         said = said_by_runner(folder)
         return "ERROR", "The process is gone without an exit status: killed, or the machine restarted." + (
             f" {said}" if said else ""

@@ -1,6 +1,9 @@
-"""The process behind a local job: runs its command, writes its log without secrets, ends it at its timeout.
+"""The process behind a local job: runs its command, notes how it ends, ends it at its timeout.
 
-Started by local_jobs with the job's folder as its only argument; not meant to be run by hand.
+A second process, started here, writes the log without secrets: the command's output must go on being read where this
+process is killed, or the command would end at its next line.
+
+Started by local_jobs with the job's folder as its last argument; not meant to be run by hand.
 """
 
 from __future__ import annotations
@@ -35,18 +38,16 @@ def run(folder: Path) -> None:
     env[RUN_VARIABLE] = json.dumps(json.loads(env.get(RUN_VARIABLE, "{}")) | {"started": time.time()})
     state |= {"stage": "RUNNING", **process_of(os.getpid()), "started": time.time()}
     reasons: list[str] = []
-    with open(folder / "log.txt", "ab", buffering=0) as log:
+    with log_writer(folder) as writer:
         child = subprocess.Popen(
-            job["command"], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            job["command"], cwd=job["cwd"], env=env, stdin=subprocess.DEVNULL, stdout=writer.stdin, stderr=subprocess.STDOUT
         )
         write(folder / "state.json", state | {"child": process_of(child.pid)})
         signal.signal(signal.SIGTERM, lambda *_: end(child, reasons, "CANCELED"))
         timer = threading.Timer(job["timeout_s"], end, (child, reasons, "TIMEOUT"))
         timer.daemon = True
         timer.start()
-        with child:  # waits for it and closes its pipe
-            copy_log(child, log)
-        code = child.returncode
+        code = child.wait()
         timer.cancel()
     stage, message = outcome(code, reasons)
     write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
@@ -66,15 +67,23 @@ def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
     return ("COMPLETED", None) if code == 0 else ("ERROR", f"Job failed with exit code: {code}")
 
 
-def copy_log(child: subprocess.Popen, log: BinaryIO) -> None:
+def log_writer(folder: Path) -> subprocess.Popen:
+    """The process that writes the log, by its stdin; it ends with the last process that holds that."""
+    command = [sys.executable, "-B", "-m", "unsloth_jobs.local_runner", "--write-log", str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+def copy_log(lines: BinaryIO, log: BinaryIO) -> None:
     """Goes on reading where the disk is full: a child whose output nobody reads would stand still, and lose its run."""
-    for line in child.stdout or ():
+    for line in lines:
         with contextlib.suppress(OSError):
             log.write(redact(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
 
 
 def end(child: subprocess.Popen, reasons: list[str], reason: str) -> None:
-    """Ask the command and all it started to end; insist after GRACE_S."""
+    """Ask the command and all it started to end, once: asked again, it may not save. Insist after GRACE_S."""
+    if reasons:
+        return
     reasons.append(reason)
     processes = psutil.Process(child.pid).children(recursive=True) + [psutil.Process(child.pid)]
     tell(processes, "terminate")
@@ -88,4 +97,9 @@ def tell(processes: list[psutil.Process], how: str) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+    if sys.argv[1] == "--write-log":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with what it reads
+        with open(Path(sys.argv[2]) / "log.txt", "ab", buffering=0) as log:
+            copy_log(sys.stdin.buffer, log)
+    else:
+        run(Path(sys.argv[1]))

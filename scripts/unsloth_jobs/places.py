@@ -29,9 +29,15 @@ def of(job: str, namespace: str | None = None) -> Place:
         return LocalJobs()
     in_address = re.search(r"/jobs/([\w.-]+)/[^/]+/?$", job)
     plan = records.run_plan(job_id)
+    named = namespace or (in_address and in_address[1])
+    if plan and plan.namespace and named and named != plan.namespace:
+        raise UserError(
+            "unknown_job",
+            f"{named} has no job {job_id}: it was submitted from here for {plan.namespace}.",
+            f"Pass the id alone, without --namespace: {job_id}",
+        )
     api = hub.connect()
-    owner = namespace or (in_address and in_address[1]) or (plan and plan.namespace)
-    return HFJobs(api, owner or hub.whoami(api).name)
+    return HFJobs(api, named or (plan and plan.namespace) or hub.whoami(api).name)
 
 
 def for_plan(api: HfApi, plan: Plan) -> Place:

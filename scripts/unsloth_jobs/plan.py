@@ -7,9 +7,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Plan:
     smoke: bool = False
     run_key: str | None = None
     pace_key: str | None = None
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file here that the job is sent, by its argument
+    start: int = 1  # 2 where an approved start of the same run failed or was never answered: it needs a new approval
 
     @property
     def plan_id(self) -> str:
@@ -75,6 +78,7 @@ class Plan:
         """The command that plans this run anew, with more of its script's arguments at its end."""
         place = ["--where", "local"] if self.where == "local" else ["--flavor", self.flavor]
         place += ["--namespace", self.namespace] if self.namespace else []
+        place += ["--attempts", str(self.attempts)] if self.attempts > 1 else []
         words = ["uv", "run", str(SCRIPTS / "submit.py"), self.script, *place, "--timeout", f"{self.timeout_s}s", "--"]
         return shlex.join([*words, *self.arguments, *more])
 
@@ -144,7 +148,7 @@ def make(api: HfApi, wish: Wish) -> Plan:
         machine, owner = hardware.LOCAL, None
     else:
         owner = hub.writable_namespace(hub.whoami(api), wish.namespace)
-        machine = hardware.find(hardware.live(api)[0], wish.flavor)
+        machine = hardware.rentable(api, wish.flavor)
     key = None
     if module:
         arguments = arguments + pinned(api, module, settings, arguments, owner)
@@ -155,23 +159,23 @@ def make(api: HfApi, wish: Wish) -> Plan:
     if wish.smoke and module:
         arguments = arguments + smoke_flags(settings)
         settings = template.settings(module, arguments)
-    limit = seconds(wish.timeout) if wish.timeout else default_timeout(machine, wish.smoke)
+    limit = default_timeout(machine, wish.smoke) if wish.timeout is None else seconds(wish.timeout)
     value = lambda name: getattr(settings, name, None) or None  # noqa: E731
     dataset, revision = value("dataset"), value("dataset_revision")
     if dataset and Path(dataset).is_file():
-        revision = "sha256:" + hashlib.sha256(Path(dataset).read_bytes()).hexdigest()
+        revision = "sha256:" + sha256_of(dataset)
     save_local = value("save_local")
     return Plan(
         where=where,
         script=str(script.resolve()),
-        script_sha256=hashlib.sha256(script.read_bytes()).hexdigest(),
+        script_sha256=sha256_of(script),
         arguments=tuple(arguments),
         flavor=machine.name,
         timeout_s=limit,
         vram_gb=machine.vram_gb / max(machine.gpus, 1),
         attempts=wish.attempts,
         usd_per_minute=machine.usd_per_minute,
-        max_usd=round(limit / 60 * machine.usd_per_minute * wish.attempts, 2),
+        max_usd=machine.most_usd(limit, wish.attempts),
         namespace=owner,
         secrets=("HF_TOKEN",) if where == "hf" else (),
         model=value("base_model"),
@@ -184,7 +188,13 @@ def make(api: HfApi, wish: Wish) -> Plan:
         smoke=wish.smoke,
         run_key=key.run if key else None,
         pace_key=key.pace if key else None,
+        files={word: sha256_of(word) for word in arguments if os.path.isfile(word)} if where == "hf" else {},
     )
+
+
+def sha256_of(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def smoke_flags(settings: Any) -> list[str]:
@@ -197,8 +207,8 @@ def default_timeout(machine: hardware.Flavor, smoke: bool) -> int:
     """Seconds. A smoke run ends, at the latest, when it has cost SMOKE_MAX_USD."""
     if not smoke:
         return DEFAULT_TIMEOUT_S
-    affordable = SMOKE_MAX_USD / machine.usd_per_minute * 60 if machine.usd_per_minute else SMOKE_TIMEOUT_S
-    return int(min(SMOKE_TIMEOUT_S, affordable))
+    affordable = machine.affordable_s(SMOKE_MAX_USD) if machine.usd_per_minute else SMOKE_TIMEOUT_S
+    return max(min(SMOKE_TIMEOUT_S, affordable), 60)
 
 
 def pinned(api: HfApi, module: Any, settings: Any, arguments: list[str], owner: str | None) -> list[str]:
@@ -249,13 +259,16 @@ def require_approval(plan: Plan, approve: str | None, earlier: Plan | None) -> N
 
 
 def require_budget(plan: Plan, max_usd: float | None) -> None:
-    if max_usd is not None and plan.max_usd > max_usd:
-        raise UserError(
-            "over_budget",
-            f"On {plan.flavor} the run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
-            f"Pass --timeout {int(max_usd / plan.usd_per_minute / plan.attempts)}m at most, a cheaper --flavor, or a higher --max-usd.",
-            APPROVAL,
-        )
+    if max_usd is None or plan.max_usd <= max_usd:
+        return
+    affordable_s = hardware.Flavor(plan.flavor, plan.usd_per_minute).affordable_s(max_usd, plan.attempts)
+    shorter = f"--timeout {affordable_s // 60}m at most, " if affordable_s else ""
+    raise UserError(
+        "over_budget",
+        f"On {plan.flavor} the run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
+        f"Pass {shorter}a cheaper --flavor, or a higher --max-usd.",
+        APPROVAL,
+    )
 
 
 def time_problems(plan: Plan, estimate: dict[str, Any] | None) -> list[Problem]:

@@ -23,11 +23,12 @@ from .plan import Plan
 
 ESTIMATE_KEYS = ("usd_low", "usd_high", "hours_low", "hours_high")
 RUN_KEYS = {"job_id", "submitted_at", "estimate", "plan"}
+ATTEMPT_KEYS = {"made_at", "approved", "estimate", "plan"}
 LOCK_S = 120  # what a submit may take, with a large file to upload
 
 
 def folder(kind: str) -> Path:
-    """The folder of "estimates", "plans", "runs" or "jobs" (what local jobs write); it may not exist yet."""
+    """The folder of "estimates", "plans", "attempts", "runs", "sent" or "jobs" (of local ones); it may not exist yet."""
     return Path(constants.HF_HOME) / "unsloth-jobs" / kind
 
 
@@ -125,15 +126,20 @@ def forget_attempt(plan: Plan) -> None:
         path.unlink(missing_ok=True)
 
 
+def attempt_of(plan: Plan) -> dict[str, Any] | None:
+    return read(folder("attempts") / f"{plan.plan_id}.json")
+
+
 def attempts() -> list[dict[str, Any]]:
     """What remember_attempt kept and forget_attempt has not taken back."""
     found = [data for path in folder("attempts").glob("*.json") if (data := read(path))]
-    return [one for one in found if plan_of(one.get("plan")) and is_amount(one.get("made_at"))]
+    return [one for one in found if one.keys() >= ATTEMPT_KEYS and plan_of(one["plan"]) and is_amount(one["made_at"])]
 
 
 def remember_run(job_id: str, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> None:
     """approved: how, in the words of submit.py's flags. Raises UserError, also for an id that is no file's name."""
     run = {"job_id": job_id, "submitted_at": time.time(), "approved": approved, "estimate": estimate, "plan": asdict(plan)}
+    run["plan_id"] = plan.plan_id
     if (path := path_of("runs", job_id)) is None:
         raise UserError("bad_job_id", f"The id {job_id!r} cannot be kept under its name.", "Note the id.")
     write(path, run)
@@ -208,6 +214,11 @@ def estimate_of(data: Any) -> dict[str, Any] | None:
     pace = data.get("seconds_per_token")
     is_range = isinstance(pace, list) and len(pace) == 2 and all(is_amount(end) and end for end in pace)
     return data if pace is None or is_range else data | {"seconds_per_token": None}
+
+
+def run_of_plan(plan_id: str) -> dict[str, Any] | None:
+    """The run that the plan of this id was approved for, or None."""
+    return next((run for run in runs() if run.get("plan_id") == plan_id), None)
 
 
 def run_plan(job_id: str) -> Plan | None:

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field, replace
 from rich.live import Live
 
 from . import ceiling
-from .errors import USAGE, Problem, UserError
+from .errors import HUB, USAGE, Problem, UserError
 from .jobs import Place
 from .output import diagnostics, dollars, people, show_problem
+from .plan import SCRIPTS
 from .screen import as_table, line_of
 from .state import Status, look
 
 EVERY_S = {"hf": 10.0, "local": 1.0}  # between two looks
 PASSING = ("hub_unreachable", "hub_error", "hub_garbled", "rate_limited")  # codes of trouble that is waited out
+END_WITHIN_S = 30.0  # a job on this machine has 20 s to save
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between two cancels
 PATIENTLY = 3  # times as long until the next look at a Hub in trouble
 
 
@@ -26,6 +29,7 @@ def watch(place: Place, job_id: str, interval: float, max_usd: float | None = No
     interval: seconds between looks. With max_usd the job is cancelled so that it costs no more, after it has saved.
     Raises Left on Ctrl-C, which the job does not notice, and UserError for what does not pass.
     """
+    ceiling.require_amount(max_usd)
     status, said, guard = look(place, job_id), Said(), Guard(place, max_usd, (PATIENTLY + 1) * interval)
     if max_usd is not None and status.usd_per_minute is None:
         raise UserError("no_price", f"What {status.job.flavor} costs is not known.", "Leave --max-usd out.", USAGE)
@@ -80,16 +84,15 @@ def rest(seconds: float, status: Status, live: Live) -> None:
 
 @dataclass
 class Guard:
-    """Cancels a run by ceiling.due, and goes on asking until the Hub has heard it. because: why it did."""
+    """Cancels a run by ceiling.due, again at each look until one shows that it has ended. because: why it did."""
 
     place: Place
     max_usd: float | None
     margin_s: float
     because: str | None = None
-    heard: bool = False
 
     def enforce(self, status: Status) -> Status:
-        if self.max_usd is None or self.heard or not status.usd_per_minute or status.job.stage != "RUNNING":
+        if self.max_usd is None or not status.usd_per_minute or status.job.stage == "SCHEDULING":
             return status
         # It is billed by the minute: one that has begun may count whole.
         left_s = math.floor(self.max_usd / status.usd_per_minute) * 60 - status.job.elapsed_s
@@ -98,14 +101,45 @@ class Guard:
             self.because = f"{why} --max-usd {self.max_usd:g} was allowed."
         if self.because is None:
             return status
+        problem = ask_to_end(self.place, status.job.job_id)
+        return troubled(status, problem) if problem else status
+
+
+def ask_to_end(place: Place, job_id: str) -> Problem | None:
+    """Cancel a job once. What was in the way, where that may pass or the job may have ended meanwhile; else UserError."""
+    try:
+        place.cancel(job_id)
+    except UserError as error:
+        if error.problem.code not in (*PASSING, "refused"):
+            raise
+        return error.problem
+    return None
+
+
+def end(place: Place, job_id: str, patience_s: float) -> None:
+    """Cancel a job, again and again until a look shows that it has ended: an answer alone is no proof of that.
+
+    Raises UserError where none shows it within patience_s.
+    """
+    until, pause, problem = time.monotonic() + patience_s, FIRST_PAUSE_S, None
+    while time.monotonic() < until:
+        problem = ask_to_end(place, job_id)
         try:
-            self.place.cancel(status.job.job_id)
-            self.heard = True
+            if place.inspect(job_id).ended:
+                return
         except UserError as error:
             if error.problem.code not in PASSING:
                 raise
-            return troubled(status, error.problem)
-        return status
+            problem = error.problem
+        time.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE_S)
+    why = f" {problem.message}" if problem else ""
+    raise UserError(
+        "still_running",
+        f"Job {job_id} was cancelled, and no look has shown that it ended within {patience_s:.0f} s.{why}",
+        f"It may still be paid for. Again: uv run {SCRIPTS / 'status.py'} {job_id} --cancel",
+        HUB,
+    )
 
 
 @dataclass

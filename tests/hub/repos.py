@@ -312,9 +312,10 @@ def edit_reference(request: Request) -> Response:
         start = json.loads(request.state.body or "{}").get("startingPoint", "main")
     else:
         name, start = json.loads(request.state.body)["tag"], name
-    if name in references:
-        raise errors.HubError(409, f"Reference already exists: {name}")
-    references[name] = repo.at(start).sha
+    with request.app.state.hub.store.lock:  # of two at once, one is told that it came second
+        if name in references:
+            raise errors.HubError(409, f"Reference already exists: {name}")
+        references[name] = repo.at(start).sha
     return JSONResponse({}, 201)
 
 
