@@ -109,12 +109,17 @@ def attempt(look: Callable[[], T]) -> tuple[T | None, list[UserError]]:
         return None, [error]
 
 
-def require_trainable(template: ModuleType, model: hub.Model) -> None:
-    """Raises UserError where the template, or the transformers that Unsloth builds on, would refuse the model."""
+def require_decoder(template: ModuleType, model: hub.Model) -> None:
+    """Raises UserError where the template itself would refuse the model."""
     try:
         template.require_decoder(model.config)
     except template.Stop as stop:
         raise UserError(stop.code, f"{model.id}: {stop.message}", stop.fix) from stop
+
+
+def require_trainable(template: ModuleType, model: hub.Model) -> None:
+    """Raises UserError where the template, or the transformers that Unsloth builds on, would refuse the model."""
+    require_decoder(template, model)
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

@@ -318,6 +318,11 @@ class Model:
         """Number of weights, each counted once."""
         return sum(self.count(name) for name in self.tensors if not NO_PARAMETER.search(name) and not self.is_copy(name))
 
+    @property
+    def file_bytes(self) -> int:
+        """What its weights take on disk: what a job downloads."""
+        return sum(math.prod(shape) * bits_of(dtype) // 8 for dtype, shape in self.tensors.values())
+
     def count(self, name: str) -> int:
         """Weights in a tensor; a packed one holds two in a byte."""
         return math.prod(self.tensors[name][1]) * (2 if self.is_packed(name) else 1)
@@ -377,6 +382,12 @@ NO_PARAMETER = re.compile(
 )
 EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def bits_of(dtype: str) -> int:
+    """Bits of a safetensors type, by the number in its name; those of the usual one where there is none."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else {"BOOL": 8}.get(dtype, 16)
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
