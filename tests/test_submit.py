@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROWS, SFT, Commands
+from conftest import ROWS, SFT, Commands, shape_of_a_model
 from hub import Hub, Organization
 
 ADA, READER, FINE, BROKE = "hf_adaadaadaada", "hf_readreadread", "hf_finefinefine", "hf_brokebrokebr"
@@ -21,10 +21,7 @@ def hub(tmp_path: Path, docs: Path):
         hub.add_user("ada", token=READER, role="read")
         hub.add_user("ada", token=FINE, role="fineGrained", permissions=["repo.write"])
         hub.add_user("bob", token=BROKE, can_pay=False)
-        model = tmp_path / "model"
-        model.mkdir()
-        (model / "config.json").write_text('{"architectures": ["Lfm2ForCausalLM"]}')
-        hub.add_repo("ada/tiny", model)
+        hub.add_repo("ada/tiny", shape_of_a_model(tmp_path / "model"))
         hub.add_repo("ada/docs", docs, type="dataset")
         yield hub
 

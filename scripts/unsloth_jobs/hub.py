@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import DatasetInfo, RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils._http import default_client_factory
 
@@ -466,13 +466,16 @@ def architecture(config: dict[str, Any]) -> str:
 
 def dataset_revision(api: HfApi, name: str, revision: str | None = None) -> str | None:
     """The commit that a data set's revision stands at; None for one on this machine. Raises UserError."""
-    if is_local(name):
-        return None
+    return None if is_local(name) else dataset_info(api, name, revision).sha
+
+
+def dataset_info(api: HfApi, name: str, revision: str | None = None) -> DatasetInfo:
+    """What the Hub says of a data set that this token can read. Raises UserError."""
     info = look_up(api, "data set", name, lambda: api.dataset_info(name, revision=revision, timeout=LOOK_UP_S))
     if info.gated:
         with asking(f"data set {name}"):
             api.auth_check(name, repo_type="dataset")
-    return info.sha
+    return info
 
 
 def viewer_rows(api: HfApi, name: str, config: str, split: str) -> tuple[int, str] | None:

@@ -163,9 +163,7 @@ def training(api: HfApi, module: ModuleType, settings: Any, owner: str | None, w
             "local_model", f"A job cannot see the folder {settings.base_model}.", "Upload it first: hf upload YOU/NAME FOLDER"
         )
     model = preflight.model(api, module, settings)
-    dataset = hub.dataset_revision(api, settings.dataset, settings.dataset_revision or None)
-    preflight.require_text(api, settings)
-    pinned = {"base_model_revision": model.revision, "dataset_revision": dataset}
+    pinned = {"base_model_revision": model.revision, "dataset_revision": preflight.dataset_revision(api, settings)}
     if owner and not settings.output_repo:
         pinned["output_repo"] = f"{owner}/{module.run_name(settings)}"
     if owner and not arguments.given("--trackio-space", wish.arguments):

@@ -106,18 +106,23 @@ def adapter_base(api: HfApi, name: str, revision: str | None) -> str:
 # ---- the rows
 
 
-def require_text(api: HfApi, settings: Any) -> None:
-    """Raises UserError where the data set's card says that its rows hold pictures or sound, unless columns were named."""
-    if hub.is_local(settings.dataset) or getattr(settings, "prompt_column", ""):
-        return
-    info = hub.look_up(api, "data set", settings.dataset, lambda: api.dataset_info(settings.dataset))
+def dataset_revision(api: HfApi, settings: Any) -> str | None:
+    """The commit of the data set; None for a local one.
+
+    Raises UserError where its card says that its rows hold pictures or sound, unless the columns to learn were named.
+    """
+    if hub.is_local(settings.dataset):
+        return None
+    info = hub.dataset_info(api, settings.dataset, settings.dataset_revision or None)
     card = info.card_data.to_dict() if info.card_data else {}
-    if columns := media(card.get("dataset_info"), settings.dataset_config):
+    columns = media(card.get("dataset_info"), settings.dataset_config)
+    if columns and not settings.prompt_column:
         raise UserError(
             "picture_rows",
             f"The rows of {settings.dataset} hold pictures or sound ({', '.join(columns)}), and only text can be learned.",
             "Choose a data set of text. To learn from its text alone, name the columns: --prompt-column Q --completion-column A.",
         )
+    return info.sha
 
 
 def media(stated: Any, config: str) -> list[str]:
