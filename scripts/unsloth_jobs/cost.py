@@ -137,7 +137,7 @@ def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: R
     start = known.overhead or starting(model)
     parts = {"start": start, "training": training, "evaluation": evaluation.times(evaluations)}
     low, high = (sum(getattr(part, end) for part in parts.values()) for end in ("low", "high"))
-    if low > LONGEST_TIMEOUT_S:
+    if not low <= LONGEST_TIMEOUT_S:  # NaN as well, of a number of passes that is beyond counting
         reason = f"over {LONGEST_TIMEOUT_S // 3600} h, the longest that a job is planned for here"
         return Candidate(flavor.name, False, reason, *sizes, code="too_long", **rows)
     return Candidate(

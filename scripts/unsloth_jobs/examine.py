@@ -58,6 +58,12 @@ class Examination:
     def ok(self) -> bool:
         return not any(problem.severity == "error" for problem in self.problems)
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether nothing is known to be wrong: the Hub, or the way to it, kept something from being looked at."""
+        errors = {problem.code for problem in self.problems if problem.severity == "error"}
+        return bool(errors) and errors <= hub.FAULTS
+
 
 def examine(
     api: HfApi, template: ModuleType, settings: Any, limit: int, needs_token: bool, namespace: str | None = None

@@ -44,6 +44,7 @@ LONGEST_PAUSE_S = 5  # a Hub that asks for more is reported instead of waited fo
 PATIENCE_S = 4  # after which a read that fails again and again is reported
 FIRST_PAUSE_S = 0.25
 MANY_FILES = 1000  # whose sizes are not asked for
+FAULTS = {"hub_unreachable", "hub_error", "hub_garbled", "rate_limited"}  # the Hub has not answered: nothing is known
 LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/settings/tokens"
 
 
