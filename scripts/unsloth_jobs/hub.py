@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,
     JobNotFoundError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -111,6 +112,10 @@ def asking(about: str) -> Iterator[None]:
     """Turn what the client raises while it asks about something into a UserError that says what to do."""
     try:
         yield
+    except LocalEntryNotFoundError as error:  # by this name the download of one file hides what the Hub answered
+        with asking(about):
+            answers = (HfHubHTTPError, HTTPError, OfflineModeIsEnabled)
+            raise error.__cause__ if isinstance(error.__cause__, answers) else HTTPError(str(error)) from error
     except GatedRepoError as error:
         raise UserError(
             "gated",
