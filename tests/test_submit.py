@@ -365,8 +365,9 @@ def test_a_machine_that_would_be_paid_for_in_vain_is_refused(hub, commands, tmp_
     small = refusal(commands, "--flavor", "t4-small", arguments=large)
     assert small["code"] == "too_little_vram" and "--flavor" in small["fix"] and "t4" not in small["fix"]
     assert refusal(commands, "--flavor", "t4-small", arguments=gemma)["code"] == "fp16_overflow"
-    disk = refusal(commands, "--flavor", "a10g-small", arguments=[*large, "--merge-model"])
-    assert disk["code"] == "too_little_disk"
+    hub.add_repo("ada/medium", shape_of_a_model(tmp_path / "medium", layers=50, hidden=16384, held=False))
+    merged = [*ARGUMENTS, "--base-model", "ada/medium", "--merge-model"]
+    assert refusal(commands, "--flavor", "a10g-small", arguments=merged)["code"] == "too_little_disk"
     assert plan(commands, "--flavor", "cpu-basic")["plan"]["flavor"] == "cpu-basic"  # a tiny model may train there
     assert not jobs_created(hub)
 
@@ -466,7 +467,6 @@ def test_an_export_says_both_of_its_repositories(hub, commands, adapter):
 
 
 def test_a_model_made_of_anothers_adapter_is_the_users(hub, commands, adapter):
-    hub.add_user("bob")
     hub.add_repo("bob/theirs", adapter)
     shown = plan(commands, "--flavor", "cpu-upgrade", arguments=["--adapter", "bob/theirs"], script=EXPORT)
     assert shown["plan"]["results"] == ["ada/theirs-merged", "ada/theirs-GGUF"]
@@ -496,10 +496,11 @@ def test_no_plan_holds_a_none(hub, commands, tmp_path, adapter):
         assert "None" not in commands.run("submit.py", *words, code=3).stdout
 
 
-def test_the_command_of_a_run_plans_the_same_run(hub, commands):
-    made = plan(commands, "--smoke", "--attempts", "2", "--timeout", "12m")
+@pytest.mark.parametrize("options", [[], ["--smoke"], ["--attempts", "2"], ["--smoke", "--attempts", "2"]])
+def test_the_command_of_a_run_plans_the_same_run(hub, commands, options):
+    made = plan(commands, *options, "--timeout", "12m")
     words = shlex.split(Plan.from_json(made["plan"]).again())
-    assert {"--smoke", "--attempts"} <= set(words)
+    assert set(options) <= set(words)
     assert commands.json("submit.py", *words[3:], code=3)["plan_id"] == made["plan_id"]
 
 

@@ -27,8 +27,8 @@ class Plan:
     """One run, whole. usd_per_minute: the price when the plan was made; max_usd: what all attempts cost if each uses up
     the timeout; run_key, pace_key: of the run that the user asked for, also where this is a smoke run of it.
 
-    results: the repositories that it writes to. public: whether anyone can read those. whole_arguments: of the run that
-    this is a smoke run of.
+    results: the repositories that it writes to. public: whether anyone can read those. whole_arguments: those
+    that the run was planned with, where --smoke or --attempts have added to them.
     """
 
     where: str
@@ -74,7 +74,12 @@ class Plan:
 
     def resuming(self) -> str:
         """The command that goes on with this run from its last checkpoint."""
-        return self.again(*([] if "--resume" in self.arguments else ["--resume"]))
+        return self.again(*([] if "--resume" in self.typed else ["--resume"]))
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """The script's arguments as a user gives them, in their canonical form."""
+        return self.whole_arguments or self.arguments
 
     def again(self, *more: str) -> str:
         """The command that plans this run anew, with more of its script's arguments at its end."""
@@ -83,7 +88,7 @@ class Plan:
         place += ["--attempts", str(self.attempts)] if self.attempts > 1 else []
         place += ["--smoke"] if self.smoke else []
         words = ["uv", "run", str(SCRIPTS / "submit.py"), self.script, *place, "--timeout", f"{self.timeout_s}s", "--"]
-        return shlex.join([*words, *(self.whole_arguments or self.arguments), *more])
+        return shlex.join([*words, *self.typed, *more])
 
     @property
     def dashboard_url(self) -> str | None:

@@ -107,6 +107,7 @@ def prepare(api: HfApi, wish: Wish) -> Prepared:
         run = replace(run, settings=replace(run.settings, resume=True))  # a second start goes on from what was pushed
     if wish.smoke:
         run = replace(run, settings=trial(run.settings))
+    if arguments.render(run.settings, wish.arguments) != whole:
         base = replace(base, whole_arguments=tuple(whole))
     repositories = look_up_results(api, identity, run.settings)
     base = replace(base, run_key=key.run, pace_key=key.pace)
