@@ -45,7 +45,14 @@ FRAMEWORKS = {  # by --backend, and why
 }
 
 # The answer where there is nothing to estimate: its keys are there, so that a program need not ask for each.
-NOTHING: dict[str, Any] = {"price_source": None, "flavors": [], "recommended": None, "tokens": None, "memory": None, "ok": False}
+NOTHING: dict[str, Any] = {
+    "price_source": None,
+    "flavors": [],
+    "recommended": None,
+    "tokens": None,
+    "memory": None,
+    "ok": False,
+}
 
 app = application("What will a run cost, and on which GPU?")
 
