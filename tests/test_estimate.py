@@ -196,7 +196,7 @@ def test_after_running_out_of_memory_the_same_run_is_estimated_on_larger_gpus(hu
     told = commands.json("status.py", job, code=1)["diagnosis"]["command"]
     run, script, *words = told.split()[1:]
     assert (run, Path(script).name, words[:2]) == ("run", "estimate.py", RUN)
-    assert {"--max-seq-length", "512", "--load-in-16bit"} <= set(words) and "mine" not in told
+    assert {"--max-seq-length=512", "--load-in-16bit"} <= set(words) and "mine" not in told
     found = commands.json("estimate.py", *words)
     assert found["ok"] and all(one["vram_gb"] > 24 for one in found["flavors"])
     assert commands.json("estimate.py", *RUN, "--more-than-gb", "9999", code=1)["problems"][0]["code"] == "nothing_fits"
