@@ -32,6 +32,8 @@ from unsloth_jobs.examine import Examination, examine
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, show_problem, table
 from unsloth_jobs.redaction import redact
 
+ROW_CHARS = 2000  # of the sample row, on a terminal
+
 app = application("Is this run sound?")
 
 
@@ -174,8 +176,8 @@ def show(found: Examination) -> None:
     people.print(facts)
     if found.sample and found.sample.segments:
         people.print("\n[bold]A row as the model sees it[/]; what it learns to write stands in [green]⟦ ⟧[/]:")
-        people.print(Text.assemble(*(shown(part) for part in found.sample.segments)))
-    people.print("[green]Sound.[/]" if found.ok else "[red]Not sound:[/]")
+        people.print(Text.assemble(*(shown(part) for part in shortened(found.sample.segments))))
+    people.print("[green]Sound.[/]" if found.ok else f"[red]{'Could not be checked' if found.unanswered else 'Not sound'}:[/]")
 
 
 def described(data: rows.Table, name: str) -> str:
@@ -198,6 +200,24 @@ def lengths(sample: rows.Sample) -> str:
         total, low, high = sample.total
         said += f"\nin all {total:,}" + (f" (95% sure: {low:,} to {high:,})" if low < high and not sample.drifts else "")
     return said
+
+
+def shortened(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row without its middle where it is long: how it begins and how it ends say how it is learned. JSON has it whole."""
+    left_out = sum(len(part["text"]) for part in segments) - ROW_CHARS
+    if left_out <= 0:
+        return segments
+    made, at = [], 0
+    for part in segments:
+        text, begins, at = part["text"], at, at + len(part["text"])
+        head = text[: max(ROW_CHARS // 2 - begins, 0)]
+        tail = text[max(ROW_CHARS // 2 + left_out - begins, 0) :]
+        if begins <= ROW_CHARS // 2 < at:
+            note = {"text": f"\n[… {left_out:,} characters …]\n", "learned": False}
+            made += [part | {"text": head}, note, part | {"text": tail}]
+        else:
+            made.append(part | {"text": head if at <= ROW_CHARS // 2 else tail})
+    return [part for part in made if part["text"]]
 
 
 def shown(part: dict[str, Any]) -> tuple[str, str]:

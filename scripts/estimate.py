@@ -11,11 +11,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
@@ -27,7 +28,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
 from unsloth_jobs import cost, hardware, hub, ledger, quiet, records, template
-from unsloth_jobs.errors import FAILED, Problem, UserError
+from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
 from unsloth_jobs.examine import examine
 from unsloth_jobs.output import (
     EXTRA_ARGUMENTS,
@@ -47,6 +48,16 @@ FRAMEWORKS = {  # by --backend, and why
     "trl": "asked for with --backend trl: for a model that Unsloth does not take",
 }
 
+# The answer where there is nothing to estimate: its keys are there, so that a program need not ask for each.
+NOTHING: dict[str, Any] = {
+    "price_source": None,
+    "flavors": [],
+    "recommended": None,
+    "tokens": None,
+    "memory": None,
+    "ok": False,
+}
+
 app = application("What will a run cost, and on which GPU?")
 
 
@@ -59,13 +70,18 @@ def estimate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Hub id or local folder of the model")],
     dataset: Annotated[str, typer.Argument(help="Hub id or local file of the data set")],
-    epochs: Annotated[float, typer.Option(help="passes over the rows (the template's --num-epochs)")] = 1.0,
+    epochs: Annotated[
+        float | None, typer.Option(help="passes over the rows (the template's --num-epochs) [default: 1]", show_default=False)
+    ] = None,
     flavor: Annotated[str | None, typer.Option(help="only this flavor")] = None,
     more_than_gb: Annotated[
         float, typer.Option(min=0, metavar="GB", help="only GPUs with more memory than this, which did not suffice")
     ] = 0.0,
     script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
     sample: Annotated[int, typer.Option(min=1, help="rows to count tokens in, from the first on")] = 500,
+    namespace: Annotated[
+        str | None, typer.Option(help="user or organisation that will pay, as for submit.py: the price is the same for all")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """What will a run cost, and on which GPU? From its own tokens, the model's own shapes and today's prices.
@@ -76,14 +92,23 @@ def estimate(
     """
     quiet.libraries()
     api, module = hub.connect(hub.LOOK_UP_S), template.load(script)
-    settings = template.settings(
-        module, [f"--base-model={model}", f"--dataset={dataset}", f"--num-epochs={epochs}", *context.args]
-    )
+    passes = [f"--num-epochs={epochs}"] if epochs is not None else []
+    settings = template.settings(module, [f"--base-model={model}", f"--dataset={dataset}", *passes, *context.args])
+    if epochs is not None and settings.num_epochs != epochs:
+        raise UserError(
+            "bad_arguments",
+            f"--epochs {epochs:g} and --num-epochs {settings.num_epochs:g} are the same setting with two values.",
+            "Pass one of them.",
+            USAGE,
+        )
     found = examine(api, module, settings, sample, needs_token=False)
     model_found, counted = found.model, found.sample
     if model_found is None or counted is None or not found.ok:
-        problem = next(problem for problem in found.problems if problem.severity == "error")
-        raise UserError(problem.code, problem.message, problem.fix, found.exit_code)
+        if json:
+            print_json(NOTHING | {"problems": [asdict(problem) for problem in found.problems]})
+        for problem in found.problems:
+            show_problem(problem)
+        raise typer.Exit(found.exit_code)
     flavors, source = hardware.current(api)
     chosen = [hardware.find(flavors, flavor)] if flavor else flavors
     chosen = [one for one in chosen if not more_than_gb or one.vram_gb / max(one.gpus, 1) > more_than_gb]
@@ -121,7 +146,7 @@ def estimate(
                 "price_source": source,
                 "flavors": [one.as_json() for one in ranked],
                 "recommended": best and asdict(best),
-                "tokens": round(shown.tokens),
+                "tokens": round(shown.tokens) if math.isfinite(shown.tokens) else None,
                 "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
                 "framework": {"name": settings.backend, "why": FRAMEWORKS[settings.backend]},
                 "ok": best is not None,
@@ -138,6 +163,8 @@ def estimate(
 
 def nothing_fits(flavor: str | None, ranked: list[cost.Candidate]) -> Problem:
     fix = "Lower --batch-size or --max-seq-length, or choose a smaller model."
+    if any(one.code == "too_long" for one in ranked):
+        fix = "Fewer passes or rows: lower --num-epochs, or pass --max-steps N or --num-samples N."
     if flavor:
         fix = f"On {flavor}: {ranked[0].reason}. Leave --flavor out to see the others."
     return Problem("nothing_fits", "error", "The run fits on no flavor.", fix)
@@ -166,7 +193,8 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
         people.print(f"[dim]Not for this run: {', '.join(names)} ({escape(reason)})[/]")
     shares = ", ".join(f"{name} {value:.1f}" for name, value in shown.memory.by_part().items() if value >= 0.05)
     people.print(f"\nGPU memory on {shown.flavor} in GB: {shares}")
-    people.print(f"{shown.tokens:,.0f} tokens to train on. Prices: {source}", markup=False)
+    tokens = f"{shown.tokens:,.0f}" if shown.tokens < 1e15 else f"{shown.tokens:.1e}"
+    people.print(f"{tokens} tokens to train on. Prices: {source}", markup=False)
     if best:
         people.print(f"Time: {told(shown)}")
         people.print(

@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +25,11 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import ceiling, hub, places, plan, records, submission
-from unsloth_jobs.errors import APPROVAL, USAGE, UserError
+from unsloth_jobs import ceiling, hub, places, plan, planning, preflight, records, submission, summary
+from unsloth_jobs.errors import APPROVAL, USAGE, Problem, UserError
+from unsloth_jobs.hf_jobs import PLAN_LABEL
 from unsloth_jobs.jobs import FAILED, Job
-from unsloth_jobs.output import application, duration, ends_clearly, people, print_json, show_problem, span
+from unsloth_jobs.output import application, ends_clearly, people, print_json, show_problem
 
 app = application("Show the plan of a run and, once it is approved, start it.")
 
@@ -56,6 +58,7 @@ def submit(
     namespace: Annotated[str | None, typer.Option(help="user or organisation that pays and owns the model")] = None,
     approve: Annotated[str | None, typer.Option(metavar="PLAN_ID", help="start exactly the plan that has this id")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="start without asking; on hf it needs --max-usd")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show the arguments, commits and hashes of the plan, too")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Show the plan of a run and, once it is approved, start it.
@@ -71,14 +74,16 @@ def submit(
         raise UserError("no_ceiling", "--yes starts a paid job without asking.", "Add --max-usd N.", USAGE)
     ceiling.require_amount(max_usd)
     api = hub.connect()
-    wish = plan.Wish(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
-    made = plan.make(api, wish)
-    place = places.for_plan(api, made)
-    made, earlier = submission.number(place, made, approve, yes)
+    wish = planning.Wish(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
+    prepared = planning.prepare(api, wish)
+    place = places.for_plan(api, prepared.plan)
+    made, earlier = submission.number(place, prepared.plan, approve, yes)
+    prepared = replace(prepared, plan=made)
+    preflight.require_unused(api, made, PLAN_LABEL)
     estimate = records.recall_estimate(made.run_key, made.flavor)
     if not json and not approve:
-        show(made, estimate)
-    problems = plan.time_problems(made, estimate) + earlier
+        show(prepared, estimate, verbose)
+    problems = [*prepared.problems, *stale(made), *plan.time_problems(made, estimate), *earlier]
     for problem in problems:
         show_problem(problem)
     plan.require_budget(made, max_usd if max_usd is not None or not smoke else plan.SMOKE_MAX_USD)
@@ -89,6 +94,7 @@ def submit(
     if not approved:
         if json:
             shown = {"plan_id": made.plan_id, "plan": asdict(made), "estimate": estimate, "approved": False}
+            shown |= {"summary": summary.summarise(prepared, estimate)}
             print_json(shown | {"problems": [asdict(problem) for problem in problems]})
         else:
             people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
@@ -115,36 +121,21 @@ def asked(json: bool) -> bool:
     return not json and sys.stdin.isatty() and typer.confirm("\nStart it?", default=False)
 
 
-def show(made: plan.Plan, estimate: dict[str, Any] | None) -> None:
-    lines = {
-        "script": made.script,
-        "arguments": " ".join(made.arguments),
-        "model": f"{made.model} @ {made.model_revision or 'as it is'}",
-        "data set": f"{made.dataset} @ {made.dataset_revision or 'as it is'}",
-        "result": (made.model_url or "what the script saves") + (" (private)" if is_private(made) else ""),
-        "dashboard": made.dashboard_url or ("none" if made.where == "hf" else "trackio show --project unsloth-jobs"),
-        "runs on": made.flavor if made.where == "hf" else "this machine",
-        "paid by": made.namespace or "nobody",
-        "timeout": duration(made.timeout_s) + (f", at most {made.attempts} times" if made.attempts > 1 else ""),
-        "price": f"${made.usd_per_minute * 60:.2f} an hour",
-        **({"estimate": estimated(estimate)} if made.where == "hf" and made.dataset else {}),
-        "costs at most": f"${made.max_usd:.2f}",
-        "secrets": ", ".join(made.secrets) or "none",
-    }
-    people.print(f"[bold]Plan {made.plan_id}[/]" + (f", a smoke run of {plan.SMOKE_STEPS} steps" if made.smoke else ""))
+def show(prepared: planning.Prepared, estimate: dict[str, Any] | None, verbose: bool) -> None:
+    people.print(f"[bold]{summary.heading(prepared.plan)}[/]")
+    lines = summary.summarise(prepared, estimate) | (summary.details(prepared.plan) if verbose else {})
     for name, value in lines.items():
-        people.print(f"  {name:14} {escape(value)}", soft_wrap=True)
+        for number, line in enumerate(value.split("\n")):
+            people.print(f"  {'' if number else name:14} {escape(line)}", soft_wrap=True)
 
 
-def is_private(made: plan.Plan) -> bool:
-    return made.output_repo is not None and "--public" not in made.arguments
-
-
-def estimated(estimate: dict[str, Any] | None) -> str:
-    if estimate is None:
-        return "none was made from here with these arguments (estimate.py)"
-    time = span(estimate["hours_low"], estimate["hours_high"])
-    return f"{time}, ${estimate['usd_low']:.2f}–{estimate['usd_high']:.2f} for the whole run"
+def stale(made: plan.Plan) -> list[Problem]:
+    """Whether an estimate was made of this run, but too long ago to vouch for it."""
+    age = records.estimate_age_s(made.run_key)
+    if not records.VOUCHES_S < age < math.inf:
+        return []
+    said = f"The estimate of this run is {age / 3600:.0f} hours old, and no longer vouches for its time and price."
+    return [Problem("estimate_stale", "warning", said, "Run estimate.py again with the same arguments.")]
 
 
 def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:

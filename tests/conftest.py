@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,24 @@ def tiny_model(training_python: str, tmp_path_factory: pytest.TempPathFactory) -
     """A tiny LFM2 with random weights, a tokenizer and a chat template."""
     folder = tmp_path_factory.mktemp("model") / "tiny-lfm2"
     subprocess.run([training_python, str(ROOT / "demo" / "tiny_model.py"), str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def shape_of_a_model(folder: Path, layers: int = 2, hidden: int = 64, held: bool = True, **config: object) -> Path:
+    """A Llama's config.json and weights, and no tokenizer. Not held: the weights' header alone, for a size of any kind."""
+    folder.mkdir()
+    text = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": 512}
+    (folder / "config.json").write_text(json.dumps({**text, "num_hidden_layers": layers, **config}))
+    shapes = {"model.embed_tokens.weight": [512, hidden]}
+    for layer in range(layers):
+        shapes |= {f"model.layers.{layer}.{name}.weight": [hidden, hidden] for name in ("self_attn.q_proj", "mlp.up_proj")}
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * shape[0] * shape[1]
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    stated = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(stated)) + stated + bytes(at if held else 0))
     return folder
 
 

@@ -729,3 +729,47 @@ def test_what_the_chat_template_drops_and_rows_that_never_stop_are_told(shared, 
     assert found["forgets"]["mask"]["changed_rows"] == 1
     assert "<think>easy</think>Two." in found["forgets"]["codes"]["answers_changed"]["message"]
     assert [one["mask"]["eos_supervised_fraction"] for one in found.values()] == [1.0, 1.0, 0.0]
+
+
+# ---- what people read
+
+
+def test_a_hub_in_trouble_is_no_verdict_on_the_run(hub, commands):
+    hub.faults.add(path="^/api/models/ada/tiny$", status=503)
+    said = commands.run("check.py", "ada/tiny", "ada/docs", code=4)
+    assert "Could not be checked:" in said.stdout and "Not sound" not in said.stdout
+    hub.faults.clear()
+    assert "Not sound:" in commands.run("check.py", "ada/nothing", "ada/docs", code=1).stdout
+
+
+def test_a_long_row_is_shown_without_its_middle(hub, commands, tmp_path):
+    row = chat("FIRST " + "question " * 2000, "answer " * 50 + "LAST")
+    write_rows(tmp_path, {"long.jsonl": [row] * 3})
+    shown = commands.run("check.py", "ada/tiny", "long.jsonl", "--max-length", "30000").stdout
+    row = shown.partition("what it learns to write")[2]
+    assert len(row) < 2500 and "FIRST" in row and "LAST<|im_end|>⟧" in row and " characters …]" in row
+    whole = commands.json("check.py", "ada/tiny", "long.jsonl", "--max-length", "30000")["mask"]["sample"]
+    assert sum(len(part["text"]) for part in whole) > 18_000
+
+
+def test_a_card_without_metadata_is_nothing_to_tell(hub, commands, tmp_path):
+    write_rows(tmp_path / "bare", {"train.jsonl": [chat("q", "a")] * 60})
+    (tmp_path / "bare" / "README.md").write_text("# No metadata here\n")
+    hub.add_repo("ada/bare", tmp_path / "bare", type="dataset")
+    assert "metadata" not in commands.run("check.py", "ada/tiny", "ada/bare").stderr
+
+
+PARTS = [{"text": "a" * 1500, "learned": False}, {"text": "b" * 600, "learned": True}, {"text": "c" * 4000, "learned": False}]
+
+
+@pytest.mark.parametrize("segments", [PARTS, PARTS[::-1], PARTS[:2], PARTS[2:], PARTS[1:2]])
+def test_what_is_left_out_of_a_row_is_counted(segments):
+    import check as command
+
+    made = command.shortened(segments)
+    whole, kept = ("".join(part["text"] for part in parts) for parts in (segments, made))
+    if len(whole) <= command.ROW_CHARS:
+        assert made == segments
+        return
+    head, _, tail = kept.partition(f"\n[… {len(whole) - command.ROW_CHARS:,} characters …]\n")
+    assert len(head + tail) == command.ROW_CHARS and whole.startswith(head) and whole.endswith(tail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -48,6 +49,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, docs: Path
         hub.add_user("ada", token=ADA)
         hub.add_repo(MODEL, tiny_model)
         hub.add_repo(DATASET, docs, type="dataset")
+        (root / "tuned").mkdir()
+        (root / "tuned" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": MODEL, "peft_type": "LORA"}))
+        (root / "tuned" / "adapter_model.safetensors").write_bytes(b"...")
+        hub.add_repo("ada/tuned", root / "tuned", private=True)  # OWNER/NAME, which the documents export
         commands = Commands(hub.env(token=ADA), root)
         commands.cwd = ROOT
         yield Bench(hub, commands, training_python)

@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SFT, Commands
+from conftest import ROOT, ROWS, SFT, Commands
 from hub import Hub
+from unsloth_jobs import cost
+from unsloth_jobs.hub import Model
 from unsloth_jobs.ledger import Ledger, Range, entries
 
 ADA = "hf_adaadaadaada"
@@ -50,6 +52,10 @@ def finish(hub: Hub, commands: Commands, job: str, train_s: float) -> None:
 
 def width(one: dict) -> float:
     return one["hours_high"] / one["hours_low"]
+
+
+def middle(low: float, high: float) -> float:
+    return (low * high) ** 0.5
 
 
 PARTS = ("weights_gb", "adapter_gb", "optimizer_gb", "activations_gb", "logits_gb", "cuda_gb")
@@ -126,16 +132,21 @@ def test_a_smoke_run_s_step_time_makes_the_estimate_narrow_and_true(hub, command
 
 
 def test_finished_runs_of_other_models_move_the_estimate(hub, commands):
-    before = estimate(commands)["by"]["l4x1"]
-    pace = before["seconds_per_token"]
-    slow = 2 * (pace[0] * pace[1]) ** 0.5
+    """A run took twice what its shapes said: one of other shapes, that nobody has measured, is expected to as well."""
+    pace = estimate(commands)["by"]["l4x1"]["seconds_per_token"]
+    slow = 2 * middle(*pace)
     job = submit(commands, "--yes", "--max-usd", "9")["job_id"]
     finish(hub, commands, job, train_s=slow * 15_000)
-    other = estimate(commands, "--max-seq-length", "1024")["by"]["l4x1"]
+    found = estimate(commands, "--max-seq-length", "1024")
+    other = found["by"]["l4x1"]
     assert other["basis"] == "shapes and 1 run on l4x1"
-    low, high = other["seconds_per_token"]
-    train_low, train_high = other["seconds"]["training"]
-    assert train_high / max(train_low, 1) < (high / low)
+    by_shapes, training = other["seconds_per_token"], other["seconds"]["training"]
+    assert middle(*training) == pytest.approx(2 * middle(*by_shapes) * found["tokens"], rel=0.1)
+    assert training[1] / training[0] < 0.9 * by_shapes[1] / by_shapes[0]
+    unmeasured = found["by"]["a10g-small"]
+    assert middle(*unmeasured["seconds"]["training"]) == pytest.approx(
+        middle(*unmeasured["seconds_per_token"]) * found["tokens"], rel=0.1
+    )
 
 
 def test_a_timeout_that_the_estimate_exceeds_is_refused_or_warned_of(hub, commands):
@@ -185,7 +196,81 @@ def test_after_running_out_of_memory_the_same_run_is_estimated_on_larger_gpus(hu
     told = commands.json("status.py", job, code=1)["diagnosis"]["command"]
     run, script, *words = told.split()[1:]
     assert (run, Path(script).name, words[:2]) == ("run", "estimate.py", RUN)
-    assert {"--max-seq-length", "512", "--load-in-16bit"} <= set(words) and "mine" not in told
+    assert {"--max-seq-length=512", "--load-in-16bit"} <= set(words) and "mine" not in told
     found = commands.json("estimate.py", *words)
     assert found["ok"] and all(one["vram_gb"] > 24 for one in found["flavors"])
     assert commands.json("estimate.py", *RUN, "--more-than-gb", "9999", code=1)["problems"][0]["code"] == "nothing_fits"
+
+
+# ---- an estimate belongs to what it was made from, and to a day
+
+
+LOCAL = ["--base-model", "ada/tiny", "--num-epochs", "50"]
+
+
+def records_of(kind: str, tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "hub").rglob(f"unsloth-jobs/{kind}/*.json"))
+
+
+def test_an_estimate_of_a_file_is_of_what_it_holds(hub, commands, tmp_path):
+    lines = ROWS.read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join(lines[:100]))
+    commands.json("estimate.py", "ada/tiny", "rows.jsonl", "--epochs", "50")
+    same = submit(commands, code=3, train=[*LOCAL, f"--dataset={tmp_path / 'rows.jsonl'}"])  # wherever it is named from
+    assert same["estimate"]["rows"] == 90
+    assert same["summary"]["rows"] == "90 to train on, 10 held out"
+    assert f"{same['estimate']['steps']:,} steps" in same["summary"]["training"]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    changed = submit(commands, code=3, train=[*LOCAL, "--dataset", "rows.jsonl"])
+    assert changed["estimate"] is None and "as many as the data set has" in changed["summary"]["rows"]
+
+
+def test_an_estimate_of_yesterday_vouches_for_nothing(hub, commands, tmp_path):
+    estimate(commands)
+    fresh = submit(commands, "--timeout", "1m", code=2)["problems"][0]
+    assert fresh["code"] == "timeout_short"
+    [path] = records_of("estimates", tmp_path)
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"made_at": kept["made_at"] - 25 * 3600}))
+    stale = submit(commands, "--timeout", "1m", code=3)
+    assert stale["estimate"] is None
+    assert [(one["code"], one["severity"]) for one in stale["problems"]] == [("estimate_stale", "warning")]
+
+
+def test_the_start_grows_with_what_is_downloaded():
+    def model(layers: int) -> Model:
+        tensors = {f"model.layers.{number}.mlp.up_proj.weight": ("BF16", (1000, 500_000)) for number in range(layers)}
+        return Model("a/b", None, "LlamaForCausalLM", {}, False, tensors)
+
+    small, large = (cost.starting(model(layers)) for layers in (1, 145))
+    assert model(145).file_bytes == 145e9
+    assert small.low < 200 and small.high < 620
+    assert large.low - small.low == pytest.approx(144e9 / cost.DOWNLOAD_BYTES_S[1])
+    assert large.high - small.high == pytest.approx(144e9 / cost.DOWNLOAD_BYTES_S[0])
+    assert large.low > 2 * small.low
+
+
+def test_passes_are_named_once(hub, commands):
+    twice = commands.json("estimate.py", *RUN, "--epochs", "3", "--num-epochs", "1", code=2)["problems"][0]
+    assert twice["code"] == "bad_arguments" and "--epochs 3" in twice["message"] and "--num-epochs 1" in twice["message"]
+    one, other = (commands.json("estimate.py", *RUN, flag, "3", "--namespace", "acme") for flag in ("--epochs", "--num-epochs"))
+    assert (
+        one["tokens"] == other["tokens"] == commands.json("estimate.py", *RUN, "--epochs", "3", "--num-epochs", "3")["tokens"]
+    )
+
+
+@pytest.mark.parametrize("epochs", ["1e6", "1e300", "1e308"])
+def test_a_run_of_years_is_refused(hub, commands, epochs):
+    found = commands.json("estimate.py", *RUN, "--epochs", epochs, code=1)
+    assert found["recommended"] is None
+    assert next(one for one in found["flavors"] if one["flavor"] == "h200")["code"] == "too_long"
+    assert "--num-epochs" in found["problems"][-1]["fix"]
+    assert commands.run("estimate.py", *RUN, "--epochs", epochs, code=1).stdout
+
+
+def test_an_estimate_that_is_not_sound_answers_with_all_its_keys(hub, commands):
+    sound = commands.json("estimate.py", *RUN)
+    refused = commands.json("estimate.py", "ada/nothing", "ada/docs", code=1)
+    assert refused["ok"] is False and refused["flavors"] == [] and refused["recommended"] is None
+    assert set(refused) | {"framework"} == set(sound)
+    assert [problem["code"] for problem in refused["problems"]] == ["not_found"]

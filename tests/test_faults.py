@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import sft
-from conftest import ROOT, ROWS, SFT, Commands
+from conftest import ROOT, ROWS, SFT, Commands, shape_of_a_model
 from hub import Hub
 from huggingface_hub import HfApi
 from test_local_jobs import SCRIPT, said, start
@@ -120,9 +120,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, docs: Path) -> Iterator[Hub]:
     with Hub(root / "hub", execute_jobs=False, scheduling=0.02) as hub:
         hub.add_user("ada", token=ADA)
         hub.add_user("bob", token=BOB)
-        (root / "model").mkdir()
-        (root / "model" / "config.json").write_text('{"architectures": ["Lfm2ForCausalLM"]}')
-        hub.add_repo("ada/tiny", root / "model")
+        hub.add_repo("ada/tiny", shape_of_a_model(root / "model"))
         hub.add_repo("ada/docs", docs, type="dataset")
         yield hub
 
@@ -146,14 +144,15 @@ COUNT = iter(range(10_000))
 
 def new_plan(script: Path = SFT) -> list[str]:
     """The words of a submit that no other test has made."""
-    wish = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--seed", str(next(COUNT))]
+    number = next(COUNT)
+    wish = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--output-repo", f"ada/r{number}", "--seed", str(number)]
     return [str(script), "--yes", "--max-usd", "9", "--", *wish]
 
 
 def jobs_of(hub: Hub, words: list[str]) -> list:
     """The jobs of a plan on the Hub: each of them is paid for."""
-    seed = words[words.index("--seed") :]
-    return [job for job in hub.jobs if " ".join(seed) + " " in " ".join(job.spec["command"]) + " "]
+    seed = f"--seed={words[words.index('--seed') + 1]}"
+    return [job for job in hub.jobs if seed in job.spec["command"]]
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +200,7 @@ def test_at_look_up(hub, server, done, script, fault):
     how, code, problem = LOOK_UP[fault]
     if script == "logs" and fault in ("slow", "garbled"):
         return  # the client has a patience of its own with a log, and leaves out what is no line of it
-    words = {"submit": new_plan()[:1] + ["--"] + new_plan()[-6:], "status": [done], "logs": [done]}
+    words = {"submit": new_plan()[:1] + ["--"] + new_plan()[-8:], "status": [done], "logs": [done]}
     wish = words.get(script, ["ada/tiny", "ada/docs"])
     well = {"submit": (3, None), "status": (0, None), "logs": (0, None)}.get(script, (1, "no_safetensors"))
     for place in ASKED[script]:

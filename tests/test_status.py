@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 
 import pyte
 import pytest
-from conftest import ROOT, SFT, Commands
+from conftest import ROOT, SFT, Commands, shape_of_a_model
 from hub import Hub
 from huggingface_hub import JobInfo
 from unsloth_jobs import ceiling, chart, events, hardware, health, waiting
@@ -276,10 +276,7 @@ def hub(tmp_path: Path, docs: Path):
     """A Hub whose jobs complete without running anything, unless they are led by hand."""
     with Hub(tmp_path / "hub", execute_jobs=False, scheduling=30) as hub:
         hub.add_user("ada", token=ADA)
-        model = tmp_path / "model"
-        model.mkdir()
-        (model / "config.json").write_text('{"architectures": ["Lfm2ForCausalLM"]}')
-        hub.add_repo("ada/tiny", model)
+        hub.add_repo("ada/tiny", shape_of_a_model(tmp_path / "model"))
         hub.add_repo("ada/docs", docs, type="dataset")
         yield hub
 

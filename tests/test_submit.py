@@ -7,9 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROWS, SFT, Commands
+from conftest import ROOT, ROWS, SFT, Commands, shape_of_a_model
 from hub import Hub, Organization
+from unsloth_jobs.plan import Plan
 
+EXPORT = ROOT / "templates" / "export.py"
 ADA, READER, FINE, BROKE = "hf_adaadaadaada", "hf_readreadread", "hf_finefinefine", "hf_brokebrokebr"
 
 
@@ -21,10 +23,7 @@ def hub(tmp_path: Path, docs: Path):
         hub.add_user("ada", token=READER, role="read")
         hub.add_user("ada", token=FINE, role="fineGrained", permissions=["repo.write"])
         hub.add_user("bob", token=BROKE, can_pay=False)
-        model = tmp_path / "model"
-        model.mkdir()
-        (model / "config.json").write_text('{"architectures": ["Lfm2ForCausalLM"]}')
-        hub.add_repo("ada/tiny", model)
+        hub.add_repo("ada/tiny", shape_of_a_model(tmp_path / "model"))
         hub.add_repo("ada/docs", docs, type="dataset")
         yield hub
 
@@ -251,3 +250,280 @@ def test_a_timeout_says_what_is_kept(hub, commands):
     assert "No checkpoint had been pushed" in commands.json("status.py", job["url"], code=1)["next"]
     hub.jobs.set(job["job_id"], logs=['EVENT {"event": "checkpoint", "step": 40, "pushed": true}'])
     assert "step 40 is in ada/tiny-docs" in commands.json("status.py", job["url"], code=1)["next"]
+
+
+# ---- a job sees its data
+
+
+def rows(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(ROWS.read_bytes())
+    return path
+
+
+def uploaded(hub: Hub) -> set[str]:
+    return {Path(path).name for path in hub.files("ada/jobs-artifacts", type="bucket")}
+
+
+@pytest.mark.parametrize(
+    ("given", "lies_at"),
+    [
+        (["--dataset=support.jsonl"], "support.jsonl"),
+        (["--dataset", "../elsewhere/support.jsonl"], "../elsewhere/support.jsonl"),
+        (["--dataset", "~/kept/support.jsonl"], "home/kept/support.jsonl"),  # as in a script, where no shell replaces it
+        (["--dataset=~/kept/support.jsonl"], "home/kept/support.jsonl"),
+    ],
+)
+def test_a_job_is_sent_its_rows_however_they_are_named(hub, commands, tmp_path, given, lies_at):
+    commands.cwd = tmp_path / "project"
+    commands.cwd.mkdir()
+    commands.env["HOME"] = str(tmp_path / "project" / "home")
+    rows(commands.cwd / lies_at)
+    job = plan(commands, "--yes", "--max-usd", "9", arguments=["--base-model", "ada/tiny", *given], code=0)
+    assert uploaded(hub) == {"sft.py", "support.jsonl"}
+    command = hub.jobs.get(job["job_id"]).spec["command"]
+    assert command[command.index("--dataset") + 1] == "/data/support.jsonl"
+    assert "--output-repo=ada/tiny-support" in command
+
+
+def test_a_value_that_is_called_as_a_file_here_stays_a_value(hub, commands, tmp_path):
+    for name in ("question", "answer", "auto", "train"):
+        (tmp_path / name).write_text("not for the job")
+    columns = ["--prompt-column", "question", "--completion-column", "answer", "--dataset-split", "train"]
+    job = plan(commands, "--yes", "--max-usd", "9", arguments=[*ARGUMENTS, *columns, "--target-modules", "auto"], code=0)
+    assert uploaded(hub) == {"sft.py"}
+    command = hub.jobs.get(job["job_id"]).spec["command"]
+    assert {"--prompt-column=question", "--completion-column=answer", "--dataset-split=train"} <= set(command)
+    assert [word for word in command if word.startswith("/data/")] == ["/data/sft.py"]
+
+
+def test_a_folder_of_this_machine_is_refused_with_the_way_to_upload_it(hub, commands, tmp_path):
+    rows(tmp_path / "tickets" / "train.jsonl")
+    (tmp_path / "lora").mkdir()
+    [problem] = plan(commands, arguments=["--base-model", "ada/tiny", "--dataset", "tickets"], code=1)["problems"]
+    assert problem["code"] == "not_a_file" and "hf upload --repo-type dataset YOU/NAME tickets" in problem["fix"]
+    [problem] = plan(commands, arguments=["--adapter", "./lora"], script=EXPORT, code=1)["problems"]
+    assert problem["code"] == "not_a_file" and "--adapter YOU/NAME" in problem["fix"]
+
+
+def test_the_questions_of_an_export_travel_with_it_and_are_part_of_the_plan(hub, commands, tmp_path, adapter):
+    (tmp_path / "ask.txt").write_text("What is it?\n")
+    words = ["--adapter", "ada/adapter", "--prompts=ask.txt", "--quantizations", "q8_0,q4_k_m"]
+    shown = plan(commands, "--flavor", "cpu-upgrade", arguments=words, script=EXPORT)
+    assert list(shown["plan"]["files"]) == ["ask.txt"]
+    approve = ["--flavor", "cpu-upgrade", "--approve", shown["plan_id"]]
+    job = plan(commands, *approve, arguments=words, script=EXPORT, code=0)
+    command = hub.jobs.get(job["job_id"]).spec["command"]
+    assert command[command.index("--prompts") + 1] == "/data/ask.txt"
+    assert uploaded(hub) == {"export.py", "ask.txt"}
+    (tmp_path / "ask.txt").write_text("What else?\n")
+    assert "files" in plan(commands, *approve, arguments=words, script=EXPORT)["problems"][0]["message"]
+
+
+def test_what_a_script_without_settings_would_not_be_sent_is_refused(hub, commands, tmp_path):
+    script, file = tmp_path / "any.py", rows(tmp_path / "rows.jsonl")
+    script.write_text("print(1)")
+    (tmp_path / "question").write_text("")
+    refused = {
+        "file_not_sent": [f"--rows={file.name}"],
+        "not_a_file": [str(tmp_path)],
+        "missing_file": ["--config", "nowhere.yaml"],
+        "bad_arguments": ["--help"],
+    }
+    for code, words in refused.items():
+        [problem] = plan(commands, arguments=words, script=script, code=None)["problems"]
+        assert problem["code"] == code and problem["fix"]
+    shown = plan(commands, arguments=["--rows", file.name, "--column", "question"], script=script)
+    assert list(shown["plan"]["files"]) == [file.name, "question"]
+    assert [problem["code"] for problem in shown["problems"]] == ["sent_as_file"]
+    assert "rows.jsonl" in shown["summary"]["uploaded"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("import argparse\ndef parse_args():\n    return argparse.ArgumentParser().parse_args()\n", None),
+        ("def parse_args(argv):\n    return {}\n", None),
+        ("import sys\nclass Settings: pass\ndef parse_args(argv): return 1\nsys.exit(3)\n", "bad_script"),
+        ("class Settings: pass\ndef parse_args(argv): return 1\n", "bad_script"),
+        ("class Settings: pass\ndef parse_args(): return 1\n", "bad_script"),
+    ],
+)
+def test_a_parse_args_that_is_no_templates(hub, commands, tmp_path, text, code):
+    """It is run as it is; with Settings beside it, it is said not to be what that promises."""
+    script = tmp_path / "mine.py"
+    script.write_text(text)
+    shown = plan(commands, arguments=["--x", "1"], script=script, code=2 if code else 3)
+    assert shown["problems"][0]["code"] == code if code else shown["plan"]["arguments"] == ["--x", "1"]
+
+
+def test_the_help_of_the_script_is_printed(commands):
+    shown = commands.run("submit.py", str(SFT), "--", "--help").stdout
+    assert "--learning-rate" in shown and "usage:" in shown
+
+
+# ---- what check and estimate know is refused here, too
+
+
+def refusal(commands: Commands, *options: str, code: int = 2, **how) -> dict:
+    problem = plan(commands, *options, code=code, **how)["problems"][0]
+    assert problem["fix"]
+    return problem
+
+
+def test_a_machine_that_would_be_paid_for_in_vain_is_refused(hub, commands, tmp_path):
+    hub.add_repo("ada/large", shape_of_a_model(tmp_path / "large", layers=80, hidden=16384, held=False))
+    hub.add_repo("ada/gemma", shape_of_a_model(tmp_path / "gemma", model_type="gemma3_text"))
+    large, gemma = ([*ARGUMENTS, "--base-model", name] for name in ("ada/large", "ada/gemma"))
+    several = refusal(commands, "--flavor", "l4x4")
+    assert several["code"] == "multi_gpu_flavor" and "--flavor t4-small" in several["fix"]
+    assert refusal(commands, "--flavor", "cpu-basic", arguments=large)["code"] == "cpu_flavor"
+    small = refusal(commands, "--flavor", "t4-small", arguments=large)
+    assert small["code"] == "too_little_vram" and "--flavor" in small["fix"] and "t4" not in small["fix"]
+    assert refusal(commands, "--flavor", "t4-small", arguments=gemma)["code"] == "fp16_overflow"
+    hub.add_repo("ada/medium", shape_of_a_model(tmp_path / "medium", layers=50, hidden=16384, held=False))
+    merged = [*ARGUMENTS, "--base-model", "ada/medium", "--merge-model"]
+    assert refusal(commands, "--flavor", "a10g-small", arguments=merged)["code"] == "too_little_disk"
+    assert plan(commands, "--flavor", "cpu-basic")["plan"]["flavor"] == "cpu-basic"  # a tiny model may train there
+    assert not jobs_created(hub)
+
+
+@pytest.fixture
+def adapter(hub: Hub, tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "ada/tiny", "peft_type": "LORA"}')
+    (folder / "adapter_model.safetensors").write_bytes(b"...")
+    hub.add_repo("ada/adapter", folder)
+    return folder
+
+
+def test_an_adapter_is_no_model_to_train_and_a_model_no_adapter_to_export(hub, commands, adapter):
+    assert refusal(commands, arguments=[*ARGUMENTS, "--base-model", "ada/adapter"], code=1)["code"] == "adapter_repo"
+    for name, code in {"ada/nothing": "not_found", "ada/tiny": "no_adapter"}.items():
+        assert refusal(commands, arguments=["--adapter", name], script=EXPORT, code=1)["code"] == code
+
+
+SEEN = """---
+dataset_info:
+  features:
+  - name: photo
+    dtype: image
+  - name: question
+    dtype: string
+---
+# Seen
+"""
+
+
+def test_rows_with_pictures_are_refused_unless_their_text_is_asked_for(hub, commands, tmp_path):
+    rows(tmp_path / "seen" / "train.jsonl")
+    (tmp_path / "seen" / "README.md").write_text(SEEN)
+    hub.add_repo("ada/seen", tmp_path / "seen", type="dataset")
+    pictures = ["--base-model", "ada/tiny", "--dataset", "ada/seen"]
+    refused = refusal(commands, arguments=pictures, code=1)
+    assert refused["code"] == "picture_rows" and "(photo)" in refused["message"]
+    plan(commands, arguments=[*pictures, "--prompt-column", "question", "--completion-column", "answer"])
+
+
+def test_a_repository_that_a_job_writes_to_is_not_written_to_by_another(hub, commands):
+    first = plan(commands, "--yes", "--max-usd", "9", code=0)["job_id"]
+    hub.jobs.wait(first)
+    hub.jobs.set(first, stage="RUNNING")
+    other = [*ARGUMENTS, "--learning-rate", "1e-3"]
+    refused = refusal(commands, arguments=other)
+    assert refused["code"] == "repo_in_use" and first in refused["message"]
+    assert plan(commands, "--yes", "--max-usd", "9", code=0)["job_id"] == first  # the same plan is found
+    plan(commands, arguments=[*other, "--output-repo", "ada/second"])
+    hub.jobs.set(first, stage="COMPLETED")
+    plan(commands, arguments=other)
+
+
+@pytest.mark.parametrize("status", [403, 404, 429, 500])
+def test_a_hub_in_trouble_about_one_file_is_no_traceback(hub, commands, status):
+    hub.faults.add(path="resolve/.*/config.json$", status=status, headers={"Retry-After": "3600"})
+    refused = plan(commands, code=1 if status == 404 else 4)["problems"][0]
+    assert refused["code"] == {403: "forbidden", 404: "not_found", 429: "rate_limited", 500: "hub_error"}[status]
+
+
+# ---- where the result goes
+
+
+def test_an_existing_repository_is_called_what_it_is(hub, commands, tmp_path, adapter):
+    hub.add_repo("ada/open", adapter)
+    hub.add_repo("ada/closed", adapter, private=True)
+    hub.add_repo("ada/whole", shape_of_a_model(tmp_path / "whole"), private=True)
+    into = lambda name, *more: [*ARGUMENTS, "--output-repo", name, *more]  # noqa: E731
+    refused = refusal(commands, arguments=into("ada/open"))
+    assert refused["code"] == "public_repository" and "--public" in refused["fix"]
+    agreed = plan(commands, arguments=into("ada/open", "--public"))
+    assert agreed["plan"]["public"] is True
+    assert "public: it exists and is public" in agreed["summary"]["result"]
+    assert "holds an adapter of ada/tiny, which is replaced" in agreed["summary"]["result"]
+    for more in ([], ["--public"]):
+        closed = plan(commands, arguments=into("ada/closed", *more))
+        assert closed["plan"]["public"] is False and "(private)" in closed["summary"]["result"]
+    assert "(private; the run makes it)" in plan(commands)["summary"]["result"]
+    assert "(public; the run makes it)" in plan(commands, arguments=[*ARGUMENTS, "--public"])["summary"]["result"]
+    assert refusal(commands, arguments=into("ada/whole"), code=1)["code"] == "name_taken"
+    assert refusal(commands, arguments=into("bob/any"), code=4)["code"] == "not_a_member"
+
+
+def test_an_export_says_both_of_its_repositories(hub, commands, adapter):
+    hub.add_repo("ada/adapter-GGUF", adapter, private=True)
+    shown = plan(commands, "--flavor", "cpu-upgrade", arguments=["--adapter", "ada/adapter"], script=EXPORT)
+    assert shown["plan"]["results"] == ["ada/adapter-merged", "ada/adapter-GGUF"]
+    assert shown["plan"]["model"] == "ada/tiny"
+    revision = hub.store.repos["model", "ada/adapter"].head.sha
+    assert f"--adapter-revision={revision}" in shown["plan"]["arguments"]
+    summary = shown["summary"]
+    assert "ada/adapter-merged (private; the run makes it)" in summary["result"]
+    assert "ada/adapter-GGUF (private)" in summary["result"]
+    assert summary["makes"] == "a merged model in 16 bits, GGUF in q4_k_m"
+
+
+def test_a_model_made_of_anothers_adapter_is_the_users(hub, commands, adapter):
+    hub.add_repo("bob/theirs", adapter)
+    shown = plan(commands, "--flavor", "cpu-upgrade", arguments=["--adapter", "bob/theirs"], script=EXPORT)
+    assert shown["plan"]["results"] == ["ada/theirs-merged", "ada/theirs-GGUF"]
+
+
+# ---- the plan that a person approves
+
+
+def test_a_plan_says_what_is_agreed_to_and_no_hash(hub, commands, tmp_path):
+    rows(tmp_path / "support.jsonl")
+    words = ["--base-model", "ada/tiny", "--dataset=support.jsonl", "--num-epochs", "2", "--load-in-16bit"]
+    shown = commands.run("submit.py", str(SFT), "--", *words, code=3).stdout.partition("Not started")[0]
+    for said in (
+        "ada/tiny at ", "support.jsonl", "2 epochs", "learning rate 0.0002", "effective batch size 16", "up to 2,048 tokens",
+        "LoRA r 16, alpha 32", "in 16 bits", "(private; the run makes it)", "bucket ada/jobs-artifacts", "held-out rows",
+    ):  # fmt: skip
+        assert said in shown, said
+    assert "None" not in shown and "sha256" not in shown and "--num-epochs" not in shown
+    verbose = commands.run("submit.py", str(SFT), "--verbose", "--", *words, code=3).stdout
+    assert "--num-epochs=2.0" in verbose and "sha256" in verbose
+
+
+def test_no_plan_holds_a_none(hub, commands, tmp_path, adapter):
+    script = tmp_path / "any.py"
+    script.write_text("print(1)")
+    for words in ([str(script)], [str(EXPORT), "--", "--adapter", "ada/adapter"], [str(SFT), "--smoke", "--", *ARGUMENTS]):
+        assert "None" not in commands.run("submit.py", *words, code=3).stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--smoke"], ["--attempts", "2"], ["--smoke", "--attempts", "2"]])
+def test_the_command_of_a_run_plans_the_same_run(hub, commands, options):
+    made = plan(commands, *options, "--timeout", "12m")
+    words = shlex.split(Plan.from_json(made["plan"]).again())
+    assert set(options) <= set(words)
+    assert commands.json("submit.py", *words[3:], code=3)["plan_id"] == made["plan_id"]
+
+
+def test_an_empty_timeout_is_no_default(hub, commands):
+    assert refusal(commands, "--timeout=")["code"] == "bad_timeout"
+
+
+def test_a_branch_is_pinned_to_the_commit_it_stands_at(hub, commands):
+    made = plan(commands, arguments=[*ARGUMENTS, "--base-model-revision", "main"])["plan"]
+    assert made["model_revision"] == hub.store.repos["model", "ada/tiny"].head.sha

@@ -20,7 +20,10 @@ from .ledger import Ledger, Range
 UTILISATION = (0.45, 0.20)  # share of peak arithmetic that a step reaches: best, worst
 LAUNCH_S = (0.006, 0.014)  # seconds per decoder layer and micro-batch: best, worst, as in benchmarks/speed.csv
 TRL_SLOWER = Range(1.2, 2.0)  # times as long without Unsloth, as in benchmarks/speed.csv
-STARTUP = Range(180, 600)  # seconds: machine, installation, download, rows to tokens, compilation, final push
+STARTUP = Range(180, 600)  # seconds: machine, installation, rows to tokens, compilation, final push
+# From the Hub's storage onto a rented machine's disk, and from there to the GPU: worst, best. Assumed, not measured: a
+# first run of a model writes down what its own start took (ledger.py), and later estimates use that instead.
+DOWNLOAD_BYTES_S = (60e6, 600e6)
 FLOPS_PER_WEIGHT = {"off": 4, "offload": 6}  # per token: forward 2, the same again where it is computed anew, backward 2
 FILLED = 0.97  # of a packed sequence, where rows are much shorter than it
 EVALUATIONS, WATCHED_EVALUATIONS = 5, 11  # at the start, then at each quarter or, to stop early, at each tenth
@@ -48,6 +51,8 @@ class Work:
     micro_batches: float
     at_once: int
     evaluation_batches: float
+    rows: int  # to train on, in each epoch
+    held_out: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,10 @@ class Candidate:
     seconds: dict[str, tuple[float, float]] | None = None
     seconds_per_token: tuple[float, float] | None = None
     tokens_at_once: int = 0
+    code: str = ""  # of the reason
+    rows: int = 0  # to train on, in each epoch
+    held_out: int = 0
+    steps: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name not in ("memory", "tokens")}
@@ -99,7 +108,7 @@ def work(run: Run, settings: Any, batching: Any) -> Work:
         trained = micro_batches * min(each, rows - held_out)
     tokens = trained * run.tokens_per_row
     evaluated = min(held_out, settings.max_eval_rows) / (each if run.packed else 1)
-    return Work(tokens, micro_batches, batching.micro * settings.max_seq_length, evaluated)
+    return Work(tokens, micro_batches, batching.micro * settings.max_seq_length, evaluated, rows - held_out, held_out)
 
 
 def candidates(
@@ -112,20 +121,25 @@ def candidates(
 
 def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: Run, ledger: Ledger) -> Candidate:
     vram = flavor.vram_gb / max(flavor.gpus, 1)
-    rows = rows_per_sequence(run.tokens_per_row, settings, run.packed)
-    batching, kept = template.choose_passes(settings, rows, memory.room_for(model, template, settings, vram))
+    each = rows_per_sequence(run.tokens_per_row, settings, run.packed)
+    batching, kept = template.choose_passes(settings, each, memory.room_for(model, template, settings, vram))
     size = work(run, settings, batching)
     needed = memory.memory(model, template, settings, size.at_once, kept)
     sizes = vram, round(needed.needed, 2), needed, size.tokens
-    if reason := misfit(flavor, needed.needed, disk_gb(model, settings), bf16_for(model, template)):
-        return Candidate(flavor.name, False, reason, *sizes)
+    rows: dict[str, Any] = {"rows": size.rows, "held_out": size.held_out, "steps": steps(size, settings, batching)}
+    if found := misfits(flavor, needed.needed, disk_gb(model, settings), bf16_for(model, template)):
+        return Candidate(flavor.name, False, found[0].reason, *sizes, code=found[0].code, **rows)
     pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend)
     known = ledger.sharpen(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(run.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
     evaluations = WATCHED_EVALUATIONS if settings.early_stopping else EVALUATIONS
-    parts = {"start": known.overhead or STARTUP, "training": training, "evaluation": evaluation.times(evaluations)}
+    start = known.overhead or starting(model)
+    parts = {"start": start, "training": training, "evaluation": evaluation.times(evaluations)}
     low, high = (sum(getattr(part, end) for part in parts.values()) for end in ("low", "high"))
+    if not low <= LONGEST_TIMEOUT_S:  # NaN as well, of a number of passes that is beyond counting
+        reason = f"over {LONGEST_TIMEOUT_S // 3600} h, the longest that a job is planned for here"
+        return Candidate(flavor.name, False, reason, *sizes, code="too_long", **rows)
     return Candidate(
         flavor.name,
         True,
@@ -139,24 +153,52 @@ def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: R
         {name: (round(part.low), round(part.high)) for name, part in parts.items()},
         (pace.low, pace.high),
         size.at_once,
+        **rows,
     )
 
 
-def misfit(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: str) -> str:
-    """Why a run does not fit a machine, or "". bf16_for: the kind of model that overflows without bf16."""
+def starting(model: Model) -> Range:
+    """Seconds until training begins and after it has ended, where no run like this one was measured."""
+    slow, fast = DOWNLOAD_BYTES_S
+    return Range(STARTUP.low + model.file_bytes / fast, STARTUP.high + model.file_bytes / slow)
+
+
+def steps(size: Work, settings: Any, batching: Any) -> int:
+    """Optimizer steps of the run; 0 where they are beyond counting."""
+    passes = size.micro_batches / batching.accumulation
+    return settings.max_steps or (math.ceil(passes) if passes < 1e9 else 0)
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Why a run does not fit a machine: the code of a problem, and the reason in words."""
+
+    code: str
+    reason: str
+
+
+def misfits(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: str) -> list[Misfit]:
+    """Why a run does not fit a machine, the plainest reason first. bf16_for: the kind of model that overflows in fp16."""
     if not flavor.gpus:
-        return "no GPU"
-    if flavor.gpus > 1:
-        return "several GPUs: the template trains on one"
-    if flavor.gpu is None:
-        return f"speed of {flavor.accelerator or 'its GPU'} unknown"
-    if bf16_for and not flavor.bf16:
-        return f"no bf16, and {bf16_for} overflows in fp16"
-    if flavor.vram_gb < needed_vram:
-        return f"{flavor.vram_gb:.0f} GB of memory, {needed_vram:.1f} needed"
-    if flavor.disk_gb and flavor.disk_gb < needed_disk:
-        return f"{flavor.disk_gb:.0f} GB of disk, {needed_disk:.0f} needed"
-    return ""
+        return [Misfit("cpu_flavor", "no GPU")]
+    found = {
+        Misfit("multi_gpu_flavor", "several GPUs: the template trains on one"): flavor.gpus > 1,
+        Misfit("unknown_gpu", f"speed of {flavor.accelerator or 'its GPU'} unknown"): flavor.gpu is None,
+        Misfit("fp16_overflow", f"no bf16, and {bf16_for} overflows in fp16"): flavor.gpu and bf16_for and not flavor.bf16,
+        Misfit("too_little_vram", f"{flavor.vram_gb / flavor.gpus:.0f} GB of memory, {needed_vram:.1f} needed"): (
+            flavor.vram_gb / flavor.gpus < needed_vram
+        ),
+        Misfit("too_little_disk", f"{flavor.disk_gb:.0f} GB of disk, {needed_disk:.0f} needed"): (
+            0 < flavor.disk_gb < needed_disk
+        ),
+    }
+    return [misfit for misfit, applies in found.items() if applies]
+
+
+def least_memory(model: Model, template: Any, settings: Any) -> memory.Memory:
+    """With one sequence at a time, which is what a run comes down to where more do not fit."""
+    kept = settings.gradient_checkpointing == "off"
+    return memory.memory(model, template, settings, settings.max_seq_length, kept)
 
 
 def bf16_for(model: Model, template: Any) -> str:
@@ -201,5 +243,5 @@ def recommend(ranked: list[Candidate], flavors: Iterable[Flavor]) -> Recommended
 
 def as_estimate(one: Candidate) -> dict[str, Any]:
     """What a run record keeps of an estimate, to be held against what the run took."""
-    kept = ("hours_low", "hours_high", "usd_low", "usd_high", "basis", "seconds_per_token")
-    return {name: value for name, value in asdict(one).items() if name in kept}
+    times = ("hours_low", "hours_high", "usd_low", "usd_high", "basis", "seconds_per_token")
+    return {name: getattr(one, name) for name in (*times, "rows", "held_out", "steps", "tokens")}

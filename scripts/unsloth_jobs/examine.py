@@ -60,6 +60,12 @@ class Examination:
     def ok(self) -> bool:
         return not any(problem.severity == "error" for problem in self.problems)
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether nothing is known to be wrong: the Hub, or the way to it, kept something from being looked at."""
+        errors = {problem.code for problem in self.problems if problem.severity == "error"}
+        return bool(errors) and errors <= hub.FAULTS
+
 
 def examine(
     api: HfApi, template: ModuleType, settings: Any, limit: int, needs_token: bool, namespace: str | None = None
@@ -111,12 +117,17 @@ def attempt(look: Callable[[], T]) -> tuple[T | None, list[UserError]]:
         return None, [error]
 
 
-def require_trainable(template: ModuleType, model: hub.Model) -> None:
-    """Raises UserError where the template, or the transformers that Unsloth builds on, would refuse the model."""
+def require_decoder(template: ModuleType, model: hub.Model) -> None:
+    """Raises UserError where the template itself would refuse the model."""
     try:
         template.require_decoder(model.config)
     except template.Stop as stop:
         raise UserError(stop.code, f"{model.id}: {stop.message}", stop.fix) from stop
+
+
+def require_trainable(template: ModuleType, model: hub.Model) -> None:
+    """Raises UserError where the template, or the transformers that Unsloth builds on, would refuse the model."""
+    require_decoder(template, model)
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

@@ -32,7 +32,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     SafetensorsParsingError,
 )
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import DatasetInfo, RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils._http import default_client_factory
 
@@ -52,6 +52,7 @@ LONGEST_HEADER = 100_000_000  # bytes of a safetensors file's, as that library h
 IS_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 MANY_FILES = 1000  # whose sizes are not asked for
+FAULTS = {"hub_unreachable", "hub_error", "hub_garbled", "rate_limited"}  # the Hub has not answered: nothing is known
 LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/settings/tokens"
 
 
@@ -130,6 +131,10 @@ def asking(about: str) -> Iterator[None]:
     """Turn what the client raises while it asks about something into a UserError that says what to do."""
     try:
         yield
+    except LocalEntryNotFoundError as error:  # by this name the download of one file hides what the Hub answered
+        with asking(about):
+            answers = (HfHubHTTPError, HTTPError, OfflineModeIsEnabled)
+            raise error.__cause__ if isinstance(error.__cause__, answers) else HTTPError(str(error)) from error
     except GatedRepoError as error:
         raise UserError(
             "gated",
@@ -150,11 +155,6 @@ def asking(about: str) -> Iterator[None]:
         raise UserError(
             "unknown_job", f"The Hub knows no {about}.", "See status.py --all, or name its owner: --namespace OWNER."
         ) from error
-    except LocalEntryNotFoundError as error:  # what the client raises of a file, whatever the Hub answered
-        answer = error.__cause__
-        if isinstance(answer, HfHubHTTPError) and not isinstance(answer, GatedRepoError):
-            raise http_error(about, answer) from error
-        raise unreachable(answer or error) from error
     except LocalTokenNotFoundError as error:
         raise UserError("no_token", "No Hugging Face token was found.", LOGIN + ".", HUB) from error
     except HfHubHTTPError as error:
@@ -365,6 +365,11 @@ class Model:
         """Number of weights, each counted once."""
         return sum(self.count(name) for name in self.tensors if not NO_PARAMETER.search(name) and not self.is_copy(name))
 
+    @property
+    def file_bytes(self) -> int:
+        """What its weights take on disk: what a job downloads."""
+        return sum(math.prod(shape) * bits_of(dtype) // 8 for dtype, shape in self.tensors.values())
+
     def count(self, name: str) -> int:
         """Weights in a tensor; a packed one holds two in a byte."""
         return math.prod(self.tensors[name][1]) * (2 if self.is_packed(name) else 1)
@@ -424,6 +429,12 @@ NO_PARAMETER = re.compile(
 )
 EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def bits_of(dtype: str) -> int:
+    """Bits of a safetensors type, by the number in its name; those of the usual one where there is none."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else {"BOOL": 8}.get(dtype, 16)
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -578,13 +589,16 @@ def architecture(config: dict[str, Any]) -> str:
 def dataset_revision(api: HfApi, name: str, revision: str | None = None) -> str | None:
     """The commit that a data set's revision stands at; None for one on this machine. Raises UserError."""
     require_id(name)
-    if is_local(name):
-        return None
+    return None if is_local(name) else dataset_info(api, name, revision).sha
+
+
+def dataset_info(api: HfApi, name: str, revision: str | None = None) -> DatasetInfo:
+    """What the Hub says of a data set that this token can read. Raises UserError."""
     info = look_up(api, "data set", name, lambda: api.dataset_info(name, revision=revision, timeout=LOOK_UP_S))
     if info.gated:
         with asking(f"data set {name}"):
             api.auth_check(name, repo_type="dataset")
-    return info.sha
+    return info
 
 
 def viewer_rows(api: HfApi, name: str, config: str, split: str) -> tuple[int, str] | None:

@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .arguments import content_hash, sha256_of
 from .events import shaped
 
 # Settings that change nothing about a run's cost, and those that change its length but not its pace.
 FREE = {
     "output_repo", "public", "save_local", "trackio_space", "run_name", "learning_rate", "lora_alpha", "seed",
-    "min_coverage", "save_steps",
+    "min_coverage", "save_steps", "card_samples",
 }  # fmt: skip
 LENGTH = {
     "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "gradient_accumulation", "resume",
@@ -60,9 +61,11 @@ class Key:
 
 
 def key(settings: Any, script: Path) -> Key:
-    """The key of a run of this script with these settings, revisions included."""
+    """The key of a run of this script with these settings, revisions and the content of local rows included."""
     said = {name: value for name, value in asdict(settings).items() if name not in FREE}
-    said["script"] = hashlib.sha256(script.read_bytes()).hexdigest()
+    if (rows := Path(settings.dataset).expanduser()).is_file():  # what a file holds counts, not where it lies
+        said |= {"dataset": rows.suffix, "dataset_revision": content_hash(rows)}
+    said["script"] = sha256_of(script)
     return Key(digest(said), digest({name: value for name, value in said.items() if name not in LENGTH}))
 
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-
-from . import hardware, hub, ledger, template
+from . import hardware, hub
 from .errors import APPROVAL, USAGE, Problem, UserError
 
 SCRIPTS = Path(__file__).resolve().parents[1]  # the commands that fixes name
 DEFAULT_FLAVOR, DEFAULT_TIMEOUT_S = "l4x1", 4 * 3600
 SMOKE_STEPS, SMOKE_TIMEOUT_S, SMOKE_MAX_USD = 24, 20 * 60, 1.0
+LISTS = ("arguments", "secrets", "results", "whole_arguments")  # of a plan: tuples, which JSON does not know
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -29,6 +26,9 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Plan:
     """One run, whole. usd_per_minute: the price when the plan was made; max_usd: what all attempts cost if each uses up
     the timeout; run_key, pace_key: of the run that the user asked for, also where this is a smoke run of it.
+
+    results: the repositories that it writes to. public: whether anyone can read those. whole_arguments: those
+    that the run was planned with, where --smoke or --attempts have added to them.
     """
 
     where: str
@@ -55,6 +55,9 @@ class Plan:
     pace_key: str | None = None
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file here that the job is sent, by its argument
     start: int = 1  # 2 where an approved start of the same run failed or was never answered: it needs a new approval
+    results: tuple[str, ...] = ()
+    public: bool = False
+    whole_arguments: tuple[str, ...] = ()
 
     @property
     def plan_id(self) -> str:
@@ -72,15 +75,21 @@ class Plan:
 
     def resuming(self) -> str:
         """The command that goes on with this run from its last checkpoint."""
-        return self.again(*([] if "--resume" in self.arguments else ["--resume"]))
+        return self.again(*([] if "--resume" in self.typed else ["--resume"]))
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """The script's arguments as a user gives them, in their canonical form."""
+        return self.whole_arguments or self.arguments
 
     def again(self, *more: str) -> str:
         """The command that plans this run anew, with more of its script's arguments at its end."""
         place = ["--where", "local"] if self.where == "local" else ["--flavor", self.flavor]
         place += ["--namespace", self.namespace] if self.namespace else []
         place += ["--attempts", str(self.attempts)] if self.attempts > 1 else []
+        place += ["--smoke"] if self.smoke else []
         words = ["uv", "run", str(SCRIPTS / "submit.py"), self.script, *place, "--timeout", f"{self.timeout_s}s", "--"]
-        return shlex.join([*words, *self.arguments, *more])
+        return shlex.join([*words, *self.typed, *more])
 
     @property
     def dashboard_url(self) -> str | None:
@@ -88,7 +97,8 @@ class Plan:
 
     @property
     def model_url(self) -> str | None:
-        return f"{hub.endpoint()}/{self.output_repo}" if self.output_repo else self.output_dir
+        name = self.output_repo or (self.results[-1] if self.results else None)
+        return f"{hub.endpoint()}/{name}" if name else self.output_dir
 
     @property
     def command(self) -> str:
@@ -98,7 +108,8 @@ class Plan:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
         known = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
-        return cls(**{**known, "arguments": tuple(data["arguments"]), "secrets": tuple(data["secrets"])})
+        lists = {name: tuple(known[name]) for name in LISTS if name in known}
+        return cls(**known | lists)
 
 
 def seconds(text: str) -> int:
@@ -108,130 +119,6 @@ def seconds(text: str) -> int:
     if "".join(number + unit for number, unit in parts) != text.strip() or not 1 <= value < math.inf:
         raise UserError("bad_timeout", f"{text!r} is no duration with a unit.", "Write it as 30m, 4h, 2h30m or 1d.", USAGE)
     return round(value)
-
-
-def takes_settings(script: Path) -> bool:
-    """Whether a script has a parse_args of its own, as the templates do; any other is run as it is."""
-    try:
-        tree = ast.parse(script.read_text("utf-8"))
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise UserError("no_script", f"{script} cannot be read: {error}", "Pass the path of a Python script.", USAGE) from error
-    return any(isinstance(node, ast.FunctionDef) and node.name == "parse_args" for node in tree.body)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What submit.py was asked for. timeout: text such as 4h, or None for the default."""
-
-    script: Path
-    arguments: list[str]
-    where: str
-    flavor: str
-    timeout: str | None
-    namespace: str | None
-    attempts: int = 1
-    smoke: bool = False
-
-
-def make(api: HfApi, wish: Wish) -> Plan:
-    """Look up all that a plan fixes: identity, price, revisions, repository. Raises UserError."""
-    script, where, arguments = wish.script, wish.where, wish.arguments
-    template.require_harmless(arguments)
-    module = template.load(script) if takes_settings(script) else None
-    template.require_no_token(script)
-    if wish.smoke and module is None:
-        raise UserError(
-            "no_smoke", "A smoke run needs a script that takes --max-steps.", "Use templates/sft.py, or a copy.", USAGE
-        )
-    settings = template.settings(module, arguments) if module else None
-    if where == "local":
-        machine, owner = hardware.LOCAL, None
-    else:
-        owner = hub.writable_namespace(hub.whoami(api), wish.namespace)
-        machine = hardware.rentable(api, wish.flavor)
-    key = None
-    if module:
-        arguments = arguments + pinned(api, module, settings, arguments, owner)
-        settings = template.settings(module, arguments)
-        key = ledger.key(settings, script)
-        if wish.attempts > 1 and hasattr(settings, "resume") and not settings.resume:
-            arguments = [*arguments, "--resume"]  # a second start goes on from what the first one pushed
-    if wish.smoke and module:
-        arguments = arguments + smoke_flags(settings)
-        settings = template.settings(module, arguments)
-    limit = default_timeout(machine, wish.smoke) if wish.timeout is None else seconds(wish.timeout)
-    value = lambda name: getattr(settings, name, None) or None  # noqa: E731
-    dataset, revision = value("dataset"), value("dataset_revision")
-    if dataset and Path(dataset).is_file():
-        revision = "sha256:" + sha256_of(dataset)
-    save_local = value("save_local")
-    return Plan(
-        where=where,
-        script=str(script.resolve()),
-        script_sha256=sha256_of(script),
-        arguments=tuple(arguments),
-        flavor=machine.name,
-        timeout_s=limit,
-        vram_gb=machine.vram_gb / max(machine.gpus, 1),
-        attempts=wish.attempts,
-        usd_per_minute=machine.usd_per_minute,
-        max_usd=machine.most_usd(limit, wish.attempts),
-        namespace=owner,
-        secrets=("HF_TOKEN",) if where == "hf" else (),
-        model=value("base_model"),
-        model_revision=value("base_model_revision"),
-        dataset=dataset,
-        dataset_revision=revision,
-        output_repo=value("output_repo"),
-        trackio_space=value("trackio_space"),
-        output_dir=str(Path(save_local).resolve()) if save_local and where == "local" else None,
-        smoke=wish.smoke,
-        run_key=key.run if key else None,
-        pace_key=key.pace if key else None,
-        files={word: sha256_of(word) for word in arguments if os.path.isfile(word)} if where == "hf" else {},
-    )
-
-
-def sha256_of(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def smoke_flags(settings: Any) -> list[str]:
-    """What makes a run of the template a short trial of itself, with a result of its own."""
-    repository = [f"--output-repo={settings.output_repo}-smoke"] if settings.output_repo else []
-    return [f"--max-steps={SMOKE_STEPS}", *repository]
-
-
-def default_timeout(machine: hardware.Flavor, smoke: bool) -> int:
-    """Seconds. A smoke run ends, at the latest, when it has cost SMOKE_MAX_USD."""
-    if not smoke:
-        return DEFAULT_TIMEOUT_S
-    affordable = machine.affordable_s(SMOKE_MAX_USD) if machine.usd_per_minute else SMOKE_TIMEOUT_S
-    return max(min(SMOKE_TIMEOUT_S, affordable), 60)
-
-
-def pinned(api: HfApi, module: Any, settings: Any, arguments: list[str], owner: str | None) -> list[str]:
-    """The flags that the user left open, so that the job does what was checked and keeps what it makes."""
-    flags: dict[str, str | None] = {}
-    if owner and hub.is_local(settings.base_model):
-        raise UserError(
-            "local_model", f"A job cannot see the folder {settings.base_model}.", "Upload it first: hf upload YOU/NAME FOLDER"
-        )
-    if not settings.base_model_revision and not hub.is_local(settings.base_model):
-        with hub.asking(f"model {settings.base_model}"):
-            flags["--base-model-revision"] = api.model_info(settings.base_model).sha
-    if not settings.dataset_revision:
-        flags["--dataset-revision"] = hub.dataset_revision(api, settings.dataset)
-    if owner and not settings.output_repo:
-        flags["--output-repo"] = f"{owner}/{module.run_name(settings)}"
-    if owner and not given("--trackio-space", arguments):
-        flags["--trackio-space"] = f"{owner}/trackio"
-    return [f"{flag}={value}" for flag, value in flags.items() if value]
-
-
-def given(flag: str, arguments: list[str]) -> bool:
-    return any(argument == flag or argument.startswith(flag + "=") for argument in arguments)
 
 
 def require_approval(plan: Plan, approve: str | None, earlier: Plan | None) -> None:

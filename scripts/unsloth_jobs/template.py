@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import io
 import re
 import sys
+from dataclasses import is_dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ from .redaction import SECRETS
 
 TOKEN = re.compile(r"hf_(?:oauth_)?[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
 LEAVE_OUT = "Leave it out: the job gets the token of `hf auth login` or HF_TOKEN as a secret."
+READERS = ("parse_args", "read_arguments")  # what reads the settings: of a template that trains, of templates/export.py
 SFT = Path(__file__).resolve().parents[2] / "templates" / "sft.py"
 
 
@@ -33,7 +36,7 @@ def load(path: Path = SFT) -> ModuleType:
     sys.modules[loader.name] = module  # dataclasses look their module up by name
     try:
         loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             "bad_script",
             f"{path} cannot be read: {type(error).__name__}: {error}",
@@ -41,6 +44,21 @@ def load(path: Path = SFT) -> ModuleType:
             USAGE,
         ) from error
     return module
+
+
+def takes_settings(script: Path) -> bool:
+    """Whether a script has Settings and a function that reads them, as the templates have; any other is run as it is."""
+    try:
+        tree = ast.parse(script.read_text("utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError("no_script", f"{script} cannot be read: {error}", "Pass the path of a Python script.", USAGE) from error
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return "Settings" in names and not names.isdisjoint(READERS)
+
+
+def trains(module: ModuleType) -> bool:
+    """Whether a template trains a model on rows; templates/export.py reads its settings under another name."""
+    return hasattr(module, READERS[0])
 
 
 def holds_token(text: str, in_code: bool = False) -> bool:
@@ -81,17 +99,34 @@ def require_no_token(script: Path) -> None:
 
 
 def settings(module: ModuleType, arguments: list[str]) -> Any:
-    """The template's Settings for these arguments. Raises UserError (usage) with argparse's own words."""
+    """The template's Settings for these arguments. Raises UserError (usage) with argparse's own words.
+
+    Where they ask for its help, that is printed and the command ends with exit code 0.
+    """
     require_harmless(arguments)
-    said = io.StringIO()
+    read = next(getattr(module, name) for name in READERS if hasattr(module, name))
+    script, said = Path(inspect.getfile(module)), io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return module.parse_args(arguments)
+            made = read(arguments)
     except SystemExit as end:
+        if not end.code:
+            print(said.getvalue(), end="")
+            raise
         last = said.getvalue().strip().splitlines()[-1] if said.getvalue().strip() else "bad arguments"
         raise UserError(
             "bad_arguments",
-            f"{Path(inspect.getfile(module)).name}: {last.split('error: ')[-1]}",
-            f"Flags of the command go before `--`, flags of the script after it: uv run {module.__file__} --help",
+            f"{script.name}: {last.split('error: ')[-1]}",
+            f"Flags of the command go before `--`, flags of the script after it: uv run {script} --help",
             USAGE,
         ) from end
+    except Exception as error:
+        raise not_ours(script, f"{READERS[0]} failed with {type(error).__name__}: {error}") from error
+    if not is_dataclass(made):
+        raise not_ours(script, f"{READERS[0]} returned no Settings")
+    return made
+
+
+def not_ours(script: Path, why: str) -> UserError:
+    fix = f"Keep Settings and {READERS[0]} as templates/sft.py has them, or give them other names: then it is run as it is."
+    return UserError("bad_script", f"{script.name}: {why}.", fix, USAGE)

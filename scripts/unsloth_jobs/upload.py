@@ -13,9 +13,10 @@ from pathlib import Path
 from huggingface_hub import HfApi, Volume, constants
 
 from . import records
+from .arguments import sha256_of
 from .errors import APPROVAL, HUB, UserError
 from .hub import asking
-from .plan import Plan, sha256_of
+from .plan import Plan
 from .redaction import plain
 
 # As the client's own run_uv_job does it: a folder of this bucket is mounted there, and what the job writes into it is kept.
