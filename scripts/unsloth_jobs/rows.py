@@ -206,19 +206,31 @@ def end_soon() -> None:
 
 
 def read_table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> Table:
+    if file := template.local_file(settings):
+        return read_file(template, settings, file, limit)
     end_soon()
     stream = template.load_rows(settings, streaming=True)
+    media = template.media_columns(stream.features)
+    if media:
+        template.detect_format(stream.features, settings.prompt_column, settings.completion_column, media)
     taken = first_rows(template, settings, stream, limit + 1)
     if not taken:
         raise template.Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    columns = list(taken[0])
-    layout = template.detect_format(columns, settings.prompt_column, settings.completion_column)
+    columns = list(stream.features or taken[0])
+    layout = template.detect_format(columns, settings.prompt_column, settings.completion_column, media)
     split, alone = str(stream.split), Path(settings.dataset).expanduser().is_file()
     files = files_of(template, settings, split)
     size = bytes_of(api, settings, files)
     count, source = (len(taken), "counted") if len(taken) <= limit else count_rows(api, settings, stream, files, size, taken)
     config = stream.info.config_name or "default"
     return Table(None if alone else config, None if alone else split, layout, columns, count, source, size, taken[:limit])
+
+
+def read_file(template: ModuleType, settings: Any, file: Path, limit: int) -> Table:
+    """A local file, read to its end as the job reads it: a row that would end the job is found before it is paid for."""
+    columns, count, first = template.scan_file(file, limit)
+    layout = template.detect_format(columns, settings.prompt_column, settings.completion_column)
+    return Table(None, None, layout, columns, count, "counted", file.stat().st_size, first)
 
 
 def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
@@ -236,9 +248,9 @@ def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
 
 
 def first_rows(template: ModuleType, settings: Any, stream: Any, count: int) -> list[dict[str, Any]]:
-    """The first rows; pictures and sound in them stay as they are stored. Raises the template's Stop."""
+    """The first rows, without their pictures and sound, which are not learned. Raises the template's Stop."""
     try:
-        return list(itertools.islice(stream.decode(False) if stream.features else stream, count))
+        return list(itertools.islice(stream.remove_columns(template.media_columns(stream.features)), count))
     except Exception as error:  # a row that is not what the first ones promised: each file format has its own error
         raise template.unreadable(settings, error) from error
 
