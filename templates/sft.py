@@ -515,7 +515,7 @@ def json_rows(file: Path) -> NumberedRows:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if not began:  # an object over several lines
+            if not began and (line.strip() == "{" or file.suffix.lower() == ".json"):  # an object over several lines
                 yield from document_rows(file)
                 return
             raise broken(file, number, error) from None
@@ -563,7 +563,7 @@ def document_rows(file: Path) -> NumberedRows:
         line += text.count("\n", end, at)
         if listed and text.startswith(",", at):
             at += 1
-        elif listed and not text.startswith("]", at):
+        elif listed and at < len(text) and text[at] != "]":
             raise unsound(file, line, "is where a comma or the end of the list is missing", ROW_EXAMPLE)
     if listed:
         raise unsound(file, line, "is the last one, and the list of rows has not ended: the file is cut off", "Write it again.")
@@ -1050,11 +1050,9 @@ def media_columns(features: Mapping[str, Any] | None) -> list[str]:
 def holds_media(feature: Any) -> bool:
     if isinstance(feature, Mapping):
         return any(map(holds_media, feature.values()))
-    if isinstance(feature, list):
-        return any(map(holds_media, feature))
-    return type(feature).__name__ in ("Image", "Audio", "Video", "Pdf", "Nifti") or holds_media(
-        getattr(feature, "feature", None)
-    )
+    if within := getattr(feature, "feature", None):
+        return holds_media(within)
+    return type(feature).__name__ in ("Image", "Audio", "Video", "Pdf", "Nifti")
 
 
 def unreadable(settings: Settings, error: Exception) -> Stop:
