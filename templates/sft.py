@@ -346,6 +346,8 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
     Raises ValueError with the reason where the row does not have the shape its columns promise.
     """
     values = {role: from_cell(row.get(column)) for role, column in layout.columns.items()}
+    if sum(map(characters, values.values())) > ROW_LIMIT:
+        raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
     if layout.name == "text":
         return {"text": cell_text(values["text"])}
     if layout.name == "alpaca":
@@ -361,6 +363,15 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
         raise ValueError("the conversation is empty")
     tools = without_nulls(parsed(values.get("tools") or None))
     return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
+
+
+def characters(value: Any) -> int:
+    """How much text a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(characters, value.values()))
+    return sum(map(characters, value)) if isinstance(value, list) else 0
 
 
 def cell_text(value: Any) -> str:
