@@ -406,7 +406,7 @@ def joined(prompt: Any, completion: Any) -> list[Any]:
 # tools, names or weights do not have, and ends the process over a line that is no object. The job reads them with
 # these functions and check.py too, so that they see the same rows.
 
-ROW_LIMIT = 10_000_000  # bytes; at 4 a token ten times the longest context there is
+ROW_LIMIT = 5_000_000  # bytes; at 4 or 5 a token the longest contexts there are
 COLUMN_LIMIT = 1_000
 DOCUMENT_LIMIT = 200_000_000  # bytes of a .json file that is read whole
 JSON_CELL = "\x1e"  # stands before a value that was not text, as before each value of a JSON text sequence (RFC 7464)

@@ -673,7 +673,7 @@ def test_rows_are_counted_by_the_best_source_there_is_and_only_the_sample_is_rea
         assert counted("data/plain", "--sample", "20") == (4000, "estimated")
         assert counted("ada/docs", "--sample", "20")[0] == pytest.approx(320, rel=0.2)
         assert counted("ada/docs", "--sample", "320") == (320, "counted")
-        assert counted(str(tmp_path / "plain" / "data" / "train-00000-of-00010.jsonl"), "--sample", "20") == (400, "estimated")
+        assert counted(str(tmp_path / "plain" / "data" / "train-00000-of-00010.jsonl"), "--sample", "20") == (400, "counted")
     finally:
         shared.faults.clear()
 
