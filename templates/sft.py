@@ -557,8 +557,10 @@ def document_rows(file: Path) -> NumberedRows:
     while (start := space_after(text, at)) < len(text):
         line += text.count("\n", at, start)
         if listed and text.startswith("]", start):
-            if space_after(text, start + 1) < len(text):
-                raise unsound(file, line, "goes on after the list of rows has ended", ROW_EXAMPLE)
+            if (more := space_after(text, start + 1)) < len(text):
+                raise unsound(
+                    file, line + text.count("\n", start, more), "goes on after the list of rows has ended", ROW_EXAMPLE
+                )
             return
         try:
             value, end = decoder.raw_decode(text, start)
@@ -1086,12 +1088,22 @@ def data_source(settings: Settings) -> dict[str, Any]:
         return {"path": "parquet", "data_files": str(path), "split": "train"}
     if settings.dataset.startswith((".", "/", "~")) and not path.exists():
         raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
+    if path.is_dir():
+        require_no_null(path)
     revision = settings.dataset_revision or None
     names = get_dataset_config_names(settings.dataset, revision=revision)
     config = choose("config", settings.dataset_config, names, "default")
     splits = get_dataset_split_names(settings.dataset, config, revision=revision)
     split = choose("split", settings.dataset_split, splits, "train")
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
+
+
+def require_no_null(folder: Path) -> None:
+    """Raises Stop on a file that begins with the line null: datasets would end the process over it, without a word."""
+    for file in (*folder.rglob("*.json"), *folder.rglob("*.jsonl")):
+        with file.open("rb") as opened:
+            if opened.read(1000).split()[:1] == [b"null"]:
+                raise unsound(file, 1, "is null, not an object with the columns of a row", ROW_EXAMPLE)
 
 
 def file_digest(file: Path) -> str:
