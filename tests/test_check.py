@@ -621,7 +621,7 @@ def test_rows_that_teach_something_else_than_their_owner_thinks_are_told(shared,
     write_rows(tmp_path, kinds)
     (tmp_path / "numbers.csv").write_text("question,answer\n" + "".join(f"What is {number}?,{number}\n" for number in numbers))
     lines = [f"What is {number}?,A number\n" for number in numbers]
-    (tmp_path / "open.csv").write_text("question,answer\n" + '"' + "".join(lines) + 'How?",Thus\n' + "".join(lines))
+    (tmp_path / "open.csv").write_text("question,answer\n" + '"' + "".join(lines[:9]) + 'How?",Thus\n' + "".join(lines))
 
     def codes(name: str, *words: str) -> tuple[int, list[str]]:
         found = check("ada/tiny", str(tmp_path / name), *words)

@@ -60,3 +60,36 @@ def test_what_check_reads_is_what_the_job_reads(runs, tiny_model, tmp_path, shap
     assert found["dataset"]["rows_source"] == "counted"
     assert masks["rows_kept"] == kept == 12 - found["mask"]["rows_without_answer"]
     assert (masks["supervised_fraction"], masks["sample"]) == (found["mask"]["supervised_fraction"], found["mask"]["sample"])
+
+
+BROKEN = {
+    "null.jsonl": ('{"question": "a", "answer": "b"}\nnull\n', "dataset_unreadable", "Line 2 of null.jsonl is null"),
+    "cut.jsonl": ('{"question": "a", "answer": "b"}\n' * 3000 + '{"question"', "dataset_unreadable", "Line 3,001 of cut.jsonl"),
+    "empty.csv": ("", "dataset_unreadable", "empty.csv is empty"),
+    "names.csv": ("question,answer\n", "no_rows", "holds no rows"),
+    "seen.jsonl": ('{"image": "x", "question": "a", "answer": "b"}', "unknown_columns", "only text can be learned"),
+    "rows.xlsx": ("PK", "unknown_file", "none of .jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_check_refuses_the_job_refuses_with_the_same_words(runs, tiny_model, tmp_path, name):
+    content, code, said = BROKEN[name]
+    (tmp_path / name).write_text(content)
+    run = runs.start("--base-model", str(tiny_model), "--dataset", str(tmp_path / name))
+    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    [problem] = commands.json("check.py", str(tiny_model), str(tmp_path / name), code=1)["problems"]
+    failed = run.wait().last("failed")
+    assert run.code == 1
+    assert (failed["code"], failed["message"], failed["fix"]) == (problem["code"], problem["message"], problem["fix"])
+    assert code == problem["code"] and said in problem["message"]
+
+
+def test_a_file_that_has_changed_is_read_again(runs, tiny_model, tmp_path):
+    words = ["--base-model", str(tiny_model), "--dataset", "rows.jsonl", "--max-steps", "1", "--eval-split", "0"]
+    file = write_shape(tmp_path, SHAPES["plain"][0])
+    first = runs.start(*words, folder=tmp_path).wait().last("data")
+    file.write_text(file.read_text() + "\n" + file.read_text())
+    second = runs.start(*words, folder=tmp_path).wait().last("data")
+    assert (first["rows"], second["rows"]) == (12, 24)
+    assert first["revision"] != second["revision"]
