@@ -47,6 +47,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import contextlib
+import csv
 import gc
 import hashlib
 import html
@@ -63,7 +64,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -84,7 +85,7 @@ class Settings:
     load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not take")
     # Data
-    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .parquet .txt")
+    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .parquet .txt")
     dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
     dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
     dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
@@ -279,7 +280,7 @@ PAIRS = (
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
-MEDIA = {"image", "images", "audio", "video"}
+MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 
 class Format(NamedTuple):
@@ -289,9 +290,12 @@ class Format(NamedTuple):
     columns: dict[str, str]
 
 
-def detect_format(columns: Iterable[str], prompt_column: str = "", completion_column: str = "") -> Format:
-    """Find how to read a data set from its column names. Raises Stop where no reading is certain."""
+def detect_format(
+    columns: Iterable[str], prompt_column: str = "", completion_column: str = "", media: Iterable[str] = ()
+) -> Format:
+    """Find how to read a data set from its column names, and those known to hold media. Raises Stop where no reading is certain."""
     columns = list(columns)
+    seen = [name for name in columns if name in MEDIA or name in media]
     if prompt_column:
         missing = [name for name in (prompt_column, completion_column) if name not in columns]
         if missing:
@@ -300,6 +304,15 @@ def detect_format(columns: Iterable[str], prompt_column: str = "", completion_co
                 f"The data set has no column {missing[0]!r}; it has: {', '.join(columns)}.",
                 "Name columns that exist with --prompt-column and --completion-column.",
             )
+        seen = [name for name in (prompt_column, completion_column) if name in media]
+    if seen:
+        raise Stop(
+            "unknown_columns",
+            f"The rows hold pictures or sound ({', '.join(seen)}), and only text can be learned.",
+            "Choose a data set of text. Where the text alone is enough, name its two columns with --prompt-column and "
+            "--completion-column, or save a copy of the rows without pictures and sound.",
+        )
+    if prompt_column:
         return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
     tools = {"tools": "tools"} if "tools" in columns else {}
     for name in ("messages", "conversations", "conversation"):
@@ -322,12 +335,6 @@ def detect_format(columns: Iterable[str], prompt_column: str = "", completion_co
             if "prompt" in columns
             else "Choose a data set with messages, or with a question and an answer in each row.",
         )
-    if media := [name for name in columns if name in MEDIA]:
-        raise Stop(
-            "unknown_columns",
-            f"The rows hold {', '.join(media)}, and only text can be learned.",
-            "Choose a data set with messages, or with a question and an answer in each row.",
-        )
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
         "unknown_columns",
@@ -341,8 +348,17 @@ def naming_hint(columns: list[str]) -> str:
         return f"The file seems to be separated by {delimiter!r}: save it with commas."
     if len(columns) < 2:
         return "Each row needs a question and an answer: messages, or two columns."
+    if {"role", "content"} <= {*columns} or {"from", "value"} <= {*columns}:
+        return "Each turn stands alone. Put a conversation's turns into one row: " + ROW_EXAMPLE
+    if any(map(reads_like_a_cell, columns)):
+        return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
     # Names come from the data set, and a fix is pasted into a shell.
     return "Name the two columns, such as: --prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
+
+
+def reads_like_a_cell(name: str) -> bool:
+    """Whether what should be a column's name is rather a sentence or a number, as in a table without names."""
+    return len(name) > 40 or len(name.split()) > 3 or bool(re.search(r"[?!.]$|^[\d.,]+$", name))
 
 
 def without_nulls(value: Any) -> Any:
@@ -362,7 +378,7 @@ def plain_text(content: Any) -> str:
         raise ValueError(f"a message's content is {type(content).__name__}, not text")
     for part in content:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            kind = (part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
             raise ValueError(f"a message holds {kind}, and only text can be learned")
     return "".join(part["text"] for part in content)
 
@@ -395,22 +411,328 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
 
     Raises ValueError with the reason where the row does not have the shape its columns promise.
     """
-    values = {role: row.get(column) for role, column in layout.columns.items()}
+    values = {role: from_cell(row.get(column)) for role, column in layout.columns.items()}
+    if sum(map(characters, values.values())) > ROW_LIMIT:
+        raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
     if layout.name == "text":
-        return {"text": plain_text(values["text"])}
+        return {"text": cell_text(values["text"])}
     if layout.name == "alpaca":
-        question = "\n\n".join(filter(None, (plain_text(values["instruction"]), plain_text(values.get("input")))))
-        return {"prompt": question, "completion": plain_text(values["output"])}
+        question = "\n\n".join(filter(None, (cell_text(values["instruction"]), cell_text(values.get("input")))))
+        return {"prompt": question, "completion": cell_text(values["output"])}
     if layout.name == "prompt-completion":
         prompt, completion = values["prompt"], values["completion"]
-        if isinstance(prompt, list) and isinstance(completion, list):
-            return {"messages": [normalise_message(message) for message in prompt + completion]}
-        return {"prompt": plain_text(prompt), "completion": plain_text(completion)}
+        if is_turns(prompt) or is_turns(completion):
+            return {"messages": [normalise_message(turn) for turn in joined(prompt, completion)]}
+        return {"prompt": cell_text(prompt), "completion": cell_text(completion)}
     turns = parsed(values["messages"])
     if not isinstance(turns, list) or not turns:
         raise ValueError("the conversation is empty")
     tools = without_nulls(parsed(values.get("tools") or None))
     return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
+
+
+def characters(value: Any) -> int:
+    """How much text a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(characters, value.values()))
+    return sum(map(characters, value)) if isinstance(value, list) else 0
+
+
+def cell_text(value: Any) -> str:
+    """The text of a column's value; what is neither text nor parts of one is written as JSON, as an answer's fields may be."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list) and any(isinstance(part, Mapping) and "type" in part for part in value):
+        return plain_text(without_nulls(value))
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        raise ValueError("a column holds a picture or sound, and only text can be learned")
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def is_turns(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in value)
+    )
+
+
+def joined(prompt: Any, completion: Any) -> list[Any]:
+    """The turns of a prompt and its completion, of which one may be text, and the completion may repeat the prompt."""
+    asked = prompt if is_turns(prompt) else [{"role": "user", "content": cell_text(prompt)}]
+    answered = completion if is_turns(completion) else [{"role": "assistant", "content": cell_text(completion)}]
+    begins = [normalise_message(turn) for turn in answered[: len(asked)]] == [normalise_message(turn) for turn in asked]
+    return answered if begins else [*asked, *answered]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Files of rows on this machine, read here and not by datasets: it infers one type for each column, which rows with
+# tools, names or weights do not have, and ends the process over a line that is no object. The job reads them with
+# these functions and check.py too, so that they see the same rows.
+
+ROW_LIMIT = 5_000_000  # bytes; at 4 or 5 a token the longest contexts there are
+COLUMN_LIMIT = 1_000
+DOCUMENT_LIMIT = 200_000_000  # bytes of a .json file that is read whole
+JSON_CELL = "\x1e"  # stands before a value that was not text, as before each value of a JSON text sequence (RFC 7464)
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+NumberedRows = Iterator[tuple[int, dict[str, Any]]]
+
+
+def local_file(settings: Settings) -> Path | None:
+    """The file that file_rows reads; None for a Parquet file, a folder or a data set on the Hub. Raises Stop."""
+    path = Path(settings.dataset).expanduser()
+    if not path.is_file() or path.suffix.lower() == ".parquet":
+        return None
+    if path.suffix.lower() not in READERS:
+        raise Stop(
+            "unknown_file",
+            f"{path.name} is none of {', '.join(FILE_KINDS)}.",
+            CONVERSIONS.get(path.suffix.lower(), OTHER_KIND).format(file=shlex.quote(str(path))),
+        )
+    return path
+
+
+def file_rows(file: Path) -> Iterator[dict[str, str | None]]:
+    """The rows of a local file, each value as text. Raises Stop at the first that is not sound, with its line's number."""
+    for line, row in READERS[file.suffix.lower()](file):
+        try:
+            yield {name: as_cell(value) for name, value in row.items()}
+        except RecursionError:
+            raise unsound(file, line, "is nested too deeply", "Keep such a value as text.") from None
+
+
+class Scan(NamedTuple):
+    """What a local file holds, read to its end."""
+
+    columns: list[str]  # of all rows
+    rows: int
+    first: list[dict[str, str | None]]
+
+
+def scan_file(file: Path, keep: int) -> Scan:
+    """Read a file to its end and keep its first rows. Raises Stop where a row is not sound, or there is none."""
+    columns: dict[str, None] = {}
+    first: list[dict[str, str | None]] = []
+    count = 0
+    for count, row in enumerate(file_rows(file), 1):
+        columns.update(dict.fromkeys(row))
+        if len(columns) > COLUMN_LIMIT:
+            raise Stop(
+                "dataset_unreadable",
+                f"The first {count:,} rows of {file.name} have more than {COLUMN_LIMIT:,} different columns.",
+                "Give each row the same few names: " + ROW_EXAMPLE,
+            )
+        if count <= keep:
+            first.append(row)
+    if not columns:
+        raise Stop("no_rows", f"{file.name} holds no rows.", "Write a row into each line, below the names of a .csv's columns.")
+    return Scan(list(columns), count, [{**dict.fromkeys(columns), **row} for row in first])
+
+
+def as_cell(value: Any) -> str | None:
+    """A value as text that from_cell reads; half a character (of an emoji cut in two), which has no UTF-8, is replaced."""
+    text = value if value is None or isinstance(value, str) else JSON_CELL + json.dumps(value, ensure_ascii=False)
+    return HALF_CHARACTER.sub("\ufffd", text) if text else text
+
+
+def from_cell(value: Any) -> Any:
+    """The value that as_cell wrote; of other rows, the value as it is."""
+    if isinstance(value, str) and value.startswith(JSON_CELL):
+        with contextlib.suppress(ValueError):
+            return json.loads(value[1:])
+    return value
+
+
+def unsound(file: Path, line: int, what: str, fix: str) -> Stop:
+    return Stop("dataset_unreadable", f"Line {line:,} of {file.name} {what}.", fix)
+
+
+def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file of text with their ends. Raises Stop on one that is too long or not UTF-8."""
+    encode = (
+        f"Save it as UTF-8. From a spreadsheet: save as CSV UTF-8. In a shell: iconv -f {{}} -t UTF-8 {shlex.quote(file.name)}"
+    )
+    with file.open("rb") as opened:
+        for number in itertools.count(1):
+            line = opened.readline(ROW_LIMIT + 1)
+            if not line and number == 1:
+                raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
+            if not line:
+                return
+            if b"\0" in line:
+                raise unsound(
+                    file, number, "is not UTF-8 text: it looks like UTF-16", encode.format("UTF-16") + " > utf8" + file.suffix
+                )
+            if len(line) > ROW_LIMIT:
+                most = f"{ROW_LIMIT // 10**6} MB"
+                raise unsound(
+                    file,
+                    number,
+                    f"is longer than {most}, and no model reads that much at once",
+                    f"Split it into rows of less than {most}, or remove it.",
+                )
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                what = f"is not UTF-8 text: it holds the byte 0x{line[error.start]:02x}"
+                raise unsound(file, number, what, encode.format("WINDOWS-1252") + " > utf8" + file.suffix) from None
+
+
+def json_rows(file: Path) -> NumberedRows:
+    """Rows of a file with an object in each line, or of one that is a JSON document."""
+    if first_character(file) == "[":
+        yield from document_rows(file)
+        return
+    began = False
+    for number, line in numbered_lines(file):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if not began and (line.strip() == "{" or file.suffix.lower() == ".json"):  # an object over several lines
+                yield from document_rows(file)
+                return
+            raise broken(file, number, error) from None
+        began = True
+        yield number, require_object(file, number, value)
+    if not began:
+        raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
+
+
+def first_character(file: Path) -> str:
+    with file.open("rb") as opened:
+        return opened.read(1000).decode("utf-8-sig", "replace").lstrip()[:1]
+
+
+def document_rows(file: Path) -> NumberedRows:
+    """Rows of a list of objects, or of objects that stand one after the other, whatever lines they are on."""
+    if file.stat().st_size > DOCUMENT_LIMIT:
+        raise Stop(
+            "dataset_unreadable",
+            f"{file.name} is a JSON document of more than {DOCUMENT_LIMIT // 10**6} MB, which is not read whole.",
+            f"Write a row into each line: jq -c '.[]' {shlex.quote(file.name)} > rows.jsonl",
+        )
+    text = whole_text(file)
+    at, line, decoder = space_after(text, 0), 1, json.JSONDecoder()
+    line += text.count("\n", 0, at)
+    listed = text.startswith("[", at)
+    at += listed
+    while (start := space_after(text, at)) < len(text):
+        line += text.count("\n", at, start)
+        if listed and text.startswith("]", start):
+            if (more := space_after(text, start + 1)) < len(text):
+                raise unsound(
+                    file, line + text.count("\n", start, more), "goes on after the list of rows has ended", ROW_EXAMPLE
+                )
+            return
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise broken(file, line + text.count("\n", start, getattr(error, "pos", start)), error) from None
+        if end - start > ROW_LIMIT:
+            raise unsound(
+                file, line, f"begins a row longer than {ROW_LIMIT // 10**6} MB", "Split it into several rows, or remove it."
+            )
+        yield line, require_object(file, line, value)
+        line += text.count("\n", start, end)
+        at = space_after(text, end)
+        line += text.count("\n", end, at)
+        if listed and text.startswith(",", at):
+            at += 1
+        elif listed and at < len(text) and text[at] != "]":
+            raise unsound(file, line, "is where a comma or the end of the list is missing", ROW_EXAMPLE)
+    if listed:
+        raise unsound(file, line, "is the last one, and the list of rows has not ended: the file is cut off", "Write it again.")
+
+
+def whole_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        for _ in numbered_lines(file):  # finds the line, and says how to mend it
+            pass
+        raise
+
+
+def space_after(text: str, at: int) -> int:
+    """Where the next character that is no space stands."""
+    return re.compile(r"\s*").match(text, at).end()  # type: ignore[union-attr]
+
+
+ROW_EXAMPLE = (
+    'Write an object into each line: {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
+)
+
+
+def require_object(file: Path, line: int, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise unsound(file, line, f"is {json.dumps(value)[:40]}, not an object with the columns of a row", ROW_EXAMPLE)
+    return value
+
+
+def broken(file: Path, line: int, error: Exception) -> Stop:
+    why = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+    return unsound(file, line, f"is not sound JSON: {why}", "Mend or remove that line. " + ROW_EXAMPLE)
+
+
+def csv_rows(file: Path) -> NumberedRows:
+    """Rows of a table whose first line names the columns; every value is text. Spreadsheets write ; or tabs for commas, too."""
+    csv.field_size_limit(ROW_LIMIT)
+    lines = (line for _, line in numbered_lines(file))
+    first = next(lines)
+    delimiter = max(",;\t|", key=first.count)
+    # Strict: a quote that is never closed is an error, and swallows no rows.
+    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    began = 1
+    try:
+        columns = [name.strip() or f"column {place}" for place, name in enumerate(next(reader), 1)]
+        if len(set(columns)) < len(columns):
+            raise unsound(file, 1, f"names a column twice: {', '.join(columns)}", "Give each column a name of its own.")
+        began = reader.line_num + 1
+        for values in reader:
+            if any(values[len(columns) :]):
+                what = f"has {len(values)} cells, and there are {len(columns)} columns"
+                raise unsound(
+                    file,
+                    began,
+                    what,
+                    f"Put a cell that holds {delimiter!r} between quotes, or save it again from a spreadsheet.",
+                )
+            if values:
+                yield began, {**dict.fromkeys(columns), **dict(zip(columns, values, strict=False))}
+            began = reader.line_num + 1
+    except csv.Error as error:
+        raise unsound(
+            file,
+            began,
+            f"begins a row whose quotes do not match: {error}",
+            'Close each cell that begins with a quote, and write a quote within it twice: "". Or save the file again from a spreadsheet.',
+        ) from None
+
+
+def text_rows(file: Path) -> NumberedRows:
+    for number, line in numbered_lines(file):
+        if line.strip():
+            yield number, {"text": line.rstrip("\r\n")}
+
+
+READERS: dict[str, Callable[[Path], NumberedRows]] = {
+    ".jsonl": json_rows, ".json": json_rows, ".csv": csv_rows, ".tsv": csv_rows, ".txt": text_rows,
+}  # fmt: skip
+FILE_KINDS = (*READERS, ".parquet")
+OTHER_KIND = "Save it as .jsonl, an object in each line, or as .csv: each row needs a question and an answer."
+SPREADSHEET = (
+    "Open it in the spreadsheet program and save it as CSV UTF-8 (.csv), with the names of the columns in the first row."
+)
+CONVERSIONS = {
+    ".gz": "Unpack it: gunzip {file}", ".zip": "Unpack it: unzip {file}", ".bz2": "Unpack it: bunzip2 {file}",
+    ".xz": "Unpack it: unxz {file}", ".zst": "Unpack it: unzstd {file}", ".tgz": "Unpack it: tar xf {file}",
+    ".tar": "Unpack it: tar xf {file}", ".ndjson": "Rename it: mv {file} rows.jsonl",
+    ".xlsx": SPREADSHEET, ".xls": SPREADSHEET, ".ods": SPREADSHEET, ".numbers": SPREADSHEET,
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -744,8 +1066,6 @@ def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
 # ---------------------------------------------------------------------------------------------------------------
 # From here on the heavy libraries are used, each imported in the function that needs it.
 
-FILE_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-
 
 def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
     """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
@@ -772,6 +1092,8 @@ def load_rows(settings: Settings, streaming: bool = False) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
+    if (file := local_file(settings)) and not streaming:
+        return load_file(file)
     try:
         return load_dataset(**data_source(settings), streaming=streaming)
     except Stop:
@@ -786,25 +1108,54 @@ def load_rows(settings: Settings, streaming: bool = False) -> Any:
         raise unreadable(settings, error) from error
 
 
+def load_file(file: Path) -> Any:
+    """A local file's rows as a Dataset of text: no type is inferred, so rows may differ as they like. Raises Stop."""
+    from datasets import Dataset, Features, Value
+
+    features = Features({name: Value("string") for name in scan_file(file, 0).columns})
+    # The digest makes a file that has changed another data set to the cache.
+    return Dataset.from_generator(digested_rows, features=features, gen_kwargs={"path": str(file), "digest": file_digest(file)})
+
+
+def digested_rows(path: str, digest: str) -> Iterator[dict[str, str | None]]:
+    yield from file_rows(Path(path))
+
+
+def media_columns(features: Mapping[str, Any] | None) -> list[str]:
+    """The columns whose type is pictures, sound or video, alone or in a list."""
+    return [name for name, feature in (features or {}).items() if holds_media(feature)]
+
+
+def holds_media(feature: Any) -> bool:
+    if isinstance(feature, Mapping):
+        return any(map(holds_media, feature.values()))
+    if within := getattr(feature, "feature", None):
+        return holds_media(within)
+    return type(feature).__name__ in ("Image", "Audio", "Video", "Pdf", "Nifti")
+
+
 def unreadable(settings: Settings, error: Exception) -> Stop:
     return Stop(
         "dataset_unreadable",
         f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
-        "Look at its files: an empty one, or rows whose columns differ, cannot be loaded.",
+        "Write its file again: it is empty, cut off, or not of the kind that its name says."
+        if Path(settings.dataset).expanduser().is_file()
+        else "Look at its files: an empty one, or rows whose columns differ, cannot be loaded. A copy of them as one local "
+        ".jsonl file is read line by line, and the line that is wrong is named.",
     )
 
 
 def data_source(settings: Settings) -> dict[str, Any]:
-    """Arguments of load_dataset for a local file, a local folder or a data set on the Hub."""
+    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub."""
     from datasets import get_dataset_config_names, get_dataset_split_names
 
     path = Path(settings.dataset).expanduser()
     if path.is_file():
-        if path.suffix not in FILE_BUILDERS:
-            raise Stop("unknown_file", f"{path.name} is none of {', '.join(FILE_BUILDERS)}.", "Convert it to .jsonl.")
-        return {"path": FILE_BUILDERS[path.suffix], "data_files": str(path), "split": "train"}
+        return {"path": "parquet", "data_files": str(path), "split": "train"}
     if settings.dataset.startswith((".", "/", "~")) and not path.exists():
         raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
+    if path.is_dir():
+        require_no_null(path)
     revision = settings.dataset_revision or None
     names = get_dataset_config_names(settings.dataset, revision=revision)
     config = choose("config", settings.dataset_config, names, "default")
@@ -813,12 +1164,25 @@ def data_source(settings: Settings) -> dict[str, Any]:
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
 
 
+def require_no_null(folder: Path) -> None:
+    """Raises Stop on a file that begins with the line null: datasets would end the process over it, without a word."""
+    for file in (*folder.rglob("*.json"), *folder.rglob("*.jsonl")):
+        with file.open("rb") as opened:
+            if opened.read(1000).split()[:1] == [b"null"]:
+                raise unsound(file, 1, "is null, not an object with the columns of a row", ROW_EXAMPLE)
+
+
+def file_digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return "sha256:" + hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def data_revision(settings: Settings) -> str | None:
     """The data set's commit on the Hub, or a local file's sha256; what was asked for where the Hub does not say."""
     from huggingface_hub import HfApi
 
     if (path := Path(settings.dataset).expanduser()).is_file():
-        return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_digest(path)
     asked = settings.dataset_revision or None
     try:
         return HfApi().dataset_info(settings.dataset, revision=asked).sha
@@ -2308,7 +2672,7 @@ def train(settings: Settings) -> None:
     require_mergeable(settings)
     api = open_repository(settings)
     rows = load_rows(settings)
-    layout = detect_format(rows.column_names, settings.prompt_column, settings.completion_column)
+    layout = detect_format(rows.column_names, settings.prompt_column, settings.completion_column, media_columns(rows.features))
     train_rows, eval_rows = split_rows(rows, settings)
     unused = sorted(set(rows.column_names) - set(layout.columns.values()))
     emit(

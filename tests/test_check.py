@@ -582,6 +582,100 @@ def test_data_that_cannot_be_learned_says_why(shared, check, tmp_path):
     assert "hf auth login" in found["private"]["problems"][0]["fix"]
 
 
+def test_columns_of_json_are_read_from_the_hub_as_the_job_reads_them(shared, check, tmp_path):
+    """datasets gives columns whose rows differ a type of their own, and hands them out as text where decoding is off."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    turns = [{"weight": 1}, {"name": "kim"}, {"reasoning_content": "t"}, {"tool_calls": [call]}]
+    rows = [chat(f"What is {number}?", "A number.") for number in range(60)]
+    for number, row in enumerate(rows):
+        row["messages"][1] |= turns[number % 4]
+    shared.add_repo("data/mixed", write_rows(tmp_path, {"train.jsonl": rows}), type="dataset")
+    found = check("ada/tiny", "data/mixed")
+    assert (found["exit_code"], found["mask"]["rows_without_answer"]) == (0, 0)
+
+
+def test_a_file_here_is_read_to_its_end_and_what_is_wrong_in_it_is_found(check, tmp_path):
+    rows = "".join(json.dumps(chat(f"What is {number}?", "A number.")) + "\n" for number in range(60_000))
+    (tmp_path / "rows.jsonl").write_text(rows + '{"messages": [')
+    found = check("ada/tiny", str(tmp_path / "rows.jsonl"))
+    assert (found["exit_code"], list(found["codes"])) == (1, ["dataset_unreadable"])
+    assert "Line 60,001 of rows.jsonl" in found["problems"][0]["message"]
+    (tmp_path / "rows.jsonl").write_text(rows)
+    assert check("ada/tiny", str(tmp_path / "rows.jsonl"))["dataset"]["rows"] == 60_000
+    (tmp_path / "rows.jsonl").write_text("null\n")
+    assert "is null" in check("ada/tiny", str(tmp_path / "rows.jsonl"))["codes"]["dataset_unreadable"]["message"]
+
+
+def test_rows_that_teach_something_else_than_their_owner_thinks_are_told(shared, check, tmp_path):
+    numbers = range(60)
+    preferences = [chat(f"What is {number}?", "A number.") | {"chosen": "a", "rejected": "b"} for number in numbers]
+    seen = [{"image": "a.png", "question": f"What is {number}?", "answer": "A number."} for number in numbers]
+    kinds = {
+        "handbook.jsonl": [{"text": f"Chapter {number}. How to do things."} for number in numbers],
+        "rendered.jsonl": [{"text": f"<|im_start|>user\nWhat is {number}?<|im_end|>"} for number in numbers],
+        "preferences.jsonl": preferences,
+        "seen.jsonl": seen,
+        "turns.jsonl": [{"prompt": f"What is {n}?", "chosen": chat("a", "b")["messages"], "rejected": "c"} for n in numbers],
+        "fields.jsonl": [{"question": f"What is {number}?", "answer": {"kind": "number"}} for number in numbers],
+    }
+    write_rows(tmp_path, kinds)
+    (tmp_path / "numbers.csv").write_text("question,answer\n" + "".join(f"What is {number}?,{number}\n" for number in numbers))
+    lines = [f"What is {number}?,A number\n" for number in numbers]
+    (tmp_path / "open.csv").write_text("question,answer\n" + '"' + "".join(lines[:9]) + 'How?",Thus\n' + "".join(lines))
+
+    def codes(name: str, *words: str) -> tuple[int, list[str]]:
+        found = check("ada/tiny", str(tmp_path / name), *words)
+        return found["exit_code"], list(found["codes"])
+
+    named = ["--prompt-column", "question", "--completion-column", "answer"]
+    assert codes("handbook.jsonl") == (0, ["raw_text"])
+    assert codes("rendered.jsonl") == (0, [])
+    assert codes("preferences.jsonl") == (0, ["preference_data"])
+    assert codes("seen.jsonl") == (1, ["unknown_columns"])
+    assert codes("seen.jsonl", *named) == (0, [])
+    assert codes("turns.jsonl") == (1, ["preference_data"])
+    assert codes("turns.jsonl", "--prompt-column", "prompt", "--completion-column", "chosen") == (0, ["preference_data"])
+    assert codes("fields.jsonl") == (0, [])
+    assert codes("numbers.csv") == (0, [])
+    assert codes("open.csv") == (0, ["rows_swallowed"])
+
+
+PAGE = "<html><body>Please log in.</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("place", "headers", "code"),
+    [
+        ("train.jsonl$", {}, "hub_unreachable"),
+        ("train.jsonl$", {"Content-Type": "text/html"}, "hub_unreachable"),
+        ("README.md$", {}, "hub_garbled"),
+        ("/tree/", {}, "hub_garbled"),
+    ],
+)
+def test_a_page_in_the_place_of_data_is_a_fault_of_the_hub(shared, check, tmp_path, place, headers, code):
+    name = f"data/paged-{len(shared.store.repos)}"  # one that nothing is cached of
+    rows = [chat(f"What is {number}?", "A number.") for number in range(500)]
+    folder = write_rows(tmp_path, {"train.jsonl": rows})
+    (folder / "README.md").write_text("# A card without metadata\n")
+    shared.add_repo(name, folder, type="dataset")
+    shared.journal.clear()
+    shared.faults.add(path=f"{name}.*{place}", status=200, body=PAGE, headers=headers)
+    began = time.monotonic()
+    found = check("ada/tiny", name, "--sample", "5")
+    shared.faults.clear()
+    assert (found["exit_code"], *found["codes"]) == (4, code)
+    assert time.monotonic() - began < 30 and len(shared.journal.requests()) < 60
+    assert check("ada/tiny", name, "--sample", "5")["exit_code"] == 0
+    assert "Repo card metadata" not in Path(check.errors.name).read_text()
+
+
+def test_a_cache_that_cannot_be_used_is_named(hub, tmp_path, tiny_model):
+    (tmp_path / "file").touch()
+    commands = Commands(hub.env(token=ADA) | {"HF_HOME": str(tmp_path / "file")}, tmp_path)
+    done = commands.run("check.py", str(tiny_model), "ada/docs", code=1)
+    assert "cache_unwritable" in done.stderr and "export HF_HOME=" in done.stderr
+
+
 def test_what_is_missing_does_not_hide_what_is_there(check):
     model_only, data_only = check("ada/tiny", "ada/dogs"), check("ada/tinny", "ada/docs", "--dataset-split", "train")
     assert (model_only["dataset"], model_only["lora"]["coverage"]) == (None, 1.0)
@@ -673,7 +767,7 @@ def test_rows_are_counted_by_the_best_source_there_is_and_only_the_sample_is_rea
         assert counted("data/plain", "--sample", "20") == (4000, "estimated")
         assert counted("ada/docs", "--sample", "20")[0] == pytest.approx(320, rel=0.2)
         assert counted("ada/docs", "--sample", "320") == (320, "counted")
-        assert counted(str(tmp_path / "plain" / "data" / "train-00000-of-00010.jsonl"), "--sample", "20") == (400, "estimated")
+        assert counted(str(tmp_path / "plain" / "data" / "train-00000-of-00010.jsonl"), "--sample", "20") == (400, "counted")
     finally:
         shared.faults.clear()
 

@@ -154,7 +154,7 @@ def test_what_is_said_of_data_sets_is_what_the_code_does():
     }  # fmt: skip
     pairs = {" + ".join(pair) for pair in sft.PAIRS} - {"question + answer"}
     assert set(re.findall(r"\w+ \+ \w+", text)) == pairs
-    assert all(f"`{suffix}`" in text for suffix in sft.FILE_BUILDERS)
+    assert all(f"`{suffix}`" in text for suffix in sft.FILE_KINDS)
     assert f"under {examine.FEW_ROWS} rows" in text
     assert f"more than {examine.MAX_DUPLICATES:.0%}" in text
     assert f"A tenth of the rows, at most {sft.Settings().max_eval_rows}," in text

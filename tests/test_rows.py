@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
+from pathlib import Path
+
 import pytest
 import sft
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 QUESTION, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -69,6 +74,191 @@ def test_the_fix_can_be_pasted(columns, fix):
 def test_a_named_column_that_is_missing_is_said():
     with pytest.raises(sft.Stop, match="'answer'"):
         sft.detect_format(["question"], "question", "answer")
+
+
+@pytest.mark.parametrize(
+    ("columns", "fix"),
+    [
+        (["How do I log in?", "Use the blue button."], "a line with the columns' names above it"),
+        (["12", "7"], "a line with the columns' names above it"),
+        (["role", "content"], '{"messages": [{"role": "user"'),
+    ],
+)
+def test_a_row_is_not_taken_for_the_names_of_columns(columns, fix):
+    with pytest.raises(sft.Stop) as stop:
+        sft.detect_format(columns)
+    assert fix in stop.value.fix
+    assert "--prompt-column" not in stop.value.fix
+
+
+@pytest.mark.parametrize(
+    "columns", [["image", "question", "answer"], ["images", "messages"], ["picture", "question", "answer"]]
+)
+def test_answers_about_pictures_are_not_learned_without_them_unless_their_columns_are_named(columns):
+    with pytest.raises(sft.Stop, match="only text can be learned"):
+        sft.detect_format(columns, media=["picture"])
+    if "question" in columns:
+        assert sft.detect_format(columns, "question", "answer", ["picture"]).columns["prompt"] == "question"
+    with pytest.raises(sft.Stop, match="only text can be learned"):
+        sft.detect_format(columns, columns[0], columns[1], columns[:1])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        ("Hi", [ANSWER], [QUESTION, ANSWER]),
+        ("Hi", [QUESTION, ANSWER], [QUESTION, ANSWER]),  # as in the data sets of preferences
+        ([QUESTION], [QUESTION, ANSWER], [QUESTION, ANSWER]),
+        ([QUESTION], "Hello", [QUESTION, ANSWER]),
+        ([QUESTION], [ANSWER], [QUESTION, ANSWER]),
+    ],
+)
+def test_a_prompt_and_its_completion_may_be_text_or_turns(prompt, completion, expected):
+    layout = sft.detect_format(["prompt", "chosen", "rejected"], "prompt", "chosen")
+    assert sft.normalise_row({"prompt": prompt, "chosen": completion}, layout) == {"messages": expected}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (4, "4"),
+        (0.5, "0.5"),
+        (True, "true"),
+        ({"kind": "é", "none": None}, '{"kind": "é", "none": null}'),
+        (["a", "b"], '["a", "b"]'),
+        ([{"type": "text", "text": "a", "image_url": None}], "a"),
+        (None, ""),
+        ("4", "4"),
+    ],
+)
+def test_an_answer_that_is_no_text_is_learned_as_json(value, text):
+    row = {"question": "Hi", "answer": sft.as_cell(value)}
+    for one in (row, row | {"answer": value}):  # as read from a local file, and as datasets gives it
+        assert sft.normalise_row(one, sft.detect_format(row))["completion"] == text
+
+
+def test_a_picture_in_a_column_and_a_row_without_bound_say_so():
+    layout = sft.detect_format(["question", "answer"])
+    for answer, said in (
+        ([{"type": "image_url", "image_url": {"url": "u"}}], "image_url, and only text"),
+        ({"bytes": b"PNG", "path": None}, "only text"),
+        ("x" * (sft.ROW_LIMIT + 1), "longer than 5 MB"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sft.normalise_row({"question": "Hi", "answer": answer}, layout)
+
+
+def rows_of(file: Path) -> list[dict]:
+    """As the job's rows come out of their cells."""
+    settings = sft.parse_args(["--dataset", str(file)])
+    return [
+        {name: sft.from_cell(value) for name, value in row.items()} for row in sft.scan_file(sft.local_file(settings), 9).first
+    ]
+
+
+READABLE = {
+    "plain.jsonl": (b'{"text": "a"}\n\n{"text": "b"}', [{"text": "a"}, {"text": "b"}]),
+    "UPPER.JSONL": (b'{"text": "a"}', [{"text": "a"}]),
+    "bom.json": (b'\xef\xbb\xbf{"text": "a"}', [{"text": "a"}]),
+    "list.json": (b'[{"a": 1},\n {"b": null}]', [{"a": 1, "b": None}, {"a": None, "b": None}]),
+    "printed.json": (b'{\n "a": {"x": [1]}\n}\n{\n "a": "y"\n}', [{"a": {"x": [1]}}, {"a": "y"}]),
+    "big.jsonl": (b'{"a": {"n": 1208925819614629174706176}}', [{"a": {"n": 2**80}}]),
+    "emoji.jsonl": (b'{"text": "a\\ud83d"}\n{"text": "\\ud83d\\ude00"}', [{"text": "a\ufffd"}, {"text": "\U0001f600"}]),
+    "spreadsheet.csv": (b'q;a\r\n"1; 2";"x\r\ny"\r\n3;\r\n', [{"q": "1; 2", "a": "x\r\ny"}, {"q": "3", "a": ""}]),
+    "numbers.csv": (b"q,a\n1,NA\n2\n", [{"q": "1", "a": "NA"}, {"q": "2", "a": None}]),
+    "tabs.tsv": (b"q\ta\n1\t2\n", [{"q": "1", "a": "2"}]),
+    "lines.txt": (b"a\r\n\r\nb", [{"text": "a"}, {"text": "b"}]),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_a_local_file_is_read(tmp_path, name):
+    content, expected = READABLE[name]
+    (tmp_path / name).write_bytes(content)
+    assert rows_of(tmp_path / name) == expected
+
+
+UNREADABLE = {
+    "null.jsonl": (b'{"text": "a"}\nnull\n', "Line 2 of null.jsonl is null", "Write an object"),
+    "null.json": (b"null", "Line 1 of null.json is null", "Write an object"),
+    "cut.jsonl": (b'{"text": "a"}\n' * 999 + b'{"text":', "Line 1,000 of cut.jsonl is not sound JSON", "that line"),
+    "first.jsonl": (b'{"text":\n{"text": "a"}\n', "Line 1 of first.jsonl is not sound JSON", "that line"),
+    "page.jsonl": (b"<html>\n", "Line 1 of page.jsonl", "that line"),
+    "cut.json": (b'[{"text": "a"},\n{"text": "b"}', "Line 2 of cut.json is the last one", "again"),
+    "comma.json": (b'[{"text": "a"}\n{"text": "b"}]', "Line 2 of comma.json", "Write an object"),
+    "turns.jsonl": (b'[{"role": "user"}]\n[{"role": "user"}]', "Line 2 of turns.jsonl goes on", '{"messages": [{"role"'),
+    "deep.jsonl": (b'{"text": ' + b"[" * 99_999 + b"]" * 99_999 + b"}", "nested too deeply", "that line"),
+    "long.jsonl": (b'{"a": 1}\n{"text": "' + b"x" * 60_000_000 + b'"}', "Line 2 of long.jsonl is longer than 5 MB", "Split it"),
+    "long.json": (b'[{"text": "' + b"x" * 60_000_000 + b'"}]', "longer than 5 MB", "Split it"),
+    "wild.jsonl": (b"".join(b'{"k%d": 1}\n' % number for number in range(2000)), "1,000 different columns", "same few names"),
+    "empty.jsonl": (b"", "empty.jsonl is empty", "Write a row"),
+    "blank.json": (b"\n\n", "blank.json is empty", "Write a row"),
+    "latin.csv": ("q,a\nWas?,Öl\n".encode("latin-1"), "Line 2 of latin.csv is not UTF-8", "CSV UTF-8"),
+    "utf16.csv": ("q,a\n1,2\n".encode("utf-16"), "looks like UTF-16", "iconv -f UTF-16 -t UTF-8 utf16.csv > utf8.csv"),
+    "names.csv": (b"q,a\n", "names.csv holds no rows", "below the names"),
+    "open.csv": (b'q,a\n1,2\n"a,b\nc,d\n', "Line 3 of open.csv begins a row whose quotes do not match", "Close each cell"),
+    "stray.csv": (b'q,a\n"He said "hi"",b\n', "Line 2 of stray.csv", "twice"),
+    "wide.csv": (b"q,a\n1,2,3\n", "Line 2 of wide.csv has 3 cells", "between quotes"),
+    "twice.csv": (b"a,a\n1,2\n", "names a column twice", "name of its own"),
+    "tickets.xlsx": (b"PK", "tickets.xlsx is none of .jsonl", "save it as CSV UTF-8"),
+    "my rows.jsonl.gz": (b"x", "none of .jsonl", "gunzip '"),
+    "rows.zip": (b"x", "none of .jsonl", "unzip "),
+    "rows.pdf": (b"x", "none of .jsonl", "Save it as .jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_local_file_that_cannot_be_read_says_where_and_what_to_do_in_little_time(tmp_path, name):
+    content, message, fix = UNREADABLE[name]
+    (tmp_path / name).write_bytes(content)
+    began = time.process_time()
+    with pytest.raises(sft.Stop) as stop:
+        rows_of(tmp_path / name)
+    assert time.process_time() - began < 3
+    assert message in stop.value.message
+    assert fix in stop.value.fix
+
+
+CELL = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+)
+
+
+@settings(deadline=None)
+@given(CELL)
+def test_a_cell_is_the_value_that_was_written(value):
+    assert sft.from_cell(sft.as_cell(value)) == value or isinstance(value, str)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), CELL, min_size=1), min_size=1, max_size=5))
+def test_any_rows_are_read_back_from_lines_and_from_a_document(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("rows")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    (folder / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "printed.json").write_text(json.dumps(rows, indent=1))
+    expected = [{name: sft.from_cell(sft.as_cell(row.get(name))) for name in columns} for row in rows]
+    assert rows_of(folder / "lines.jsonl") == rows_of(folder / "printed.json") == expected
+
+
+def test_a_conversation_of_ten_thousand_turns_is_read_in_no_time(tmp_path):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"messages": [QUESTION, ANSWER] * 5_000}))
+    began = time.process_time()
+    [row] = sft.scan_file(tmp_path / "long.jsonl", 9).first
+    assert len(sft.normalise_row(row, sft.detect_format(row))["messages"]) == 10_000
+    assert time.process_time() - began < 1
+
+
+def test_a_folder_whose_file_begins_with_null_does_not_end_the_process(tmp_path):
+    (tmp_path / "train.jsonl").write_text("\nnull\n")
+    with pytest.raises(sft.Stop, match=r"Line 1 of train.jsonl is null"):
+        sft.load_rows(sft.parse_args(["--dataset", str(tmp_path)]), streaming=True)
+
+
+def test_the_revision_of_a_file_is_its_digest(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b"x" * 3_000_000)
+    found = sft.data_revision(sft.parse_args(["--dataset", str(tmp_path / "rows.jsonl")]))
+    assert found == "sha256:" + hashlib.sha256(b"x" * 3_000_000).hexdigest()
 
 
 def test_arrow_s_nulls_are_dropped_before_the_template_sees_them():

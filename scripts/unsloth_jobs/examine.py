@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -255,9 +256,47 @@ def judged_rows(found: Examination) -> list[Problem]:
     return problems
 
 
-def judged_table(table: rows.Table, dataset: str) -> list[Problem]:
-    """How many rows there are, and whether each stands there once."""
+TAGS = re.compile(r"<\|[\w ]+\|>|<[|｜]?\w+[|｜]|\[INST\]|<start_of_turn>|^### ", re.MULTILINE)  # of a rendered conversation
+
+
+def judged_kind(table: rows.Table, dataset: str) -> list[Problem]:
+    """What rows of this kind teach, and whether they are what their author wrote."""
     problems = []
+    if table.format == "text" and not any(TAGS.search(str(row.get("text"))) for row in table.first):
+        problems.append(
+            Problem(
+                "raw_text",
+                "warning",
+                "The rows are plain text: the model learns to go on writing such text, not to answer questions about it.",
+                "To have questions answered, write rows of a question and its answer, each fact in several wordings.",
+            )
+        )
+    if {"chosen", "rejected"} & {*table.unused}:
+        problems.append(
+            Problem(
+                "preference_data",
+                "warning",
+                f"The rows hold preferences (chosen, rejected), and only {', '.join(table.used.values())} is learned: imitation, "
+                "not preference training.",
+                "Fine to imitate these answers. For DPO, use a script of TRL instead.",
+            )
+        )
+    if dataset.lower().endswith((".csv", ".tsv")) and (count := table.swallowing):
+        problems.append(
+            Problem(
+                "rows_swallowed",
+                "warning",
+                f"In {count} of the first {table.sampled} rows a cell goes on over lines that look like rows: a quote that was not "
+                "closed may have swallowed them.",
+                "Look for a quote that opens a cell and is never closed, or save the file again from a spreadsheet.",
+            )
+        )
+    return problems
+
+
+def judged_table(table: rows.Table, dataset: str) -> list[Problem]:
+    """What the rows are, how many there are, and whether each stands there once."""
+    problems = judged_kind(table, dataset)
     if table.duplicates > MAX_DUPLICATES * table.sampled:
         problems.append(
             Problem(

@@ -107,6 +107,7 @@ def send_patiently(send: Callable, request: Any, **options: Any) -> Any:
             if time.monotonic() + wait > ends:
                 raise HTTPError(str(error) or type(error).__name__) from error
         else:
+            require_part(request, response)
             if response.status_code != 429 and response.status_code < 500:
                 return response
             wait = retry_after(response) or pause
@@ -118,6 +119,15 @@ def send_patiently(send: Callable, request: Any, **options: Any) -> Any:
             response.close()
         time.sleep(wait)
         pause *= 2
+
+
+def require_part(request: Any, response: Any) -> None:
+    """Raises HTTPError where something else answers for a part of a file: the reader would ask for the rest without end."""
+    part = re.fullmatch(r"bytes=(\d+)-\d+", request.headers.get("range", ""))
+    is_page = response.headers.get("content-type", "").startswith("text/html")
+    if part and response.status_code == 200 and (int(part[1]) or is_page):
+        response.close()
+        raise HTTPError("for a part of a file came another page, of a proxy or a login perhaps")
 
 
 def retry_after(response: Any) -> int:

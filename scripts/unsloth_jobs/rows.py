@@ -8,6 +8,7 @@ import json
 import math
 import re
 import statistics
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from types import ModuleType
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.constants import HF_HOME
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
 from . import hub
-from .errors import UserError
+from .errors import HUB, UserError
 from .redaction import plain
 
 DRIFT = 4  # standard errors; chance goes beyond them once in ten thousand data sets
@@ -66,6 +68,21 @@ class Table:
     @property
     def sampled(self) -> int:
         return len(self.first)
+
+    @property
+    def swallowing(self) -> int:
+        """Rows of a table with a cell that goes on over lines which look like rows: an open quote may have begun it."""
+        marks = len(self.columns) - 1
+        lines = (
+            (
+                line
+                for value in row.values()
+                if isinstance(value, str)
+                for line in value.split("\n")[1:-1] or value.split("\n")[1:]
+            )
+            for row in self.first
+        )
+        return sum(any(marks and len(re.findall(r"[,;\t](?!\s)", line)) == marks for line in one) for one in lines)
 
     @property
     def duplicates(self) -> int:
@@ -177,6 +194,19 @@ def reasons(template: ModuleType) -> Iterator[None]:
     except template.Stop as stop:
         if fault := cause(stop, HfHubHTTPError, HTTPError):
             raise fault from stop
+        if refused := next((error for error in causes(stop) if is_of_the_cache(error)), None):
+            raise UserError(
+                "cache_unwritable",
+                f"{refused.filename} cannot be used: {refused.strerror}.",
+                "Name a folder of your own, on a disk with room, for what is downloaded: export HF_HOME=~/hf-home",
+            ) from stop
+        if (garbled := cause(stop, LocalEntryNotFoundError, *MISREAD)) and is_of_the_hub(garbled):
+            raise UserError(
+                "hub_garbled",
+                f"What {hub.endpoint()} answered is not what the Hub answers ({type(garbled).__name__}: {plain(str(garbled))}).",
+                "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
+                HUB,
+            ) from stop
         if re.search("image|audio|video", str(cause(stop, ImportError))):  # whose decoders this environment leaves out
             raise UserError(
                 "unknown_columns",
@@ -186,13 +216,31 @@ def reasons(template: ModuleType) -> Iterator[None]:
         raise UserError(stop.code, plain(stop.message), stop.fix) from stop
 
 
-def cause(error: BaseException | None, *kinds: type[Exception]) -> Exception | None:
-    """The exception of one of these kinds that an error comes from, if there is one."""
+def causes(error: BaseException | None) -> Iterator[Any]:
+    """An error and those that it comes from, the newest first."""
     while error:
-        if isinstance(error, kinds):
-            return error
+        yield error
         error = error.__cause__ or error.__context__
-    return None
+
+
+def cause(error: BaseException, *kinds: type[Exception]) -> Any:
+    """The newest of these kinds that an error comes from; None where there is none."""
+    return next((one for one in causes(error) if isinstance(one, kinds)), None)
+
+
+def is_of_the_cache(error: BaseException) -> bool:
+    """Whether the folder of what is downloaded cannot be used: it is another user's, read-only, full or no folder."""
+    return isinstance(error, OSError) and str(error.filename).startswith(HF_HOME)
+
+
+MISREAD = (json.JSONDecodeError, TypeError, KeyError, AttributeError)  # what the client raises on answers of another shape
+
+
+def is_of_the_hub(error: BaseException) -> bool:
+    """Whether it was raised while the Hub's client read an answer."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    readers = [name for name in modules if not name.startswith("json")]
+    return isinstance(error, LocalEntryNotFoundError) or "".join(readers[-1:]).startswith(("huggingface_hub", "httpx"))
 
 
 def end_soon() -> None:
@@ -206,19 +254,31 @@ def end_soon() -> None:
 
 
 def read_table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> Table:
+    if file := template.local_file(settings):
+        return read_file(template, settings, file, limit)
     end_soon()
     stream = template.load_rows(settings, streaming=True)
+    media = template.media_columns(stream.features)
+    if media:
+        template.detect_format(stream.features, settings.prompt_column, settings.completion_column, media)
     taken = first_rows(template, settings, stream, limit + 1)
     if not taken:
         raise template.Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    columns = list(taken[0])
-    layout = template.detect_format(columns, settings.prompt_column, settings.completion_column)
+    columns = list(stream.features or taken[0])
+    layout = template.detect_format(columns, settings.prompt_column, settings.completion_column, media)
     split, alone = str(stream.split), Path(settings.dataset).expanduser().is_file()
     files = files_of(template, settings, split)
     size = bytes_of(api, settings, files)
     count, source = (len(taken), "counted") if len(taken) <= limit else count_rows(api, settings, stream, files, size, taken)
     config = stream.info.config_name or "default"
     return Table(None if alone else config, None if alone else split, layout, columns, count, source, size, taken[:limit])
+
+
+def read_file(template: ModuleType, settings: Any, file: Path, limit: int) -> Table:
+    """A local file, read to its end as the job reads it: a row that would end the job is found before it is paid for."""
+    columns, count, first = template.scan_file(file, limit)
+    layout = template.detect_format(columns, settings.prompt_column, settings.completion_column)
+    return Table(None, None, layout, columns, count, "counted", file.stat().st_size, first)
 
 
 def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
@@ -236,9 +296,9 @@ def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
 
 
 def first_rows(template: ModuleType, settings: Any, stream: Any, count: int) -> list[dict[str, Any]]:
-    """The first rows; pictures and sound in them stay as they are stored. Raises the template's Stop."""
+    """The first rows, without their pictures and sound, which are not learned. Raises the template's Stop."""
     try:
-        return list(itertools.islice(stream.decode(False) if stream.features else stream, count))
+        return list(itertools.islice(stream.remove_columns(template.media_columns(stream.features)), count))
     except Exception as error:  # a row that is not what the first ones promised: each file format has its own error
         raise template.unreadable(settings, error) from error
 

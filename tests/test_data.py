@@ -1,0 +1,95 @@
+"""What check.py reads of a file is what the job reads: each shape of rows through both, with the same rows and tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Commands
+from runs import TOKEN
+
+ASKED, SAID = {"role": "user", "content": "What is in row {}?"}, {"role": "assistant", "content": "A number, {}."}
+CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": {"row": 1}}}
+SPOKEN = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"row": 1}'}}
+OTHER = {"id": "c2", "type": "function", "function": {"name": "add", "arguments": {"row": [1, 2], "deep": {"x": None}}}}
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def calling(call: dict) -> list[dict]:
+    asks = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return [ASKED, asks, {"role": "tool", "tool_call_id": call["id"], "content": "7"}, SAID]
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+# By name: the rows that take turns, and how many of each twelve are kept.
+SHAPES: dict[str, tuple[list[dict], int]] = {
+    "plain": ([{"messages": [ASKED, SAID]}], 12),
+    "names": ([{"messages": [{**ASKED, "name": "kim"}, SAID]}, {"messages": [ASKED, SAID], "id": 3}], 12),
+    "weights": ([{"messages": [ASKED, {**SAID, "weight": 1}]}, {"messages": [ASKED, SAID]}], 12),
+    "thoughts": ([{"messages": [ASKED, {**SAID, "reasoning_content": "t"}]}, {"messages": [ASKED, SAID]}], 12),
+    "tools": ([{"messages": calling(CALL), "tools": TOOLS}, {"messages": [ASKED, SAID]}], 12),
+    "tools as text": ([{"messages": calling(CALL), "tools": json.dumps(TOOLS)}, {"messages": calling(OTHER)}], 12),
+    "arguments as text": ([{"messages": calling(SPOKEN)}, {"messages": calling(CALL)}, {"messages": calling(OTHER)}], 12),
+    "parts": ([{"messages": [{"role": "user", "content": [{"type": "text", "text": "Row {}?"}]}, SAID]}, {"messages": [ASKED, SAID]}], 12),
+    "pictures in some": ([{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}, PICTURE]}, SAID]}, {"messages": [ASKED, SAID]}], 6),
+    "messages as text": ([{"messages": json.dumps([ASKED, SAID])}, {"messages": [ASKED, SAID]}], 12),
+    "numbers": ([{"question": "Row {}?", "answer": 4}, {"question": "Row {}?", "answer": 0.5}, {"question": 7, "answer": "seven"}], 12),
+    "objects": ([{"question": "Row {}?", "answer": {"kind": "row", "of": [1, None]}}, {"question": "Row {}?", "answer": ["a", "é"]}], 12),
+    "nulls": ([{"question": "Row {}?", "answer": None}, {"question": "Row {}?", "answer": "x"}, {"question": None, "answer": "y"}], 8),
+    "text and turns": ([{"prompt": "Row {}?", "completion": [SAID]}, {"prompt": [ASKED], "completion": "x"}, {"prompt": "Row {}?", "completion": [{**ASKED, "content": "Row {}?"}, SAID]}], 12),
+}  # fmt: skip
+
+
+def write_shape(folder: Path, rows: list[dict]) -> Path:
+    lines = [json.dumps(rows[number % len(rows)]).replace("{}", str(number)) for number in range(12)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder / "rows.jsonl"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_check_reads_is_what_the_job_reads(runs, tiny_model, tmp_path, shape):
+    rows, kept = SHAPES[shape]
+    file = write_shape(tmp_path, rows)
+    run = runs.start("--base-model", str(tiny_model), "--dataset", str(file), "--max-steps", "1", "--eval-split", "0")
+    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    found = commands.json("check.py", str(tiny_model), str(file))
+    masks, data = run.wait().last("masks"), run.last("data")
+    assert run.code == 0, run.log[-3000:]
+    assert (data["rows"], data["format"], data["columns"]) == (12, found["dataset"]["format"], found["dataset"]["used"])
+    assert found["dataset"]["rows_source"] == "counted"
+    assert masks["rows_kept"] == kept == 12 - found["mask"]["rows_without_answer"]
+    assert (masks["supervised_fraction"], masks["sample"]) == (found["mask"]["supervised_fraction"], found["mask"]["sample"])
+
+
+BROKEN = {
+    "null.jsonl": ('{"question": "a", "answer": "b"}\nnull\n', "dataset_unreadable", "Line 2 of null.jsonl is null"),
+    "cut.jsonl": ('{"question": "a", "answer": "b"}\n' * 3000 + '{"question"', "dataset_unreadable", "Line 3,001 of cut.jsonl"),
+    "empty.csv": ("", "dataset_unreadable", "empty.csv is empty"),
+    "names.csv": ("question,answer\n", "no_rows", "holds no rows"),
+    "seen.jsonl": ('{"image": "x", "question": "a", "answer": "b"}', "unknown_columns", "only text can be learned"),
+    "rows.xlsx": ("PK", "unknown_file", "none of .jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_check_refuses_the_job_refuses_with_the_same_words(runs, tiny_model, tmp_path, name):
+    content, code, said = BROKEN[name]
+    (tmp_path / name).write_text(content)
+    run = runs.start("--base-model", str(tiny_model), "--dataset", str(tmp_path / name))
+    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    [problem] = commands.json("check.py", str(tiny_model), str(tmp_path / name), code=1)["problems"]
+    failed = run.wait().last("failed")
+    assert run.code == 1
+    assert (failed["code"], failed["message"], failed["fix"]) == (problem["code"], problem["message"], problem["fix"])
+    assert code == problem["code"] and said in problem["message"]
+
+
+def test_a_file_that_has_changed_is_read_again(runs, tiny_model, tmp_path):
+    words = ["--base-model", str(tiny_model), "--dataset", "rows.jsonl", "--max-steps", "1", "--eval-split", "0"]
+    file = write_shape(tmp_path, SHAPES["plain"][0])
+    first = runs.start(*words, folder=tmp_path).wait().last("data")
+    file.write_text(file.read_text() + "\n" + file.read_text())
+    second = runs.start(*words, folder=tmp_path).wait().last("data")
+    assert (first["rows"], second["rows"]) == (12, 24)
+    assert first["revision"] != second["revision"]
