@@ -16,7 +16,8 @@ LEARNED = {
     "trl/qwen2_5": ["It is 4.<|im_end|>", "Six.<|im_end|>"],
     "trl/qwen3": ["It is 4.<|im_end|>", "<think>\n\n</think>\n\nSix.<|im_end|>"],
     "trl/qwen3_instruct_2507": ["It is 4.<|im_end|>", "Six.<|im_end|>"],
-    "trl/qwen3_5_think": ["It is 4.<|im_end|>", "<think>\n\n</think>\n\nSix.<|im_end|>"],
+    # The model is given `<think>\n` to write after.
+    "trl/qwen3_5_think": ["It is 4.<|im_end|>", "\n</think>\n\nSix.<|im_end|>"],
     "trl/llama3": ["It is 4.<|eot_id|>", "Six.<|eot_id|>"],
     "trl/llama3_1": ["It is 4.<|eot_id|>", "Six.<|eot_id|>"],
     "trl/llama3_2": ["It is 4.<|eot_id|>", "Six.<|eot_id|>"],
