@@ -396,6 +396,7 @@ PROBE_TOOL = {
         "parameters": {"type": "object", "properties": {"word": {"type": "string", "description": "it"}}, "required": ["word"]},
     },
 }
+NOBODY = -2
 CALL_NOT_RENDERED = "the chat template does not render its tool calls"
 
 
@@ -493,11 +494,14 @@ class Trace:
     def runs(self, text: str, places: list[tuple[int, int]]) -> list[Run]:
         """Whose text stands where. A message whose texts another's interrupt has several runs."""
         runs: list[Run] = []
-        seen = {number for _, number in places}
+        there, seen = {number for _, number in places}, set[int]()
         for at, number in places:
             mark = self.marks[number]
+            if number in seen:  # a call's name above its result, say: the template writes that
+                mark = mark._replace(owner=NOBODY)
+            seen.add(number)
             # Where the other marker of a text is lost, as with thoughts that a template drops, the text itself shows.
-            alone = number ^ 1 not in seen or self.place is not edges
+            alone = number ^ 1 not in there or self.place is not edges
             start, end = self.grown(text, at, mark) if alone else (at, at)
             if runs and runs[-1].owner == mark.owner:
                 last = runs[-1]
@@ -560,6 +564,7 @@ class Renderer:
         self.bos = tokenizer.bos_token if tokenizer.bos_token and first == [tokenizer.bos_token_id] else ""
         self.eos = tokenizer.eos_token or ""
         self.prompt = self.header = self.closing = self.earlier_closing = self.call_closing = self.opened = ""
+        self.in_parts = False
         if tokenizer.chat_template:
             self.look_at_template()
 
@@ -567,6 +572,8 @@ class Renderer:
 
     def chat(self, messages: list[dict], tools: list | None = None, prompt: bool = False) -> str:
         """The conversation as text. Raises ValueError where the template refuses it."""
+        if self.in_parts:
+            messages = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
@@ -591,6 +598,8 @@ class Renderer:
         self.asked = asked
         self.prompt = asked[self.shared(asked, bare) :].lstrip()
         self.header = next((part for part in self.beginnings(self.prompt) if all(part in text for text in befores)), "")
+        self.splits = [(part, self.prompt[len(part) :]) for part in self.beginnings(self.prompt)[1:]]
+        self.splits = [(part, rest) for part, rest in self.splits if rest.strip()]
         always_open = asked == bare and not between.startswith(tail.rstrip())
         self.closing = self.to_last_token(tail[: self.shared(tail, between)])
         if always_open:
@@ -608,15 +617,15 @@ class Renderer:
         self.ends = bool(self.to_last_token(self.closing))
 
     def tools_needed(self) -> list | None:
-        """What a plain conversation must come with: a few templates are for tools alone."""
-        try:
-            self.probe("user", "assistant")
-        except ValueError as error:
-            with contextlib.suppress(ValueError):
-                self.probe("user", "assistant", tools=[PROBE_TOOL])
-                return [PROBE_TOOL]
-            raise error
-        return None
+        """What a plain conversation must come with: a few templates are for tools alone, or take texts only in parts."""
+        refused: list[ValueError] = []
+        for tools, self.in_parts in ((None, False), ([PROBE_TOOL], False), (None, True)):
+            try:
+                self.probe("user", "assistant", tools=tools)
+                return tools
+            except ValueError as error:
+                refused.append(error)
+        raise refused[0]
 
     def probe(self, *roles: str, tools: list | None = None, prompt: bool = False) -> list[str]:
         """What the template writes around the texts of a conversation, from its beginning to its end."""
@@ -788,7 +797,7 @@ class Conversation:
     def rendered(self) -> Rendered:
         spans: list[tuple[int, int, int]] = []
         for before, run, after in neighbours(self.runs):
-            if self.messages[run.owner]["role"] == "assistant":
+            if run.owner != NOBODY and self.messages[run.owner]["role"] == "assistant":
                 spans.append((*self.span(before, run, after), run.owner))
         spans += filter(None, map(self.span_of_unmarked, range(len(self.messages)), self.messages))
         spans.sort()
@@ -811,20 +820,30 @@ class Conversation:
     def span(self, before: Run | None, run: Run, after: Run | None) -> Span:
         """From where the model writes a run to where it stops, what closes the turn included."""
         begin, end = before.end if before else 0, after.start if after else len(self.text)
-        start = begin + self.opening(self.text[begin : run.start], before, run.owner)
+        start = begin + self.opening(self.text[begin : run.start], before, run)
+        if start == run.start:
+            start += self.given(begin, run)
         return start, run.end + self.closing(self.text[run.end : end], run, after is None)
 
-    def opening(self, gap: str, before: Run | None, index: int) -> int:
+    def opening(self, gap: str, before: Run | None, run: Run) -> int:
         """Where in what the template writes before a message's text the model begins to write."""
         known = self.renderer
-        if known.header and (at := gap.rfind(known.header)) >= 0:
-            at += len(known.header)
-            return at + known.shared(gap[at:], known.prompt[len(known.header) :])
-        if before and self.messages[before.owner]["role"] == "user" and gap.startswith(known.asked.rstrip()):
-            return known.shared(gap, known.asked)
+        if run.owner - (before.owner if before else -1) == 1:  # no message between them, an empty one say
+            if known.header and (at := gap.rfind(known.header)) >= 0:
+                at += len(known.header)
+                return at + known.shared(gap[at:], known.prompt[len(known.header) :])
+            if before and self.messages[before.owner]["role"] == "user" and gap.startswith(known.asked.rstrip()):
+                return known.shared(gap, known.asked)
         # A turn that goes on after a tool's result, say: what it is asked with shows how much the model is given.
-        prompt = self.shared_with("opening", gap, before, index, prompt=True)
+        prompt = self.shared_with("opening", gap, before, run.owner, prompt=True)
         return len(gap) if prompt is None else prompt
+
+    def given(self, begin: int, run: Run) -> int:
+        """How much of a message's own text is the end of the prompt, `<think>\\n` say: the model does not write it."""
+        for first, rest in self.renderer.splits:
+            if self.text.startswith(rest, run.start) and self.text.endswith(first, begin, run.start):
+                return len(rest)
+        return 0
 
     def closing(self, gap: str, run: Run, last: bool) -> int:
         """How much of what the template writes after a message's text the model writes: it must learn to stop."""
