@@ -573,7 +573,7 @@ class Renderer:
     def chat(self, messages: list[dict], tools: list | None = None, prompt: bool = False) -> str:
         """The conversation as text. Raises ValueError where the template refuses it."""
         if self.in_parts:
-            messages = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
+            messages = [message | {"content": [{"type": "text", "text": message["content"] or ""}]} for message in messages]
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
@@ -704,9 +704,21 @@ class Renderer:
             text = head + row["completion"] + self.eos
             return Rendered(text, [(len(head), len(text))] if row["completion"].strip() else [])
         rendered = Conversation(self, as_messages(row), row.get("tools")).rendered()
+        if rendered.calls_not_rendered:
+            rendered = min((rendered, *self.without_content(row)), key=lambda one: one.calls_not_rendered)
         if rendered.calls_not_rendered and not rendered.spans:
             raise ValueError(CALL_NOT_RENDERED)
         return rendered
+
+    def without_content(self, row: Mapping[str, Any]) -> Iterable[Rendered]:
+        """The row where a call without a text has no content instead of an empty one: some templates ask for that."""
+        bare = [
+            message | {"content": None} if "tool_calls" in message and not message["content"].strip() else message
+            for message in as_messages(row)
+        ]
+        if bare != as_messages(row):
+            with contextlib.suppress(ValueError):
+                yield Conversation(self, bare, row.get("tools")).rendered()
 
     def encode(self, row: Mapping[str, Any], max_length: int) -> Example:
         """Token ids and labels of a normalised row, cut at max_length tokens. Raises ValueError as render does."""
@@ -959,7 +971,7 @@ def as_messages(row: Mapping[str, Any]) -> list[dict]:
 
 
 def has_answer(message: Mapping[str, Any]) -> bool:
-    return bool(message["content"].strip() or message.get("tool_calls"))
+    return bool((message["content"] or "").strip() or message.get("tool_calls"))
 
 
 def segments(tokenizer: Any, example: Example) -> list[dict[str, Any]]:
@@ -1205,27 +1217,27 @@ def data_revision(settings: Settings) -> str | None:
         return asked
 
 
+ROWS_AT_ONCE = 64  # through the tokenizer
+DIGESTED = 8  # rows
+
+
 def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) -> tuple[Any, dict[str, Any]]:
     """rows as input_ids, labels and length; those that teach nothing are left out, and counted by reason."""
 
-    def encode(row: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            example = renderer.encode(normalise_row(row, layout), max_length)
-        except ValueError as error:
-            return {"input_ids": [], "labels": [], "length": 0, "supervised": 0, "cut": False, "dropped": str(error)}
-        supervised = sum(label != IGNORE for label in example.labels)
-        dropped = "" if supervised else "answer cut away" if example.total_supervised else "no answer"
-        return {
-            "input_ids": example.input_ids,
-            "labels": example.labels,
-            "length": len(example.input_ids),
-            "supervised": supervised,
-            "cut": example.total_tokens > max_length,
-            "dropped": dropped,
-        }
+    def encode(columns: Mapping[str, list]) -> dict[str, list]:
+        batch = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        made = [as_encoded(example, max_length) for example in examples_of(renderer, layout, batch)]
+        return {name: [one[name] for one in made] for name in made[0]}
 
     processes = min(os.cpu_count() or 1, 16) if len(rows) > 5000 else None
-    encoded = rows.map(encode, remove_columns=rows.column_names, num_proc=processes, desc="Rows to tokens")
+    encoded = rows.map(
+        encode,
+        batched=True,
+        batch_size=ROWS_AT_ONCE,
+        remove_columns=rows.column_names,
+        num_proc=processes,
+        desc="Rows to tokens",
+    )
     reasons: dict[str, int] = {}
     for reason in encoded["dropped"]:
         if reason:
@@ -1244,6 +1256,41 @@ def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) 
         "supervised_fraction": round(supervised / max(tokens, 1), 4),
     }
     return kept.select_columns(["input_ids", "labels", "length"]), summary
+
+
+def examples_of(renderer: Renderer, layout: Format, rows: Iterable[Mapping[str, Any]]) -> list[Example | str]:
+    """Each row's example, whole, or the reason why it has none."""
+    rendered: list[tuple[str, list[Span]] | str] = []
+    for row in rows:
+        try:
+            rendered.append(renderer.render(normalise_row(row, layout)))
+        except ValueError as error:
+            rendered.append(str(error))
+    made = iter(renderer.examples([one for one in rendered if not isinstance(one, str)]))
+    return [one if isinstance(one, str) else next(made) for one in rendered]
+
+
+def as_encoded(example: Example | str, max_length: int) -> dict[str, Any]:
+    """An example cut at max_length, or the reason why there is none, as encode_rows keeps it."""
+    if isinstance(example, str):
+        return {"input_ids": [], "labels": [], "length": 0, "supervised": 0, "cut": False, "dropped": example}
+    trained = example.cut(max_length)
+    supervised = len(trained.labels) - trained.labels.count(IGNORE)
+    return {
+        "input_ids": trained.input_ids,
+        "labels": trained.labels,
+        "length": len(trained.input_ids),
+        "supervised": supervised,
+        "cut": example.total_tokens > max_length,
+        "dropped": "" if supervised else "answer cut away" if example.total_supervised else "no answer",
+    }
+
+
+def digest_of(renderer: Renderer, layout: Format, rows: Iterable[Mapping[str, Any]]) -> str:
+    """The first rows' token ids in 16 characters: check.py and the job compare what each of them read."""
+    examples = examples_of(renderer, layout, itertools.islice(rows, DIGESTED))
+    ids = [None if isinstance(example, str) else example.input_ids for example in examples]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
 def require_supervised(masks: Mapping[str, Any]) -> None:
@@ -2716,7 +2763,7 @@ def train(settings: Settings) -> None:
     require_supervised(masks)
     eval_tokens = encode_rows(eval_rows, renderer, layout, settings.max_seq_length)[0] if eval_rows else None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
-    emit("masks", **masks, sample=segments(tokenizer, first))
+    emit("masks", **masks, digest=digest_of(renderer, layout, rows), sample=segments(tokenizer, first))
 
     # ---- the model, and how much of it the adapter reaches
     model = load_model(settings)
