@@ -573,7 +573,7 @@ class Renderer:
     def chat(self, messages: list[dict], tools: list | None = None, prompt: bool = False) -> str:
         """The conversation as text. Raises ValueError where the template refuses it."""
         if self.in_parts:
-            messages = [message | {"content": [{"type": "text", "text": message["content"] or ""}]} for message in messages]
+            messages = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
@@ -704,21 +704,9 @@ class Renderer:
             text = head + row["completion"] + self.eos
             return Rendered(text, [(len(head), len(text))] if row["completion"].strip() else [])
         rendered = Conversation(self, as_messages(row), row.get("tools")).rendered()
-        if rendered.calls_not_rendered:
-            rendered = min((rendered, *self.without_content(row)), key=lambda one: one.calls_not_rendered)
         if rendered.calls_not_rendered and not rendered.spans:
             raise ValueError(CALL_NOT_RENDERED)
         return rendered
-
-    def without_content(self, row: Mapping[str, Any]) -> Iterable[Rendered]:
-        """The row where a call without a text has no content instead of an empty one: some templates ask for that."""
-        bare = [
-            message | {"content": None} if "tool_calls" in message and not message["content"].strip() else message
-            for message in as_messages(row)
-        ]
-        if bare != as_messages(row):
-            with contextlib.suppress(ValueError):
-                yield Conversation(self, bare, row.get("tools")).rendered()
 
     def encode(self, row: Mapping[str, Any], max_length: int) -> Example:
         """Token ids and labels of a normalised row, cut at max_length tokens. Raises ValueError as render does."""
@@ -971,7 +959,7 @@ def as_messages(row: Mapping[str, Any]) -> list[dict]:
 
 
 def has_answer(message: Mapping[str, Any]) -> bool:
-    return bool((message["content"] or "").strip() or message.get("tool_calls"))
+    return bool(message["content"].strip() or message.get("tool_calls"))
 
 
 def segments(tokenizer: Any, example: Example) -> list[dict[str, Any]]:
