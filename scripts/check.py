@@ -26,6 +26,9 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 from unsloth_jobs import hub, quiet, rows, template
 from unsloth_jobs.examine import Examination, examine
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, show_problem, table
+from unsloth_jobs.redaction import redact
+
+SCREEN = 2400  # characters of a row that are shown
 
 app = application("Is this run sound?")
 
@@ -130,6 +133,8 @@ def as_json(found: Examination) -> dict[str, Any]:
             "length_for_all": sample.length_for(1.0),
             "eos_supervised_fraction": round(sample.stopping, 4),
             "changed_rows": len(sample.changed),
+            "calls_not_rendered_rows": sample.calls_not_rendered,
+            "digest": sample.digest,
             "sample": sample.segments,
         },
         "lora": {
@@ -169,7 +174,7 @@ def show(found: Examination) -> None:
     people.print(facts)
     if found.sample and found.sample.segments:
         people.print("\n[bold]A row as the model sees it[/]; what it learns to write stands in [green]⟦ ⟧[/]:")
-        people.print(Text.assemble(*(shown(part) for part in found.sample.segments)))
+        people.print(Text.assemble(*(shown(part) for part in on_a_screen(found.sample.segments))))
     people.print("[green]Sound.[/]" if found.ok else "[red]Not sound:[/]")
 
 
@@ -193,6 +198,29 @@ def lengths(sample: rows.Sample) -> str:
         total, low, high = sample.total
         said += f"\nin all {total:,}" + (f" (95% sure: {low:,} to {high:,})" if low < high and not sample.drifts else "")
     return said
+
+
+def on_a_screen(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row's stretches without secrets; of a long row the middle is left out."""
+    parts = [part | {"text": redact(part["text"])} for part in parts]
+    length = sum(len(part["text"]) for part in parts)
+    if length <= SCREEN:
+        return parts
+    first, last = from_start(parts, SCREEN // 2), from_start(parts, SCREEN // 2, backwards=True)
+    note = f"\n[… {length - 2 * (SCREEN // 2):,} characters are left out here; --json has them …]\n"
+    return [*first, {"text": note, "learned": False}, *last]
+
+
+def from_start(parts: list[dict[str, Any]], room: int, backwards: bool = False) -> list[dict[str, Any]]:
+    """The first stretches, cut after as many characters as there is room for; backwards: the last ones."""
+    kept: list[dict[str, Any]] = []
+    for part in reversed(parts) if backwards else parts:
+        if room <= 0:
+            break
+        text = part["text"][-room:] if backwards else part["text"][:room]
+        kept.append(part | {"text": text})
+        room -= len(text)
+    return kept[::-1] if backwards else kept
 
 
 def shown(part: dict[str, Any]) -> tuple[str, str]:
