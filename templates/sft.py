@@ -63,6 +63,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -491,19 +492,33 @@ class Trace:
         ends = itertools.accumulate(map(len, pieces[::2]))
         return "".join(pieces[::2]), list(zip(ends, map(int, pieces[1::2]), strict=False))
 
-    def runs(self, text: str, places: list[tuple[int, int]]) -> list[Run]:
+    def owners(self, places: list[tuple[int, int]], writes: Callable[[int, int], int]) -> list[int]:
+        """Whose each marker's place is. A call's name above its result is nobody's: the template writes it again.
+
+        writes(owner, number): how often a message alone writes a marker.
+        """
+        seen = Counter[int]()
+        again = [seen.update([number]) or seen[number] > 1 for _, number in places]
+        owners, following = [self.marks[number].owner for _, number in places], NOBODY
+        for index in reversed(range(len(places))):
+            number, owner = places[index][1], owners[index]
+            if not again[index]:
+                following = owner
+            elif following != owner and seen[number] > writes(owner, number):
+                owners[index] = NOBODY
+            seen[number] -= 1
+        return owners
+
+    def runs(self, text: str, places: list[tuple[int, int]], owners: list[int]) -> list[Run]:
         """Whose text stands where. A message whose texts another's interrupt has several runs."""
         runs: list[Run] = []
-        there, seen = {number for _, number in places}, set[int]()
-        for at, number in places:
+        there = {number for _, number in places}
+        for (at, number), owner in zip(places, owners, strict=True):
             mark = self.marks[number]
-            if number in seen:  # a call's name above its result, say: the template writes that
-                mark = mark._replace(owner=NOBODY)
-            seen.add(number)
             # Where the other marker of a text is lost, as with thoughts that a template drops, the text itself shows.
             alone = number ^ 1 not in there or self.place is not edges
             start, end = self.grown(text, at, mark) if alone else (at, at)
-            if runs and runs[-1].owner == mark.owner:
+            if runs and runs[-1].owner == owner:
                 last = runs[-1]
                 runs[-1] = last._replace(
                     start=min(last.start, start),
@@ -513,7 +528,7 @@ class Trace:
                 )
             else:
                 start = max(start, runs[-1].end) if runs else start
-                runs.append(Run(mark.owner, start, max(start, end), (number, number), max(start, end) - at))
+                runs.append(Run(owner, start, max(start, end), (number, number), max(start, end) - at))
         return runs
 
     def grown(self, text: str, at: int, mark: Mark) -> Span:
@@ -751,11 +766,12 @@ class Conversation:
             [{key: value for key, value in message.items() if key != "weight"} for message in messages]
         )
         self.trace, self.places = self.traced()
-        self.runs = self.trace.runs(self.text, self.places)
-        self.last_run = {run.owner: number for number, run in enumerate(self.runs)}
-        self.called = {self.trace.marks[number].owner for _, number in self.places if self.trace.marks[number].kind != "text"}
         self.memory: dict[tuple, int | None] = {}
         self.allowed = 4096 + 8 * len(messages)  # messages to render again at most, so that no row takes for ever
+        owners = self.trace.owners(self.places, self.writes)
+        self.runs = self.trace.runs(self.text, self.places, owners)
+        self.last_run = {run.owner: number for number, run in enumerate(self.runs)}
+        self.called = {self.trace.marks[number].owner for _, number in self.places if self.trace.marks[number].kind != "text"}
 
     def readable(self, messages: list[dict]) -> tuple[list[dict], str]:
         """The messages with the arguments of tool calls as the template takes them, and their rendering.
@@ -765,7 +781,7 @@ class Conversation:
         calls = [call for message in messages for call in arguments_of(message) if isinstance(call, Mapping) and call]
         try:
             text = self.renderer.chat(messages, self.tools)
-            if not any(str(arguments) in text for arguments in calls):
+            if not any(str(arguments) in text for arguments in calls[:3]):  # the others are written alike
                 return messages, text
         except ValueError:
             if not calls:
@@ -863,6 +879,14 @@ class Conversation:
             end = token.end()  # no token ends an answer here: the next turn's does
         return end
 
+    def writes(self, owner: int, number: int) -> int:
+        """How often the conversation up to a message, whose call's name it is, writes a marker."""
+        key = ("writes", len(self.messages[owner].get("tool_calls", ())), self.trace.marks[number].kind)
+        if key not in self.memory:
+            traced = self.render_first(owner + 1, prompt=False)
+            self.memory[key] = 1 if traced is None else len(re.findall(f"{self.trace.nonce}{number}q", traced))
+        return self.memory[key] or 1
+
     def shared_with(self, what: str, gap: str, run: Run | None, count: int, prompt: bool) -> int | None:
         """How far a gap after a run is what the first messages alone are followed by; None where they do not show it."""
         key = (what, gap, run is None)
@@ -872,11 +896,16 @@ class Conversation:
         return self.memory[key]
 
     def tail(self, run: Run | None, count: int, prompt: bool) -> str | None:
+        traced = self.render_first(count, prompt)
+        return None if traced is None else self.trace.tail(traced, run)
+
+    def render_first(self, count: int, prompt: bool) -> str | None:
+        """The first messages alone, with their markers; None where the template refuses them, or after too many of them."""
         if self.allowed < count:
             return None
         self.allowed -= count
         try:
-            return self.trace.tail(self.renderer.chat(self.trace.messages[:count], self.tools, prompt), run)
+            return self.renderer.chat(self.trace.messages[:count], self.tools, prompt)
         except ValueError:
             return None
 

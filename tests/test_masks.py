@@ -229,7 +229,7 @@ def test_every_installed_template_teaches_what_the_assistant_writes_and_nothing_
 
 # ---- causes of wrong masks, each as the least template that has it
 
-ROLES = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+ROLES = "{# <|user|> <|tool|> #}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
 PROMPT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 CHATML = ROLES + "<|end|>{% endfor %}" + PROMPT
 BRACKETS = "{{ '<|head|>' + m.role + '<|body|>' + m.content + '<|end|>' }}"
