@@ -579,7 +579,7 @@ class Renderer:
         self.bos = tokenizer.bos_token if tokenizer.bos_token and first == [tokenizer.bos_token_id] else ""
         self.eos = tokenizer.eos_token or ""
         self.prompt = self.header = self.closing = self.earlier_closing = self.call_closing = self.opened = ""
-        self.in_parts = False
+        self.in_parts, self.ends = False, False
         if tokenizer.chat_template:
             self.look_at_template()
 
