@@ -137,6 +137,8 @@ def as_json(found: Examination) -> dict[str, Any]:
             "length_for_all": sample.length_for(1.0),
             "eos_supervised_fraction": round(sample.stopping, 4),
             "changed_rows": len(sample.changed),
+            "calls_not_rendered_rows": sample.calls_not_rendered,
+            "digest": sample.digest,
             "sample": sample.segments,
         },
         "lora": {
@@ -176,7 +178,7 @@ def show(found: Examination) -> None:
     people.print(facts)
     if found.sample and found.sample.segments:
         people.print("\n[bold]A row as the model sees it[/]; what it learns to write stands in [green]⟦ ⟧[/]:")
-        people.print(Text.assemble(*(shown(part) for part in shortened(found.sample.segments))))
+        people.print(Text.assemble(*(shown(part) for part in shortened(without_secrets(found.sample.segments)))))
     people.print("[green]Sound.[/]" if found.ok else f"[red]{'Could not be checked' if found.unanswered else 'Not sound'}:[/]")
 
 
@@ -200,6 +202,10 @@ def lengths(sample: rows.Sample) -> str:
         total, low, high = sample.total
         said += f"\nin all {total:,}" + (f" (95% sure: {low:,} to {high:,})" if low < high and not sample.drifts else "")
     return said
+
+
+def without_secrets(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [part | {"text": redact(part["text"])} for part in segments]
 
 
 def shortened(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:

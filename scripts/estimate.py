@@ -138,7 +138,8 @@ def estimate(
     ranked = cost.candidates(chosen, model_found, module, settings, run, past)
     best = cost.recommend(ranked, flavors)
     shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])
-    records.remember_estimate(key.run, {one.flavor: cost.as_estimate(one) for one in ranked if one.fits})
+    digest = {"digest": counted.digest} if counted.digest else {}
+    records.remember_estimate(key.run, {one.flavor: cost.as_estimate(one) | digest for one in ranked if one.fits})
     problems = [*found.problems, *([] if best else [nothing_fits(flavor, ranked)])]
     if json:
         print_json(
@@ -147,6 +148,7 @@ def estimate(
                 "flavors": [one.as_json() for one in ranked],
                 "recommended": best and asdict(best),
                 "tokens": round(shown.tokens) if math.isfinite(shown.tokens) else None,
+                **digest,
                 "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
                 "framework": {"name": settings.backend, "why": FRAMEWORKS[settings.backend]},
                 "ok": best is not None,

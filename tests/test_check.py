@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sft
 from conftest import ROOT, ROWS, Commands, make_tokenizer
 from hub import Hub, Organization
 from safetensors.numpy import save_file
@@ -867,3 +868,49 @@ def test_what_is_left_out_of_a_row_is_counted(segments):
         return
     head, _, tail = kept.partition(f"\n[… {len(whole) - command.ROW_CHARS:,} characters …]\n")
     assert len(head + tail) == command.ROW_CHARS and whole.startswith(head) and whole.endswith(tail)
+
+
+SECRET = "hf_" + "aB3" * 12  # by its shape alone
+
+
+def test_calls_that_no_template_renders_and_secrets_in_rows_are_told(shared, check, tmp_path):
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+    turns = [
+        *chat("What is 2+2?", "")["messages"][:1],
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "Four."},
+    ]
+    # As a text, since rows of turns with different keys are read by others' rules.
+    rows = [{"messages": json.dumps(turns)}] + [{"messages": json.dumps(chat("Who?", f"I{n}.")["messages"])} for n in range(60)]
+    rows.append({"messages": json.dumps(chat("My token?", f"It is {SECRET}.")["messages"])})
+    shared.add_repo("data/calls", write_rows(tmp_path / "calls", {"train.jsonl": rows}), type="dataset")
+    shared.add_repo("masks/chatml", model_folder(tmp_path / "model", LLAMA, llama_tensors(), make_tokenizer(CHATML)))
+    found = check("masks/chatml", "data/calls")
+    assert found["ok"] and list(found["codes"]) == ["calls_not_rendered", "secret_in_rows"]
+    assert (
+        found["mask"]["calls_not_rendered_rows"] == 1
+        and "1 of the first 62 rows" in found["codes"]["secret_in_rows"]["message"]
+    )
+
+
+def test_the_digest_is_what_the_template_makes_of_the_same_rows(shared, check, tmp_path):
+    rows = [chat(f"What is {number}?", "A number.") for number in range(60)]
+    folder = write_rows(tmp_path / "rows", {"train.jsonl": rows})
+    shared.add_repo("masks/same", model_folder(tmp_path / "same", LLAMA, llama_tensors(), make_tokenizer(CHATML)))
+    seen = {count: check("masks/same", str(folder / "train.jsonl"), "--sample", count)["mask"] for count in ("3", "9", "500")}
+    renderer = sft.make_renderer(make_tokenizer(CHATML), sft.Format("messages", {}))
+    expected = sft.digest_of(renderer, sft.Format("messages", {"messages": "messages"}), rows)
+    assert {count: mask["digest"] for count, mask in seen.items()} == {"3": None, "9": expected, "500": expected}
+
+
+def test_a_row_is_shown_on_a_screen_without_its_secrets(tmp_path, tiny_model):
+    long = f"It begins, {SECRET}, " + "and goes on, " * 2000 + "and ends."
+    write_rows(tmp_path, {"rows.jsonl": [chat("Why?", long)] * 60})
+    commands = Commands({"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}, tmp_path)
+    words = ("check.py", str(tiny_model), "rows.jsonl", "--where", "local", "--max-length", "100000")
+    shown = commands.run(*words).stdout
+    assert "It begins" in shown and "and ends." in shown and " characters …]" in shown and len(shown) < 5000
+    assert SECRET not in shown
+    segments = commands.json(*words)["mask"]["sample"]
+    assert sum(len(part["text"]) for part in segments) > 20_000 and SECRET not in str(segments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import sft
 from conftest import make_tokenizer
+from conversations import PLAIN, TOOLS, WITH_CALLS, answer, call, faults, result, user
 
 QUESTION, ANSWER = {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "It is 4."}
 AGAIN, SIX = {"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": "Six."}
@@ -16,7 +17,8 @@ LEARNED = {
     "trl/qwen2_5": ["It is 4.<|im_end|>", "Six.<|im_end|>"],
     "trl/qwen3": ["It is 4.<|im_end|>", "<think>\n\n</think>\n\nSix.<|im_end|>"],
     "trl/qwen3_instruct_2507": ["It is 4.<|im_end|>", "Six.<|im_end|>"],
-    "trl/qwen3_5_think": ["It is 4.<|im_end|>", "<think>\n\n</think>\n\nSix.<|im_end|>"],
+    # The model is given `<think>\n` to write after.
+    "trl/qwen3_5_think": ["It is 4.<|im_end|>", "\n</think>\n\nSix.<|im_end|>"],
     "trl/llama3": ["It is 4.<|eot_id|>", "Six.<|eot_id|>"],
     "trl/llama3_1": ["It is 4.<|eot_id|>", "Six.<|eot_id|>"],
     "trl/llama3_2": ["It is 4.<|eot_id|>", "Six.<|eot_id|>"],
@@ -39,6 +41,7 @@ LEARNED = {
     "unsloth/gemma-3n": ["It is 4.<end_of_turn>", "Six.<end_of_turn>"],
     "unsloth/lfm-2.5": ["It is 4.<|im_end|>", "Six.<|im_end|>"],
 }
+READ = sft.Format("messages", {"messages": "messages", "tools": "tools"})
 NO_TEXT_CHAT = ("idefics", "llava", "smolvlm", "_vl", "_training")
 
 
@@ -179,3 +182,225 @@ def test_a_template_that_cannot_hold_a_plain_conversation_stops():
     with pytest.raises(sft.Stop) as stop:
         sft.make_renderer(make_tokenizer("{{ raise_exception('pictures only') }}"), sft.Format("messages", {}))
     assert stop.value.code == "bad_chat_template"
+
+
+# ---- every template that is installed, with conversations of every shape
+
+
+def judged(template: str) -> list[str]:
+    """What the oracle finds wrong with a template's masks, of each conversation with and without tools."""
+    tokenizer, found = make_tokenizer(template), []
+    renderer = sft.make_renderer(tokenizer, sft.Format("messages", {}))
+    shapes = [(name, turns, None) for name, turns in (PLAIN | WITH_CALLS).items()]
+    for name, turns, tools in shapes + [(name, turns, TOOLS) for name, turns in WITH_CALLS.items()]:
+        row = sft.normalise_row({"messages": turns, "tools": tools}, READ)
+
+        def render(messages, prompt=False, tools=tools):
+            messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+            if renderer.in_parts:
+                messages = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
+            return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+
+        try:
+            text, spans, calls_lost = renderer.rendered(row)
+        except ValueError as error:
+            if str(error) == sft.CALL_NOT_RENDERED:
+                continue
+            with pytest.raises(Exception) as refused:
+                render(turns)
+            if str(refused.value) not in str(error):
+                found.append(f"{name}: {error}")
+            continue
+        tail = render([QUESTION, ANSWER]).partition(ANSWER["content"])[2]
+        ends = any(token in tail for token in tokenizer.get_added_vocab()) and "user" not in tail
+        found += [f"{name}: {fault}" for fault in faults(render, turns, text, spans, calls_lost > 0, ends)]
+        example = renderer.tokens_of(text, spans)
+        parts = "".join(part["text"] for part in sft.segments(tokenizer, example) if part["learned"])
+        if "".join(parts.split()) != "".join("".join(text[start:end] for start, end in spans).split()):
+            found.append(f"{name}: other tokens than spans")
+    return found
+
+
+def test_every_installed_template_teaches_what_the_assistant_writes_and_nothing_else(chat_templates):
+    different = {template: name for name, template in chat_templates.items()}
+    assert len(different) > 80
+    wrong = {name: found for template, name in different.items() if (found := judged(template))}
+    assert not wrong
+
+
+# ---- causes of wrong masks, each as the least template that has it
+
+ROLES = "{# <|user|> <|tool|> #}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+PROMPT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+CHATML = ROLES + "<|end|>{% endfor %}" + PROMPT
+BRACKETS = "{{ '<|head|>' + m.role + '<|body|>' + m.content + '<|end|>' }}"
+IN_ONE_TURN = (
+    "{% set ns = namespace(before='') %}{% for m in messages %}{% if m.role != 'tool' %}"
+    "{% if not (m.role == 'assistant' and ns.before == 'assistant') %}<|{{ m.role }}|>{% endif %}"
+    "{% set ns.before = m.role %}{% if m.tool_calls %}<call>{{ m.tool_calls[0].function.name }}</call>"
+    "{% for t in messages if t.role == 'tool' %}<result>{{ m.tool_calls[0].function.name }} {{ t.content }}</result>"
+    "{% endfor %}{% endif %}{{ m.content }}{% if m.role == 'user' or loop.last %}<|end|>{% endif %}{% endif %}{% endfor %}"
+)
+ADD = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+CALL, RESULT = {"role": "assistant", "content": "", "tool_calls": [ADD]}, {"role": "tool", "name": "add", "content": "RESULT"}
+WITH_A_CALL = [QUESTION, CALL, RESULT, ANSWER]
+LOOK = CALL | {"content": "Look."}
+CAUSES = {
+    "the prompt's white space is not in the history": (
+        "{{ 'sys\\n' }}{% for m in messages %}" + BRACKETS + "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '\\n<|head|>assistant<|body|>' }}{% endif %}",
+        [QUESTION, ANSWER],
+        ["It is 4.<|end|>"],
+    ),
+    "a result within the turn that calls": (IN_ONE_TURN + PROMPT, WITH_A_CALL, ["<call>add</call>", "It is 4.<|end|>"]),
+    "a result between a call and its text": (
+        IN_ONE_TURN + PROMPT,
+        [QUESTION, LOOK, RESULT, ANSWER],
+        ["<call>add</call>", "Look.", "It is 4.<|end|>"],
+    ),
+    "a prompt that is always there": (
+        ROLES + "<|end|>{% endfor %}<|assistant|>",
+        TWO_TURNS,
+        ["It is 4.<|end|>", "Six.<|end|>"],
+    ),
+    "a prompt that is always there, in tokens that users share": (
+        "<|bos|>{% for m in messages %}<|head|><|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|head|><|assistant|>",
+        TWO_TURNS,
+        ["It is 4.<|end|>", "Six.<|end|>"],
+    ),
+    "a token before each answer that the prompt lacks": (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<|body|>{% endif %}{{ m.content }}"
+        "<|close|><|end|>{% endfor %}<|assistant|>",
+        TWO_TURNS,
+        ["<|body|>It is 4.<|close|><|end|>", "<|body|>Six.<|close|><|end|>"],
+    ),
+    "a closing with text in it": (
+        ROLES + "<|close|>response<|sep|><|end|>{% endfor %}" + PROMPT,
+        TWO_TURNS,
+        ["It is 4.<|close|>response<|sep|><|end|>", "Six.<|close|>response<|sep|><|end|>"],
+    ),
+    "another closing at the end": (
+        ROLES + "{% if loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}" + PROMPT,
+        TWO_TURNS,
+        ["It is 4.<|end|>", "Six.<|return|>"],
+    ),
+    "no closing and an empty last answer": (
+        ROLES + "{% endfor %}" + PROMPT,
+        [QUESTION, ANSWER, AGAIN, {"role": "assistant", "content": ""}],
+        ["It is 4.<|user|>"],
+    ),
+    "a call that is not rendered": (CHATML, WITH_A_CALL, ["It is 4.<|end|>"]),
+    "a call that is not rendered beside its text": (CHATML, [QUESTION, LOOK, RESULT, ANSWER], ["It is 4.<|end|>"]),
+    "a prompt that closes the thoughts": (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% if m.reasoning_content %}<think>"
+        "{{ m.reasoning_content }}{% endif %}</think>{% endif %}{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|></think>{% endif %}",
+        [QUESTION, ANSWER | {"reasoning_content": "add"}, AGAIN, SIX],
+        ["<think>add</think>It is 4.<|end|>", "Six.<|end|>"],
+    ),
+    "a prompt that opens thoughts, and a call": (
+        "{% for m in messages %}{% if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls %}"
+        "{{ raise_exception('no call') }}{% endif %}<|{{ m.role }}|>{{ m.content }}{% if m.tool_calls %}<call>add</call>"
+        "{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|><think>{% endif %}",
+        WITH_A_CALL,
+        ["<call>add</call><|end|>", "It is 4.<|end|>"],
+    ),
+    "thoughts looked for at the beginning of a text": (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.content.startswith('<think>') %}<|thinks|>{% endif %}"
+        "{{ m.content }}<|end|>{% endfor %}" + PROMPT,
+        [QUESTION, {"role": "assistant", "content": "<think>add</think>It is 4."}, AGAIN, SIX],
+        ["<|thinks|><think>add</think>It is 4.<|end|>", "Six.<|end|>"],
+    ),
+    "texts that are measured": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content | length }} {{ m.content }}<|end|>{% endfor %}" + PROMPT,
+        TWO_TURNS,
+        ["8 It is 4.<|end|>", "4 Six.<|end|>"],
+    ),
+    "a template for tools alone": (
+        "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + CHATML,
+        TWO_TURNS,
+        ["It is 4.<|end|>", "Six.<|end|>"],
+    ),
+    "texts in parts": (
+        "{% for m in messages %}<|{{ m.role }}|>{% for p in m.content %}{{ p.text }}{% endfor %}<|end|>{% endfor %}" + PROMPT,
+        TWO_TURNS,
+        ["It is 4.<|end|>", "Six.<|end|>"],
+    ),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_only_what_the_assistant_writes_is_learned(cause):
+    template, messages, wanted = CAUSES[cause]
+    renderer = sft.make_renderer(make_tokenizer(template), sft.Format("messages", {}))
+    text, spans = renderer.render({"messages": messages, "tools": TOOLS if "tools" in cause else None})
+    assert [text[start:end] for start, end in spans] == wanted
+
+
+ARGUMENTS = {
+    "as JSON": "{{ c.function.arguments | tojson }}",
+    "as they come": "{{ c.function.arguments }}",
+    "as text alone": "{{ '' + c.function.arguments }}",
+    "one by one": "{% for key, value in c.function.arguments.items() %}{{ key }}={{ value }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("written", ARGUMENTS)
+@pytest.mark.parametrize("arguments", ['{"city": "Paris"}', {"city": "Paris"}])
+def test_arguments_are_learned_alike_as_a_mapping_and_as_openai_s_text(written, arguments):
+    template = ROLES + "{% for c in m.tool_calls or [] %}" + ARGUMENTS[written] + "{% endfor %}<|end|>{% endfor %}" + PROMPT
+    asked = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "find", "arguments": arguments}}]}
+    row = sft.normalise_row({"messages": [QUESTION, asked]}, READ)
+    said = "city=Paris" if written == "one by one" else '{"city": "Paris"}'
+    template = template.replace(ARGUMENTS[written], "{{ c.function.name }} " + ARGUMENTS[written])
+    assert learned_text(template, row["messages"]) == [f"find {said}<|end|>"]
+
+
+def test_a_row_whose_only_answer_is_a_call_that_is_not_rendered_says_so():
+    renderer = sft.Renderer(make_tokenizer(CHATML))
+    with pytest.raises(ValueError, match="does not render its tool calls"):
+        renderer.render({"messages": [QUESTION, CALL]})
+    assert renderer.rendered({"messages": WITH_A_CALL}).calls_not_rendered == 1
+
+
+def test_an_answer_of_weight_0_is_not_learned_and_no_template_sees_its_weight():
+    template = CHATML.replace("<|end|>", "{% if m.weight is defined %}WEIGHT{% endif %}<|end|>")
+    row = {"messages": [QUESTION, ANSWER | {"weight": 0}, AGAIN, SIX | {"weight": 1}]}
+    assert learned_text(template, sft.normalise_row(row, READ)["messages"]) == ["Six.<|end|>"]
+
+
+def test_a_template_that_fails_with_and_without_tools_says_why():
+    template = "{{ raise_exception('with tools: ' + (tools is not none) | string) }}"
+    with pytest.raises(sft.Stop, match="with tools: False"):
+        sft.make_renderer(make_tokenizer(template), sft.Format("messages", {}))
+
+
+@pytest.mark.parametrize("name", ["trl/qwen3", "trl/gptoss", "trl/glm4moe"])
+@pytest.mark.parametrize("called", [False, True])
+def test_a_long_row_is_rendered_a_few_times_however_many_turns_it_has(chat_templates, name, called):
+    renderer, turns = sft.Renderer(make_tokenizer(chat_templates[name])), []
+    for number in range(500):
+        more = [answer("", tool_calls=[call(f"city{number}")]), result(f"result {number}")] if called else []
+        turns += [user(f"question {number}"), *more, answer(f"answer {number}")]
+    rendered, chat = [], renderer.chat
+    renderer.chat = lambda messages, *more: rendered.append(len(messages)) or chat(messages, *more)
+    assert len(renderer.render({"messages": turns})[1]) == 500 * (1 + called)
+    assert sum(rendered) < 8 * len(turns)
+
+
+def test_rows_in_a_batch_get_what_each_gets_alone(chat_templates):
+    renderer = sft.Renderer(make_tokenizer(chat_templates["trl/qwen3"]))
+    rows = [{"messages": turns, "tools": None} for turns in PLAIN.values()] + [{"messages": [], "tools": None}]
+    together = sft.examples_of(renderer, READ, rows)
+    assert together == [one for row in rows for one in sft.examples_of(renderer, READ, [row])]
+    assert together[-1] == "the conversation is empty"
+    assert [example.total_tokens for example in together[:-1]] == [len(example.input_ids) for example in together[:-1]]
+
+
+def test_the_digest_is_of_the_first_rows_tokens_whatever_follows(chat_templates):
+    renderer = sft.Renderer(make_tokenizer(chat_templates["trl/qwen3"]))
+    rows = [{"messages": turns} for turns in PLAIN.values()]
+    first = sft.digest_of(renderer, READ, rows)
+    assert first == sft.digest_of(renderer, READ, iter(rows[: sft.DIGESTED])) and len(first) == 16
+    assert first != sft.digest_of(renderer, READ, rows[1:])
+    assert first != sft.digest_of(sft.Renderer(make_tokenizer(chat_templates["trl/llama3"])), READ, rows)

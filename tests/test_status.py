@@ -153,6 +153,18 @@ def codes(log: list[str], plan: Plan | None = PLAN, stage: str = "RUNNING", minu
     return [warning.code for warning in health.warnings(job(stage, minutes), summarise(log), plan)]
 
 
+def test_other_first_rows_than_the_estimate_s_are_told():
+    log = ['EVENT {"event": "masks", "digest": "0123456789abcdef"}', *heard(1)]
+    summary = summarise(log)
+
+    def told(estimate: dict | None) -> list[str]:
+        return [warning.code for warning in health.warnings(job("RUNNING", 60), summary, PLAN, estimate)]
+
+    assert told({"digest": "fedcba9876543210"}) == ["rows_differ"]
+    assert told({"digest": "0123456789abcdef"}) == told({"usd_low": 1}) == told(None) == []
+    assert health.other_rows(job("RUNNING", 60), summarise(heard(1)), {"digest": "x"}) is None  # an older template's job
+
+
 def heard(seconds_ago: float, step: int = 5, gap: float = 10) -> list[str]:
     """A healthy log whose newest event is so old."""
     newest = time.time() - seconds_ago

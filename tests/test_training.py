@@ -53,6 +53,7 @@ def test_from_plan_to_an_adapter_that_answers(hub, tmp_path, training_python):
     assert said["coverage"]["target_modules"] == checked["lora"]["target_modules"]
     assert said["coverage"]["trainable"] == said["coverage"]["expected_trainable"]
     assert said["masks"]["supervised_fraction"] == pytest.approx(checked["mask"]["supervised_fraction"], abs=0.02)
+    assert said["masks"]["digest"] == checked["mask"]["digest"]
     # Adapter, tokenizer, card and checkpoint are on the Hub, in a private repository.
     files = hub.files("ada/tiny-tuned")
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= files.keys()

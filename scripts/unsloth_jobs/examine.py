@@ -297,6 +297,16 @@ def judged_kind(table: rows.Table, dataset: str) -> list[Problem]:
 def judged_table(table: rows.Table, dataset: str) -> list[Problem]:
     """What the rows are, how many there are, and whether each stands there once."""
     problems = judged_kind(table, dataset)
+    if secrets := table.secrets:
+        problems.append(
+            Problem(
+                "secret_in_rows",
+                "warning",
+                f"{secrets} of the first {table.sampled} rows hold what looks like a token or a password: the model "
+                "would learn it, and whoever uses the model could read it.",
+                "Remove it from the rows, and revoke it where it is real.",
+            )
+        )
     if table.duplicates > MAX_DUPLICATES * table.sampled:
         problems.append(
             Problem(
@@ -411,16 +421,27 @@ def judged_answers(sample: rows.Sample) -> list[Problem]:
 
 def judged_texts(sample: rows.Sample) -> list[Problem]:
     """Whether the answers are learned as they stand."""
-    if not sample.changed:
-        return []
-    example = sample.changed[0].strip()[:EXAMPLE]
-    return [
-        Problem(
-            "answers_changed",
-            "warning",
-            f"In {len(sample.changed)} of {sample.sampled} rows the model's chat template leaves out or changes a part of an "
-            f"answer, so it is not learned as it stands: {example!r}.",
-            "Fine for thoughts of earlier turns, which most templates drop. To learn them, end each row with the turn that "
-            "holds them, or choose a model whose template keeps them.",
+    problems = []
+    if sample.calls_not_rendered:
+        problems.append(
+            Problem(
+                "calls_not_rendered",
+                "warning",
+                f"In {sample.calls_not_rendered} of {sample.sampled} rows the model's chat template does not render the tool "
+                "calls as they stand: those turns are not learned.",
+                "Fine where only the final answers matter. To learn the calls, choose a model whose chat template renders them.",
+            )
         )
-    ]
+    if sample.changed:
+        example = sample.changed[0].strip()[:EXAMPLE]
+        problems.append(
+            Problem(
+                "answers_changed",
+                "warning",
+                f"In {len(sample.changed)} of {sample.sampled} rows the model's chat template leaves out or changes a part of an "
+                f"answer, so it is not learned as it stands: {example!r}.",
+                "Fine for thoughts of earlier turns, which most templates drop. To learn them, end each row with the turn that "
+                "holds them, or choose a model whose template keeps them.",
+            )
+        )
+    return problems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from .errors import Problem
 from .events import Point, Summary
@@ -16,9 +17,9 @@ LEAST_POINTS = 20  # training losses before a curve is called flat
 LEAST_FALL = 0.005  # of the loss: what a run learns at least
 
 
-def warnings(job: Job, summary: Summary, plan: Plan | None) -> list[Problem]:
-    """What to tell of a run before it fails or is wasted. plan: None for a job that was submitted elsewhere."""
-    found = [silent(job, summary, plan), not_finite(summary), flat(summary, plan)]
+def warnings(job: Job, summary: Summary, plan: Plan | None, estimate: dict[str, Any] | None = None) -> list[Problem]:
+    """What to tell of a run before it fails or is wasted. plan, estimate: None for a job that was submitted elsewhere."""
+    found = [silent(job, summary, plan), not_finite(summary), flat(summary, plan), other_rows(job, summary, estimate)]
     return [warning for warning in found if warning and job.stage in ("RUNNING", "COMPLETED")]
 
 
@@ -83,6 +84,21 @@ def flat(summary: Summary, plan: Plan | None) -> Problem | None:
         "warning",
         f"{seen} The run has learned nothing so far.",
         "Look at the learned part in check.py. If that is right: three times the --learning-rate, or it is known already.",
+    )
+
+
+def other_rows(job: Job, summary: Summary, estimate: dict[str, Any] | None) -> Problem | None:
+    """A job whose first rows have other tokens than those that its estimate was made from."""
+    expected, found = (estimate or {}).get("digest"), summary.event("masks").get("digest")
+    if not expected or not found or expected == found:
+        return None
+    return Problem(
+        "rows_differ",
+        "warning",
+        "The job's first rows are not the ones that its estimate was made from: other rows, another tokenizer, or another "
+        "chat template.",
+        f"Compare the sample in its log (logs.py {job.job_id}) with what check.py shows. Where they differ, end it: "
+        f"status.py {job.job_id} --cancel",
     )
 
 

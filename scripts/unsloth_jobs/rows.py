@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 
 from . import hub
 from .errors import HUB, UserError
-from .redaction import plain
+from .redaction import plain, redact
 
 DRIFT = 4  # standard errors; chance goes beyond them once in ten thousand data sets
 
@@ -38,6 +38,7 @@ class Row:
     needed: int = 0  # up to the end of its last answer; 0 without one
     stops: bool = False  # whether the last thing learned is a special token
     dropped: str = ""  # text of an answer that the chat template leaves out or changes
+    calls_not_rendered: int = 0  # turns that are not learned because the chat template does not render their tool calls
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class Table:
         return sum(any(marks and len(re.findall(r"[,;\t](?!\s)", line)) == marks for line in one) for one in lines)
 
     @property
+    def secrets(self) -> int:
+        """Rows that hold what looks like a token or a password."""
+        return sum(redact(text) != text for text in (json.dumps(row, ensure_ascii=False, default=str) for row in self.first))
+
+    @property
     def duplicates(self) -> int:
         return self.sampled - len({json.dumps(row, sort_keys=True, default=str) for row in self.first})
 
@@ -96,6 +102,7 @@ class Sample(Table):
     looked_at: list[Row] = field(repr=False)
     segments: list[dict[str, Any]] = field(repr=False)
     max_length: int
+    digest: str | None  # of the first rows' tokens, as the job's masks event has it; None where too few rows were read
 
     @property
     def kept(self) -> list[Row]:
@@ -131,6 +138,11 @@ class Sample(Table):
     def changed(self) -> list[str]:
         """Of each row whose answers the chat template does not render as they stand, the first such text."""
         return [row.dropped for row in self.looked_at if row.dropped]
+
+    @property
+    def calls_not_rendered(self) -> int:
+        """Rows of which a turn is not learned because the chat template does not render its tool calls."""
+        return sum(row.calls_not_rendered > 0 for row in self.looked_at)
 
     @property
     def mean(self) -> float:
@@ -292,7 +304,9 @@ def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
         looked_at.append(row)
         if not row.lost and not shown:
             shown = template.segments(tokenizer, example)
-    return Sample(**vars(table), looked_at=looked_at, segments=shown, max_length=settings.max_seq_length)
+    whole = len(table.first) >= template.DIGESTED or len(table.first) == table.rows
+    digest = template.digest_of(renderer, table.layout, table.first) if whole else None
+    return Sample(**vars(table), looked_at=looked_at, segments=shown, max_length=settings.max_seq_length, digest=digest)
 
 
 def first_rows(template: ModuleType, settings: Any, stream: Any, count: int) -> list[dict[str, Any]]:
@@ -324,7 +338,7 @@ def look(template: ModuleType, renderer: Any, layout: Any, special: set[int], ra
     """What becomes of one row, and the example that is trained on (None where there is none)."""
     try:
         row = template.normalise_row(raw, layout)
-        text, spans = renderer.render(row)
+        text, spans, calls_not_rendered = renderer.rendered(row)
     except ValueError as error:
         return Row(lost=str(error)), None
     whole = renderer.tokens_of(text, spans)
@@ -339,13 +353,17 @@ def look(template: ModuleType, renderer: Any, layout: Any, special: set[int], ra
         learned=len(learned),
         needed=places[-1] + 1 if places else 0,
         stops=bool(learned) and learned[-1] in special,
-        dropped=dropped_text(template, row, "".join(text[start:end] for start, end in spans)),
+        # A tag that an answer begins with may be the end of the prompt: it is rendered as it stands, and given.
+        dropped=dropped_text(template, row, "".join(text[max(start - len(renderer.prompt), 0) : end] for start, end in spans)),
+        calls_not_rendered=calls_not_rendered,
     ), example
 
 
 def dropped_text(template: ModuleType, row: dict[str, Any], learned: str) -> str:
     """The first text of an answer, thoughts included, that is not among what is learned."""
-    answers = [] if "text" in row else [turn for turn in template.as_messages(row) if turn["role"] == "assistant"]
+    turns = [] if "text" in row else template.as_messages(row)
+    # What is not learned for its tool calls or its weight has a reason of its own.
+    answers = [turn for turn in turns if turn["role"] == "assistant" and "tool_calls" not in turn and turn.get("weight") != 0]
     written = (turn.get(part, "") for turn in answers for part in ("reasoning_content", "thinking", "content"))
     texts = (text.strip() for text in written if isinstance(text, str))
     return next((text for text in texts if text and text not in learned), "")

@@ -134,7 +134,9 @@ def look(place: Place, job_id: str, before: Status | None = None) -> Status:
         diagnose(job, summary, plan),
         run and run["estimate"],
         price,
-        tuple(unread or health.warnings(job, summary, plan)),  # a log that cannot be read is no silence of the run
+        tuple(
+            unread or health.warnings(job, summary, plan, run and run["estimate"])
+        ),  # a log that cannot be read is no silence of the run
     )
     if (waited := waiting.waited_s(job) or 0) > waiting.LONG_S:
         found = waits(found, place, waited, before)
