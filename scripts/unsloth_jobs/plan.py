@@ -150,8 +150,6 @@ def make(api: HfApi, wish: Wish) -> Plan:
         arguments = arguments + pinned(api, module, settings, arguments, owner)
         settings = template.settings(module, arguments)
         key = ledger.key(settings, script)
-        if wish.attempts > 1 and hasattr(settings, "resume") and not settings.resume:
-            arguments = [*arguments, "--resume"]  # a second start goes on from what the first one pushed
     if wish.smoke and module:
         arguments = arguments + smoke_flags(settings)
         settings = template.settings(module, arguments)
