@@ -2127,7 +2127,11 @@ def newest_checkpoint(settings: Settings) -> Path | None:
     """The checkpoint with the most steps on this machine; None where there is none."""
     folders = (Path(settings.save_local) / "checkpoints").glob("checkpoint-*")
     whole = [folder for folder in folders if (folder / "trainer_state.json").is_file() and (folder / SETTINGS_FILE).is_file()]
-    return max(whole, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def checkpoint_to_resume(settings: Settings, api: Any, own: Mapping[str, Any]) -> Path | None:
@@ -2717,6 +2721,10 @@ def train(settings: Settings) -> None:
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
     ways = lambda: batchings(settings, length_for, packed)  # noqa: E731
     trainer, base_loss = fit(trainer, make_trainer, checkpoint, ending, kept, ways)
+    trained_steps = trainer.state.global_step - (step_of(checkpoint) if checkpoint else 0)
+    if not trained_steps:  # the checkpoint is this very run's: what it had learned, and no more, is the result
+        message = "Nothing was left to train: the checkpoint was this run's last one. Its adapter is the result."
+        emit("warning", code="nothing_trained", message=message)
     trainer.pace.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
 
     # ---- the adapter is safe before anything that is merely nice to have
@@ -2746,6 +2754,7 @@ def train(settings: Settings) -> None:
         coverage=SAID["coverage"]["coverage"],
         cost_usd=cost_usd(),
         steps=trainer.state.global_step,
+        trained_steps=trained_steps,
         **trainer.pace.figures(),
         peak_gb=peak_gb(),
         path=str(folder.resolve()),
