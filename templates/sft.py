@@ -894,7 +894,6 @@ def begin_repository(api: Any, settings: Settings) -> None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
-    require_private(api.repo_info(settings.output_repo), settings)
     files = api.list_repo_files(settings.output_repo)
     if {"config.json", "adapter_config.json"} & set(files) == {"config.json"}:
         raise Stop(
@@ -902,6 +901,7 @@ def begin_repository(api: Any, settings: Settings) -> None:
             f"{settings.output_repo} holds a whole model, and the adapter would be mixed with it.",
             "Name another --output-repo.",
         )
+    require_private(api.repo_info(settings.output_repo), settings)
     began = CommitOperationAdd(SETTINGS_FILE, json.dumps(asdict(settings), indent=1).encode())
     old = any(name.startswith(f"{LAST_CHECKPOINT}/") for name in files) and not settings.resume
     removed = [CommitOperationDelete(f"{LAST_CHECKPOINT}/", is_folder=True)] if old else []
@@ -1036,9 +1036,10 @@ class Ending:
         """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
         if state.global_step >= state.max_steps or self.reason == "early_stopped":
             return
+        code = self.reason or "stopped"
         why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}.get(self.reason, "For no known reason")
         raise Stop(
-            self.reason or "stopped",
+            code,
             f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
             "Submit the same command with --resume at its end: it goes on from there.",
         )
@@ -2638,6 +2639,7 @@ def require_local_model(settings: Settings) -> None:
 
 def train(settings: Settings) -> None:
     began = time.monotonic()
+    require_local_model(settings)
     ending = Ending()
     ending.listen()
 
@@ -2645,7 +2647,6 @@ def train(settings: Settings) -> None:
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
 
     # ---- what can fail for free comes first: the repository, the rows, their columns
-    require_local_model(settings)
     require_gpu_where_paid()
     require_mergeable(settings)
     api, settings = open_repository(settings)
