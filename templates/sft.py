@@ -1102,15 +1102,13 @@ def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
 
 
 def expert_shapes(model: Any) -> list[tuple[int, int]]:
-    """Of the experts' layers, which no adapter reaches: some models hold them as linear layers, most stacked in one tensor."""
-    apart = [shape for name, shape in linear_shapes(model).items() if EXPERTS.search(name)]
-    stacked = [
+    """Of the experts' layers that are stacked in one tensor: an adapter reaches only linear layers that are modules."""
+    return [
         (parameter.shape[1], math.prod(parameter.shape[2:]))
         for name, parameter in model.named_parameters()
         if EXPERTS.search(name) and parameter.ndim > 2
         for _ in range(parameter.shape[0])
     ]
-    return apart + stacked
 
 
 def room_for(model: Any, settings: Settings) -> Callable[[int], bool]:
@@ -1212,7 +1210,7 @@ def in_full_precision(model: Any) -> None:
 
 def attach_adapter(model: Any, settings: Settings) -> Any:
     """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
-    linears = {name: shape for name, shape in linear_shapes(model).items() if not EXPERTS.search(name)}
+    linears = linear_shapes(model)
     everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
     targets = lora_targets(linears, settings.target_modules)
     asked = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
@@ -1560,8 +1558,9 @@ def keep_rows_apart(model: Any) -> None:
 
             enable_hf_packed_attention()
         except ImportError as error:
-            message = f"Packed rows take more memory: Unsloth's attention over each row alone is missing ({error})."
-            emit("warning", code="packed_attention", message=message)
+            if next(model.parameters()).is_cuda:  # Unsloth has it for GPUs only
+                message = f"Packed rows take more memory: Unsloth's attention over each row alone is missing ({error})."
+                emit("warning", code="packed_attention", message=message)
     for kind in {type(module) for module in model.modules()}:
         forward = inspect.unwrap(kind.forward)
         if "seq_idx" in inspect.signature(forward).parameters and "causal_conv1d_fn" in forward.__globals__:
