@@ -2002,7 +2002,8 @@ def build_trainer(
         # Rows arrive as tokens and labels: nothing after this point may change what is learned.
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings.seed,
-        **({"gradient_checkpointing": False} if plain else {}),  # it was set where the adapter was attached
+        # TRL's default is True, which on a CPU turns on what was left off where the adapter was attached.
+        gradient_checkpointing=settings.gradient_checkpointing != "off" and not plain,
     )
     curves = trackio_callback()
     trainer = Trainer(
@@ -2244,7 +2245,7 @@ def fit(
         with torch.no_grad():
             for name, value in trainable.items():  # where no checkpoint was reached, the run begins anew
                 value.copy_(first[name])
-        trainer = make_trainer(batching)
+        trainer = make_trainer(batching, kept)
         if not evaluates:
             trainer.eval_dataset = None
 
@@ -2713,11 +2714,11 @@ def train(settings: Settings) -> None:
     # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
     best = Best(settings.early_stopping if eval_tokens else 0)
 
-    def make_trainer(batching: Batching) -> Any:
-        shape = settings, steps, batching, packed
+    def make_trainer(batching: Batching, kept: bool) -> Any:
+        shape = replace(settings, gradient_checkpointing="off" if kept else "offload"), steps, batching, packed
         return build_trainer(model, tokenizer, train_tokens, eval_tokens, *shape, api, ending, best, own)
 
-    trainer = make_trainer(batching)
+    trainer = make_trainer(batching, kept)
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
     ways = lambda: batchings(settings, length_for, packed)  # noqa: E731
     trainer, base_loss = fit(trainer, make_trainer, checkpoint, ending, kept, ways)

@@ -363,26 +363,13 @@ def test_a_run_without_a_held_out_row_still_ends_with_an_adapter(runs, words, tm
 @pytest.mark.parametrize("packing", ["--packing", "--no-packing"])
 def test_the_gradient_of_a_step_is_that_of_all_its_tokens_alike(runs, words, tmp_path, packing):
     """In the real trainer, whose passes hold very unequal numbers of learned tokens."""
-    made = [
-        {"prompt": f"Count to {number}", "completion": "one two three " * (1, 1, 1, 12)[number % 4]} for number in range(32)
-    ]
+    made = [{"prompt": f"Count to {number}", "completion": "one two three " * (1, 1, 12)[number % 3]} for number in range(32)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
-    few = [
-        "--dataset",
-        "rows.jsonl",
-        "--batch-size",
-        "1",
-        "--gradient-accumulation",
-        "4",
-        "--max-steps",
-        "4",
-        "--max-seq-length",
-        "64",
-    ]
-    run = runs.start(*words, *few, packing, "--eval-split", "0", folder=tmp_path, fault=["compare_gradient"]).wait()
+    few = ["--dataset", "rows.jsonl", "--batch-size", "1", "--max-steps", "8", "--max-seq-length", "64", "--eval-split", "0"]
+    run = runs.start(*words, *few, packing, folder=tmp_path, fault=["compare_gradient"]).wait()
     assert run.code == 0, run.log[-3000:]
     found = run.all("gradient")
-    assert len(found) == 4
+    assert len(found) == 8
     assert any(max(event["learned"]) > 3 * min(event["learned"]) for event in found)
     assert max(event["error"] for event in found) < 0.03
 

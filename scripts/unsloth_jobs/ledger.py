@@ -14,11 +14,10 @@ from typing import Any
 # Settings that change nothing about a run's cost, and those that change its length but not its pace.
 FREE = {
     "output_repo", "public", "save_local", "trackio_space", "run_name", "learning_rate", "lora_alpha", "seed",
-    "min_coverage", "save_steps",
+    "min_coverage", "save_steps", "card_samples",
 }  # fmt: skip
 LENGTH = {
-    "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "gradient_accumulation", "resume",
-    "early_stopping",
+    "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "resume", "early_stopping",
 }  # fmt: skip
 SAME_RUN = 1.1  # how far a step time measured on the same model, rows and flavor may be off
 OTHER_MACHINE = 1.5  # how far the start of a run may be off from the start of one like it
