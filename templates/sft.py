@@ -1338,7 +1338,7 @@ def spread(rows: list[int], lengths: list[int], sequences: int) -> list[list[int
 
 TOKENS_AT_ONCE, FEWEST_TOKENS_AT_ONCE = 8192, 2048
 LONGEST_PACKED = 16384
-WIDER = 1.1  # times the tokens, at most, of a pass whose sequences lie side by side instead of in one line
+WIDER = 1.1  # times as many tokens in a pass as there should be are less than what another division costs
 
 
 class Batching(NamedTuple):
@@ -1391,7 +1391,7 @@ def choose_batching(
 
     Keeping them saves a third of the arithmetic, so smaller passes are taken for it, but none too small for a GPU.
     """
-    most = sequences_at_once(settings) * settings.max_seq_length
+    most = WIDER * sequences_at_once(settings) * settings.max_seq_length  # a little more is better than a pass more
     fewest = math.ceil(length_for(1) / most) if packed else 1
     largest = None
     for batching in batchings(settings, length_for, packed, fewest):
