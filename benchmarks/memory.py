@@ -102,9 +102,8 @@ def measure(sft, model, tokenizer, settings, rows: int, before: int) -> dict:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    batching = sft.Batching(settings.batch_size, settings.gradient_accumulation)
-    sequences = sft.pack(data["length"], settings.max_seq_length)
-    trainer = sft.build_trainer(model, tokenizer, data, None, settings, sequences, batching)
+    batching = sft.Batching(settings.batch_size, settings.gradient_accumulation, settings.max_seq_length)
+    trainer = sft.build_trainer(model, tokenizer, data, None, settings, batching=batching, packed=True)
     trainer.train()
     gib = 2**30
     on_gpu = torch.cuda.is_available()

@@ -131,6 +131,7 @@ def estimate(
         per_row,
         module.may_pack(settings, model_found.config),
         counted.mean_error(settings.max_seq_length),
+        min(counted.percentile(1.0), settings.max_seq_length) if counted.rows == counted.sampled else 0,
     )
     pinned = replace(settings, base_model_revision=model_found.revision or "", dataset_revision=found.settings.dataset_revision)
     key = ledger.key(pinned, script)

@@ -7,6 +7,7 @@
 #     "huggingface_hub==1.33.0",
 #     "llama-cpp-python==0.3.36",
 #     "gguf==0.19.0",
+#     "numpy==2.4.6",
 #     "sentencepiece==0.2.1",
 #     "protobuf==6.33.2",
 #     "pip==26.0",

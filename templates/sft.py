@@ -13,6 +13,9 @@
 #     "trackio==0.43.0",
 #     "huggingface_hub==1.33.0",
 #     "matplotlib==3.11.2",
+#     "numpy==2.4.6",
+#     "psutil==7.2.2",
+#     "httpx==0.28.1",
 #     # torch compiles for a processor with it, and names it only for newer Pythons.
 #     "setuptools==84.2.1",
 # ]
@@ -48,14 +51,17 @@ import argparse
 import bisect
 import contextlib
 import csv
+import functools
 import gc
 import hashlib
+import heapq
 import html
 import inspect
 import itertools
 import json
 import math
 import os
+import random
 import re
 import shlex
 import shutil
@@ -94,15 +100,15 @@ class Settings:
     completion_column: str = setting("", "column that holds the answer, where its name is not recognised")
     num_samples: int = setting(0, "use only the first N rows (0: all)")
     eval_split: float = setting(0.1, "share of the rows held out for evaluation (0: no evaluation)")
-    max_eval_rows: int = setting(200, "evaluate on at most N of the rows held out, since evaluation is paid for too")
+    max_eval_rows: int = setting(200, "hold out at most N rows: evaluation is paid for too, and the rest is trained on")
     # Training
     num_epochs: float = setting(1.0, "passes over the training rows")
     max_steps: int = setting(0, "stop after N optimizer steps, whatever --num-epochs says (0: no limit)")
     batch_size: int = setting(4, "rows of full length in one forward pass, at most")
-    gradient_accumulation: int = setting(4, "times --batch-size: the rows of an optimizer step")
+    gradient_accumulation: int = setting(4, "times --batch-size: the effective batch size, in rows")
     learning_rate: float = setting(2e-4, "peak learning rate")
     max_seq_length: int = setting(2048, "tokens per row; what is longer is cut, and said")
-    packing: bool = setting(True, "fill each sequence with several rows, kept apart; rows alone where a model cannot")
+    packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
     lora_r: int = setting(16, "rank of the LoRA matrices")
     lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
@@ -115,6 +121,7 @@ class Settings:
     # Results
     output_repo: str = setting("", "Hub repository that receives checkpoints, adapter and card; created where missing")
     public: bool = setting(False, "create the repository public instead of private")
+    card_samples: bool = setting(True, "quote held-out questions and answers in the model card")
     save_local: str = setting("unsloth-output", "folder for checkpoints and adapter on the machine that trains")
     merge_model: bool = setting(False, "also push the 16-bit merged model, to OUTPUT_REPO-merged")
     trackio_space: str = setting("", "Trackio Space for live curves, you/NAME (default: kept on the training machine)")
@@ -1458,7 +1465,10 @@ def needs_bf16(config: Mapping[str, Any]) -> bool:
 # ---------------------------------------------------------------------------------------------------------------
 # LoRA: which linear layers get an adapter, and what share of them that is.
 
-NOT_ADAPTED = re.compile(r"lm_head|embed|vision|visual|image|audio|multi_modal|(^|\.)(router|gate|wte|wpe)$")
+NO_DECODER = r"lm_head|embed|vision|visual|image|audio|multi_modal|projector"  # anywhere in a module's name
+NO_TARGET = r"router|gate|wte|wpe"  # its last part
+NOT_ADAPTED = re.compile(rf"{NO_DECODER}|(^|\.)({NO_TARGET})$")
+EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
 Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
 
 
@@ -1492,8 +1502,8 @@ def target_pattern(targets: Iterable[str]) -> str:
     Unsloth narrows a list of names by its own idea of what attention and MLP are called, and loses LFM2's
     convolutions that way; a pattern it passes to PEFT as it stands.
     """
-    encoders = r"(?!.*(?:vision|visual|image|audio|multi_modal))"
-    return encoders + r"(?:.*\.)?(?:" + "|".join(map(re.escape, targets)) + ")"
+    leaves = "|".join(re.escape(name) for name in targets if not re.fullmatch(NO_TARGET, name))
+    return rf"(?!.*(?:{NO_DECODER}))(?:.*\.)?(?:{leaves})"
 
 
 def lora_size(shapes: Iterable[tuple[int, int]], rank: int = 1) -> int:
@@ -1754,23 +1764,28 @@ def split_rows(rows: Any, settings: Settings) -> tuple[Any, Any]:
     """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
     if settings.num_samples:
         rows = rows.select(range(min(settings.num_samples, len(rows))))
-    held_out = min(round(len(rows) * settings.eval_split), len(rows) - 1)
+    held_out = min(round(len(rows) * settings.eval_split), settings.max_eval_rows, len(rows) - 1)
     if len(rows) == 0:
         raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
     if held_out < 1:
         return rows, None
     parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
-    return parts["train"], parts["test"].select(range(min(held_out, settings.max_eval_rows)))
+    return parts["train"], parts["test"]
 
 
 SETTINGS_FILE = "training_settings.json"
+LAST_CHECKPOINT = "last-checkpoint"  # folder of the repository
 OPEN_PAUSES_S = (5, 20, 60)
 
 
-def open_repository(settings: Settings) -> Any:
-    """Create the output repository and make its first commit, so that a push that cannot work fails now, not at the end."""
+def open_repository(settings: Settings) -> tuple[Any, Settings]:
+    """Create the output repository and make its first commit, so that a push that cannot work fails now, not at the end.
+
+    The client (None without a repository), and the settings: with --resume where the platform started this job again.
+    """
     from httpx import HTTPError
     from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils._http import default_client_factory
 
     def client() -> Any:
@@ -1790,12 +1805,14 @@ def open_repository(settings: Settings) -> Any:
                 "A job's disk is gone when it ends, and no repository is named for the result.",
                 "Pass --output-repo YOU/NAME.",
             )
-        return None
+        return None, settings
     for pause in (*OPEN_PAUSES_S, None):
         try:
+            if is_restarted(api, settings):
+                settings = replace(settings, resume=True)
             begin_repository(api, settings)
-            return api
-        except HTTPError as error:
+            return api, settings
+        except (HTTPError, LocalEntryNotFoundError) as error:
             if is_refused(error):
                 raise Stop(
                     "push_denied",
@@ -1806,23 +1823,61 @@ def open_repository(settings: Settings) -> Any:
                 fix = "Submit the same command again in some minutes."
                 raise Stop("hub_unreachable", f"{settings.output_repo} cannot be opened: {error}", fix) from error
             time.sleep(pause)
+    raise AssertionError("the last pause ends the loop")
 
 
 def begin_repository(api: Any, settings: Settings) -> None:
-    """The first commit. Raises Stop where the repository is something else's, and what the client raises."""
+    """The first commit. Raises Stop where the repository is something else's or public, and what the client raises.
+
+    A new run takes an earlier one's last-checkpoint away, so that no --resume finds it; it stays in the history.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
     api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
-    if {"config.json", "adapter_config.json"} & set(api.list_repo_files(settings.output_repo)) == {"config.json"}:
+    files = api.list_repo_files(settings.output_repo)
+    if {"config.json", "adapter_config.json"} & set(files) == {"config.json"}:
         raise Stop(
             "name_taken",
             f"{settings.output_repo} holds a whole model, and the adapter would be mixed with it.",
             "Name another --output-repo.",
         )
-    api.upload_file(
-        path_or_fileobj=json.dumps(asdict(settings), indent=1).encode(),
-        path_in_repo=SETTINGS_FILE,
-        repo_id=settings.output_repo,
-        commit_message="Training begins",
-    )
+    require_private(api.repo_info(settings.output_repo), settings)
+    began = CommitOperationAdd(SETTINGS_FILE, json.dumps(asdict(settings), indent=1).encode())
+    old = any(name.startswith(f"{LAST_CHECKPOINT}/") for name in files) and not settings.resume
+    removed = [CommitOperationDelete(f"{LAST_CHECKPOINT}/", is_folder=True)] if old else []
+    api.create_commit(settings.output_repo, [began, *removed], commit_message="Training begins")
+
+
+def require_private(found: Any, settings: Settings) -> None:
+    """Raises Stop where a repository that was there before is public, and --public was not passed."""
+    if not settings.public and found.private is False:
+        raise Stop(
+            "public_repository",
+            f"{settings.output_repo} is public: everybody would see the adapter, its card and what the card quotes.",
+            "Name another --output-repo, make this one private in its settings, or pass --public.",
+        )
+
+
+def is_restarted(api: Any, settings: Settings) -> bool:
+    """Whether the platform started this job before (--attempts): its own checkpoint is in the repository then.
+
+    Such a start has the arguments of the first one, so that nothing but this tells them apart.
+    """
+    facts = run_facts()
+    if not settings.output_repo or settings.resume or facts.get("attempts", 1) < 2 or not facts.get("plan_id"):
+        return False
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        path = api.hf_hub_download(settings.output_repo, f"{LAST_CHECKPOINT}/{SETTINGS_FILE}")
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError):
+        return False
+    return lineage_of(Path(path).parent).get("run") == this_run()
+
+
+def this_run() -> dict[str, Any]:
+    """What tells one submission from another, also of the same plan: the job keeps its id when it is started again."""
+    return {"plan_id": run_facts().get("plan_id"), "job_id": os.environ.get("JOB_ID")}
 
 
 def require_gpu_where_paid() -> None:
@@ -1874,25 +1929,31 @@ def billed_since() -> float:
 
 
 class Ending:
-    """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM)."""
+    """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM, Ctrl-C)."""
 
     MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
     LOOKS_EVERY_S = 1.0
+    SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
 
     def __init__(self):
         self.reason = ""
         self.training = False
+        self.told_at = 0.0
         timeout = run_facts().get("timeout_s")
         self.deadline = billed_since() + timeout if timeout else None
         least, most = self.MARGINS_S
         self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
 
     def listen(self) -> None:
-        signal.signal(signal.SIGTERM, self.on_sigterm)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
 
-    def on_sigterm(self, *_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uv passes on what a whole group of processes was sent already
-        self.reason = "cancelled"
+    def on_signal(self, number: int, _: Any) -> None:
+        if self.reason == "cancelled":  # uv passes on what a whole group of processes was sent already
+            if number == signal.SIGINT and time.monotonic() > self.told_at + self.SAME_SIGNAL_S:
+                raise KeyboardInterrupt  # Ctrl-C once more: at once, whatever is lost
+            return
+        self.reason, self.told_at = "cancelled", time.monotonic()
         if not self.training:  # nothing new has been learned that could be saved
             raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
@@ -1915,9 +1976,10 @@ class Ending:
         """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
         if state.global_step >= state.max_steps or self.reason == "early_stopped":
             return
-        why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}[self.reason]
+        code = self.reason or "stopped"
+        why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}.get(self.reason, "For no known reason")
         raise Stop(
-            self.reason,
+            code,
             f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
             "Submit the same command with --resume at its end: it goes on from there.",
         )
@@ -1979,12 +2041,22 @@ def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     }
 
 
+def expert_shapes(model: Any) -> list[tuple[int, int]]:
+    """Of the experts' layers that are stacked in one tensor: an adapter reaches only linear layers that are modules."""
+    return [
+        (parameter.shape[1], math.prod(parameter.shape[2:]))
+        for name, parameter in model.named_parameters()
+        if EXPERTS.search(name) and parameter.ndim > 2
+        for _ in range(parameter.shape[0])
+    ]
+
+
 def room_for(model: Any, settings: Settings) -> Callable[[int], bool]:
     """Whether this machine has the room to keep the activations of so many tokens."""
     import torch
 
-    if not torch.cuda.is_available():
-        return lambda tokens: settings.gradient_checkpointing == "off"
+    if not torch.cuda.is_available():  # main memory is plenty, and recomputing takes a third of the time
+        return lambda tokens: settings.gradient_checkpointing != "offload"
     held, memory = torch.cuda.memory_allocated(), torch.cuda.get_device_properties(0).total_memory
     linears, config = linear_shapes(model), model.config.to_dict()
     return lambda tokens: keeps_activations(settings, linears, config, tokens, held, memory)
@@ -2079,18 +2151,21 @@ def in_full_precision(model: Any) -> None:
 def attach_adapter(model: Any, settings: Settings) -> Any:
     """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
     linears = linear_shapes(model)
+    everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
     targets = lora_targets(linears, settings.target_modules)
     asked = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
     model = with_lora(model, settings, target_pattern(targets))
     in_full_precision(model)
     prefix = "base_model.model."
     adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
-    share = coverage(asked, adapted)
+    reached = [linears[name] for name in set(adapted) & linears.keys()]
+    share, of_all = coverage(asked, adapted), lora_size(reached) / max(everything, 1)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     emit(
         "coverage",
-        coverage=round(share, 4),
-        of_all_linear=round(coverage(linears, adapted), 4),
+        coverage=round(of_all, 4),  # as check.py's
+        of_asked=round(share, 4),
+        of_all_linear=round(of_all, 4),
         target_modules=targets,
         modules=len(adapted),
         trainable=trainable,
@@ -2107,13 +2182,242 @@ def attach_adapter(model: Any, settings: Settings) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Packing: several rows share one sequence of max_seq_length tokens, so that nothing is spent on padding and each
-# forward pass has the same shape (a new one costs a GPU seconds). Rows must not see each other: attention is told by
-# position_ids that start anew, convolutions by seq_idx, and rows_leak finds the models that listen to neither.
+# Batching: which rows an optimizer step holds, and how it is divided into forward passes.
+#
+# A step holds --batch-size × --gradient-accumulation rows on every machine: which ones depends on the rows, these two
+# and the seed alone. What fits a GPU decides only in how many passes a step is computed, so that a run can move to
+# another GPU, or go on in less memory, and its steps stay the same.
+
+GROUPINGS = 4  # the rows of a step are others in each of so many epochs
+MIXED = 0.25  # of its length, by which a row may trade places with others: chance, in what shares a step
+LIKE_LENGTH = 50  # steps whose rows are sorted together where rows are not packed
+
+
+def effective_batch_size(settings: Settings) -> int:
+    return settings.batch_size * settings.gradient_accumulation
+
+
+def group_evenly(lengths: list[int], size: int, chance: random.Random) -> list[list[int]]:
+    """Rows by step, with as many tokens in each as can be: then all steps fill the same shape. A shorter step is last.
+
+    Rows are cut into `size` layers by length, and each layer gives a row to each step: its longest to the emptiest.
+    """
+    order = list(range(len(lengths)))
+    chance.shuffle(order)
+    count = len(order) // size
+    rest = order[count * size :]
+    near = {row: lengths[row] * chance.uniform(1 - MIXED, 1 + MIXED) for row in order[: count * size]}
+    layered = sorted(near, key=near.__getitem__, reverse=True)
+    steps: list[list[int]] = [[] for _ in range(count)]
+    held = [0] * count
+    for layer in range(0, count * size, count or 1):
+        longest_first = sorted(layered[layer : layer + count], key=lambda row: -lengths[row])
+        for step, row in zip(sorted(range(count), key=held.__getitem__), longest_first, strict=True):
+            steps[step].append(row)
+            held[step] += lengths[row]
+    return [*steps, rest] if rest else steps
+
+
+def group_alike(lengths: list[int], size: int, chance: random.Random) -> list[list[int]]:
+    """Rows by step, those of like length together: not packed, each is padded to the longest beside it."""
+    order = list(range(len(lengths)))
+    chance.shuffle(order)
+    rest = order[len(order) // size * size :]
+    steps = []
+    for start in range(0, len(order) - len(rest), LIKE_LENGTH * size):
+        part = sorted(order[start : min(start + LIKE_LENGTH * size, len(order) - len(rest))], key=lambda row: -lengths[row])
+        steps += [part[at : at + size] for at in range(0, len(part), size)]
+    return [*steps, rest] if rest else steps
+
+
+class Steps:
+    """The rows of each optimizer step, by epoch: a function of the rows' lengths, the effective batch size and the seed."""
+
+    def __init__(self, lengths: Iterable[int], settings: Settings, packed: bool):
+        self.lengths = list(lengths)  # a data set's column takes ten times as long to read from
+        self.seed, size = settings.seed, effective_batch_size(settings)
+        self.per_epoch = math.ceil(len(self.lengths) / size)
+        epochs = math.ceil(settings.max_steps / self.per_epoch) if settings.max_steps else math.ceil(settings.num_epochs)
+        group = group_evenly if packed else group_alike
+        numbers = range(min(epochs, GROUPINGS))
+        self.groupings = [group(self.lengths, size, random.Random(f"{self.seed} {number}")) for number in numbers]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  # it lives as long as the run
+    def of_epoch(self, epoch: int) -> list[list[int]]:
+        """In random order, but a step that is short of rows last."""
+        *steps, last = self.groupings[epoch % len(self.groupings)]
+        short = [last] if len(last) < len(steps[0] if steps else last) else []
+        steps += [] if short else [last]
+        random.Random(f"{self.seed} order {epoch}").shuffle(steps)
+        return steps + short
+
+    def tokens(self, number: int) -> int:
+        """Of the step that comes after so many others."""
+        epoch, at = divmod(number, self.per_epoch)
+        return sum(self.lengths[row] for row in self.of_epoch(epoch)[at])
+
+    def spread_length(self, sequences: int) -> int:
+        """Tokens that a sequence must have, so that each step's rows go into so many."""
+        steps = (step for grouping in self.groupings for step in grouping)
+        return max(max(self.held(sequence) for sequence in spread(step, self.lengths, sequences)) for step in steps)
+
+    def held(self, sequence: list[int]) -> int:
+        return sum(self.lengths[row] for row in sequence)
+
+
+def spread(rows: list[int], lengths: list[int], sequences: int) -> list[list[int]]:
+    """Rows over so many sequences, the longest of which is short: the longest row first, each where least lies."""
+    found: list[list[int]] = [[] for _ in range(sequences)]
+    held = [(0, number) for number in range(sequences)]
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        tokens, number = held[0]
+        found[number].append(row)
+        heapq.heapreplace(held, (tokens + lengths[row], number))
+    return found
+
+
+TOKENS_AT_ONCE, FEWEST_TOKENS_AT_ONCE = 8192, 2048
+LONGEST_PACKED = 16384
+WIDER = 1.1  # times as many tokens in a pass as there should be are less than what another division costs
+
+
+class Batching(NamedTuple):
+    """A step's forward passes: accumulation of them, of micro sequences of length tokens, padding included.
+
+    A sequence is one row or, packed, several. Other batchings of a step compute the same from the same rows.
+    """
+
+    micro: int
+    accumulation: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Of a forward pass."""
+        return self.micro * self.length
+
+
+def batchings(settings: Settings, length_for: Callable[[int], int], packed: bool, fewest: int = 1) -> Iterable[Batching]:
+    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n."""
+    rows = effective_batch_size(settings)
+    if not packed:
+        micros = (micro for micro in range(sequences_at_once(settings), 0, -1) if rows % micro == 0)
+        yield from (Batching(micro, rows // micro, settings.max_seq_length) for micro in micros)
+        return
+    shortest = math.inf
+    for passes in range(fewest, rows + 1):
+        if (length := length_for(passes)) < shortest:
+            shortest = length
+            yield Batching(1, passes, length) if settings.backend == "unsloth" else side_by_side(passes, length_for, rows)
+
+
+def side_by_side(passes: int, length_for: Callable[[int], int], rows: int) -> Batching:
+    """Each pass as several shorter sequences, where that costs little: plain attention takes the square of their length."""
+    micro, line = 1, length_for(passes)
+    while 2 * micro * passes <= rows and 2 * micro * length_for(2 * micro * passes) <= WIDER * line:
+        micro *= 2
+    return Batching(micro, passes, length_for(micro * passes))
+
+
+def sequences_at_once(settings: Settings) -> int:
+    """Beyond TOKENS_AT_ONCE no GPU gets faster, and the mask of a packed pass grows with the square of its tokens."""
+    return min(settings.batch_size, max(TOKENS_AT_ONCE // settings.max_seq_length, 1))
+
+
+def choose_batching(
+    settings: Settings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool
+) -> tuple[Batching, bool]:
+    """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
+
+    Keeping them saves a third of the arithmetic, so smaller passes are taken for it, but none too small for a GPU.
+    """
+    most = WIDER * sequences_at_once(settings) * settings.max_seq_length  # a little more is better than a pass more
+    fewest = math.ceil(length_for(1) / most) if packed else 1
+    largest = None
+    for batching in batchings(settings, length_for, packed, fewest):
+        smallest = batching
+        if batching.tokens > most:
+            continue
+        if largest and batching.tokens < FEWEST_TOKENS_AT_ONCE:
+            break
+        if keeps(batching.tokens):
+            return batching, True
+        largest = largest or batching
+    return largest or smallest, False
+
+
+def lighter(batching: Batching, kept: bool, ways: Iterable[Batching], error: Exception) -> tuple[Batching, bool]:
+    """The same step in less memory: in smaller passes while a GPU computes them well, then with its activations recomputed.
+
+    Raises Stop where both are done already.
+    """
+    smaller = next((way for way in ways if way.tokens < batching.tokens), None)
+    if kept and (smaller is None or smaller.tokens < FEWEST_TOKENS_AT_ONCE):
+        said = "Going on with its activations recomputed (gradient checkpointing)"
+        smaller, kept = batching, False
+    elif smaller:
+        said = (
+            f"Going on with passes of {smaller.tokens:,} tokens: gradient accumulation {batching.accumulation} → "
+            f"{smaller.accumulation}, the same effective batch size"
+        )
+    else:
+        raise Stop(
+            "out_of_vram",
+            f"The GPU's memory does not hold one sequence at a time: {str(error).splitlines()[0]}",
+            "Choose a flavor with more GPU memory (estimate.py lists them), or a smaller --max-seq-length.",
+        ) from error
+    message = f"Out of GPU memory in a forward pass of {batching.tokens:,} tokens. {said}."
+    emit("warning", code="out_of_vram", message=message)
+    return smaller, kept
+
+
+class Passes:
+    """The forward passes of an epoch, each a list of sequences, and these lists of row numbers: a batch sampler of torch's."""
+
+    def __init__(self, steps: Steps, batching: Batching, packed: bool):
+        self.steps, self.batching, self.packed, self.epoch = steps, batching, packed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        for step in self.steps.of_epoch(self.epoch):
+            yield from self.of_step(step)
+
+    def __len__(self) -> int:
+        *steps, last = self.steps.of_epoch(0)
+        return len(steps) * self.batching.accumulation + len(self.of_step(last))
+
+    def of_step(self, rows: list[int]) -> list[list[list[int]]]:
+        micro, passes, _ = self.batching
+        sequences = spread(rows, self.steps.lengths, micro * passes) if self.packed else [[row] for row in rows]
+        return [sequences[at : at + micro] for at in range(0, len(sequences), micro)]
+
+    def short_length(self) -> int:
+        """Of the sequences of most passes, where that is much less than all need: a few long rows need not pad the rest."""
+        held = sorted(
+            max(map(self.steps.held, sequences)) for step in self.steps.groupings[0] for sequences in self.of_step(step)
+        )
+        usual = held[int(0.95 * (len(held) - 1))]
+        return rounded(usual) if usual < 0.75 * self.batching.length else self.batching.length
+
+
+def rounded(length: int) -> int:
+    """To what a GPU's kernels like."""
+    return math.ceil(length / 64) * 64
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Packing: several rows share a sequence, so that little is spent on padding and each forward pass has the same shape (a
+# new one costs a GPU seconds). Rows must not see each other: attention is told by position_ids that start anew,
+# convolutions by seq_idx, and rows_leak finds the models that listen to neither.
 
 
 def pack(lengths: Iterable[int], size: int) -> list[list[int]]:
-    """Row numbers by sequence, so that each holds at most size tokens: the longest row first, each where least is left."""
+    """Row numbers by sequence, so that each holds at most size tokens: the longest row first, each where least is left.
+
+    Of held-out rows: those of a training step are spread over its sequences.
+    """
     lengths = list(lengths)  # a data set's column takes ten times as long to look into
     sequences: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, number of the sequence), ascending
@@ -2127,83 +2431,33 @@ def pack(lengths: Iterable[int], size: int) -> list[list[int]]:
     return sequences
 
 
-TOKENS_AT_ONCE, FEWEST_TOKENS_AT_ONCE = 8192, 2048
-LONGEST_PACKED = 16384
-
-
-class Batching(NamedTuple):
-    """Sequences per forward pass, and forward passes per optimizer step. A sequence is one row, or several packed."""
-
-    micro: int
-    accumulation: int
-
-    @classmethod
-    def of(cls, settings: Settings, rows_per_sequence: float = 1.0, at_once: int | None = None) -> Batching:
-        """As many sequences a step as hold the rows asked for, in as few passes of at most at_once as there can be."""
-        sequences = max(round(settings.batch_size * settings.gradient_accumulation / rows_per_sequence), 1)
-        accumulation = math.ceil(sequences / (at_once or sequences_at_once(settings)))
-        return cls(round(sequences / accumulation), accumulation)
-
-    def smaller(self, error: Exception) -> Batching:
-        """The same rows per step, fewer of them at once. Raises Stop when it is one already."""
-        if self.micro == 1:
-            raise Stop(
-                "out_of_vram",
-                f"The GPU's memory does not hold one sequence at a time: {str(error).splitlines()[0]}",
-                "Choose a flavor with more GPU memory (estimate.py lists them), or a smaller --max-seq-length.",
-            ) from error
-        factor = next(factor for factor in range(2, self.micro + 1) if self.micro % factor == 0)
-        made = Batching(self.micro // factor, self.accumulation * factor)
-        emit(
-            "warning",
-            code="out_of_vram",
-            message=f"Out of GPU memory with {self.micro} sequences at once. Going on with {made.micro} in {made.accumulation} "
-            "passes per step: the same training, in less memory.",
-        )
-        return made
-
-
-def sequences_at_once(settings: Settings) -> int:
-    """Beyond TOKENS_AT_ONCE no GPU gets faster, and the mask of a packed pass grows with the square of its tokens."""
-    return min(settings.batch_size, max(TOKENS_AT_ONCE // settings.max_seq_length, 1))
-
-
-def choose_passes(settings: Settings, rows_per_sequence: float, keeps: Callable[[int], bool]) -> tuple[Batching, bool]:
-    """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
-
-    Keeping them saves a third of the arithmetic, so smaller passes are taken for it, but none too small for a GPU.
-    """
-    at_once = largest = sequences_at_once(settings)
-    while at_once == largest or at_once * settings.max_seq_length >= FEWEST_TOKENS_AT_ONCE:
-        batching = Batching.of(settings, rows_per_sequence, at_once)
-        if keeps(batching.micro * settings.max_seq_length):
-            return batching, True
-        if at_once == 1:
-            break
-        at_once //= 2
-    return Batching.of(settings, rows_per_sequence), False
-
-
 class Collator:
-    """Sequences, each a list of row numbers, as `sequences` × `size` tokens: always the same shape.
+    """Sequences, each a list of row numbers, as micro × length tokens: of the first of these lengths that holds them.
 
     Unsloth takes them in one line. transformers' own attention over a line would take a mask of its square: it gets
     them side by side.
     """
 
-    def __init__(self, tokens: Any, size: int, sequences: int, filler: int, side_by_side: bool = False):
+    def __init__(self, tokens: Any, micro: int, lengths: Iterable[int], filler: int, side_by_side: bool = False):
         self.tokens = tokens.with_format("numpy")  # lists would take ten times as long, while the GPU waits
-        self.size, self.sequences, self.filler, self.side_by_side = size, sequences, filler, side_by_side
+        self.micro, self.lengths, self.filler, self.side_by_side = micro, sorted(set(lengths)), filler, side_by_side
 
-    def __call__(self, chosen: list[dict[str, list[int]]]) -> dict[str, Any]:
-        rows = [row for sequence in chosen for row in self.filled(sequence["rows"])]
-        missing = self.sequences - len(chosen)  # in the last batch of an epoch
-        return as_batch(rows + missing * [self.fill(self.size)], self.size if self.side_by_side else None)
+    def __call__(self, sequences: list[list[int]]) -> dict[str, Any]:
+        found = [self.rows(numbers) for numbers in sequences]
+        longest = max(sum(len(ids) for ids, _ in rows) for rows in found)
+        size = next(length for length in self.lengths if length >= longest)
+        filled = [row for rows in found for row in self.filled(rows, size)]
+        missing = self.micro - len(found)  # in an evaluation's last batch
+        return as_batch(filled + missing * [self.fill(size)], size if self.side_by_side else None)
 
-    def filled(self, numbers: list[int]) -> list[tuple[list[int], list[int]]]:
+    def rows(self, numbers: list[int]) -> list[tuple[Any, Any]]:
+        if not numbers:
+            return []
         columns = self.tokens[numbers]
-        rows = list(zip(columns["input_ids"], columns["labels"], strict=True))
-        left = self.size - sum(len(ids) for ids, _ in rows)
+        return list(zip(columns["input_ids"], columns["labels"], strict=True))
+
+    def filled(self, rows: list[tuple[Any, Any]], size: int) -> list[tuple[Any, Any]]:
+        left = size - sum(len(ids) for ids, _ in rows)
         return [*rows, self.fill(left)] if left else rows
 
     def fill(self, length: int) -> tuple[list[int], list[int]]:
@@ -2239,11 +2493,14 @@ def keep_rows_apart(model: Any) -> None:
     transformers' own falls back to a plain convolution, which ignores seq_idx and is compiled anew for each length.
     """
     if "unsloth" in sys.modules:
-        # Attention over each row alone; without it, on a CPU, it is as exact over a mask of tokens × tokens.
-        with contextlib.suppress(ImportError):
+        try:  # attention over each row alone; without it, it is as exact over a mask of tokens × tokens
             from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
 
             enable_hf_packed_attention()
+        except ImportError as error:
+            if next(model.parameters()).is_cuda:  # Unsloth has it for GPUs only
+                message = f"Packed rows take more memory: Unsloth's attention over each row alone is missing ({error})."
+                emit("warning", code="packed_attention", message=message)
     for kind in {type(module) for module in model.modules()}:
         forward = inspect.unwrap(kind.forward)
         if "seq_idx" in inspect.signature(forward).parameters and "causal_conv1d_fn" in forward.__globals__:
@@ -2427,7 +2684,7 @@ def emit_early_stop(state: Any, pace: Pace, best: Best) -> None:
     )
 
 
-def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending, best: Best) -> Any:
+def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending, best: Best, lineage: Mapping[str, Any]) -> Any:
     """A trainer callback that prints events and, with a repository, keeps the newest checkpoint off this machine."""
     import torch
     from transformers import TrainerCallback
@@ -2441,7 +2698,8 @@ def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending, 
         def on_step_end(self, args, state, control, **kwargs):
             if best.patience and state.global_step == state.max_steps:
                 control.should_evaluate = True  # the last adapter may be the best
-            if ending.due(2 * pace.saving_s + pace.evaluation_s + (pace.step_s or 0)):
+            saving_s = pace.saving_s if pace.checkpoint else ending.margin  # how long the first push takes is not known yet
+            if ending.due(2 * saving_s + pace.evaluation_s + (pace.step_s or 0)):
                 control.should_save, control.should_evaluate, control.should_training_stop = True, False, True
             control.should_log |= control.should_save  # logging, which comes first, keeps what is no number out of checkpoints
             pace.step_ends(control.should_log or control.should_evaluate)
@@ -2480,9 +2738,10 @@ def progress_callback(settings: Settings, api: Any, pace: Pace, ending: Ending, 
         def on_save(self, args, state, control, **kwargs):
             began = time.monotonic()
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
+            kept = asdict(settings) | {LINEAGE: lineage}
+            (folder / SETTINGS_FILE).write_text(json.dumps(kept, indent=1), encoding="utf-8")
             message = f"Checkpoint at step {state.global_step}"
-            pushed = api is not None and push_folder(api, settings, folder, message, path_in_repo="last-checkpoint") is None
+            pushed = api is not None and push_folder(api, settings, folder, message, path_in_repo=LAST_CHECKPOINT) is None
             pace.checkpoint, pace.saving_s = folder, time.monotonic() - began
             emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
 
@@ -2567,55 +2826,85 @@ def build_trainer(
     train: Any,
     held_out: Any,
     settings: Settings,
-    sequences: list[list[int]] | None = None,
+    steps: Steps | None = None,
     batching: Batching | None = None,
+    packed: bool = False,
     api: Any = None,
     ending: Ending | None = None,
     best: Best | None = None,
+    lineage: Mapping[str, Any] | None = None,
 ) -> Any:
-    """TRL's trainer over rows as tokens (columns input_ids, labels, length), each by itself or, with sequences, as packed."""
+    """TRL's trainer over rows as tokens (columns input_ids, labels, length), each by itself or packed."""
     import torch
     import transformers
-    from datasets import Dataset, concatenate_datasets
+    from torch.utils.data import DataLoader
     from trl import SFTConfig, SFTTrainer
 
-    size, pace, plain = settings.max_seq_length, Pace(), settings.backend == "trl"
-    packed, count = sequences is not None, len(train if sequences is None else sequences)
-    batching = batching or Batching.of(settings, len(train) / count)
-    passes = math.ceil(count / batching.micro)
-    real_share = sum(train["length"]) / (passes * batching.micro * size)  # the last pass of an epoch is filled up
-    collator = None
+    pace, plain = Pace(), settings.backend == "trl"
+    order = steps or Steps(train["length"], settings, packed)
+    division = batching or choose_batching(settings, order.spread_length, lambda tokens: True, packed)[0]
+    passes = Passes(order, division, packed)
+    filler, collator = tokenizer.pad_token_id, None
     if packed:
-        rows, first = concatenate_datasets([train, held_out] if held_out else [train]), len(train)
-        collator = Collator(rows, size, batching.micro, tokenizer.pad_token_id, side_by_side=plain)
-        train = Dataset.from_dict({"rows": sequences})
-        if held_out:
-            numbers = [[first + row for row in sequence] for sequence in pack(held_out["length"], size)]
-            held_out = Dataset.from_dict({"rows": numbers})
+        collator = Collator(train, division.micro, (passes.short_length(), division.length), filler, plain)
 
     class Trainer(SFTTrainer):
+        eval_dataset: Any
+
+        def get_train_dataloader(self):
+            rows = train.select_columns(["input_ids", "labels"])
+            made = collator or (lambda sequences: self.data_collator([rows[row] for [row] in sequences]))
+            loader = DataLoader(RowNumbers(len(train)), batch_sampler=passes, collate_fn=made, pin_memory=on_gpu)
+            return self.accelerator.prepare(loader)
+
         def get_batch_samples(self, *args, **kwargs):
             pace.step_begins()
             batches, items = super().get_batch_samples(*args, **kwargs)
-            pace.step_holds(
-                sum(real_share * batch["input_ids"].numel() if packed else batch["attention_mask"].sum() for batch in batches)
-            )
+            pace.step_holds(order.tokens(self.state.global_step))
             return batches, items
 
         def evaluate(self, *args, **kwargs):
+            """The held-out loss; {} and a warning where it cannot be measured, since training is worth more."""
+            try:
+                metrics = {} if self.eval_dataset is None else self.measure()
+            except Exception as error:
+                self.eval_dataset, metrics = None, {}
+                message = f"The held-out rows are not evaluated any more: {type(error).__name__}: {error}"
+                emit("warning", code="evaluation_failed", message=message)
+            if metrics:
+                self.log(metrics)
+                self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+        def measure(self):
             """The mean loss of a learned token of the held-out rows, however they lie in batches."""
-            began, total, learned = time.monotonic(), 0.0, 0
+            began = time.monotonic()
+            try:
+                mean = self.mean_loss(self.held_out_batches())
+            except torch.OutOfMemoryError:
+                free_memory()
+                mean = self.mean_loss(self.held_out_batches(alone=True))
+            return {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
+
+        def mean_loss(self, batches):
+            total, learned = 0.0, 0
             self.model.eval()
-            for batch in map(self._prepare_inputs, self.get_eval_dataloader()):
+            for batch in map(self._prepare_inputs, batches):
                 with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
                     loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
                 here = learned_tokens(batch["labels"])
                 total, learned = total + loss.item() * here, learned + here
-            mean = total / learned
-            metrics = {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
-            self.log(metrics)
-            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
+            return total / learned
+
+        def held_out_batches(self, alone=False):
+            """In the shape that training takes too; one row each, which is where a run dies of memory last, otherwise."""
+            if not packed:
+                return self.get_eval_dataloader()
+            length = max(division.length, *held_out["length"])
+            micro, lengths = (1, held_out["length"]) if alone else (division.micro, [length])
+            collate = Collator(held_out, micro, lengths, filler, plain)
+            sequences = [[row] for row in range(len(held_out))] if alone else pack(held_out["length"], length)
+            return (collate(sequences[at : at + micro]) for at in range(0, len(sequences), micro))
 
     on_gpu, bf16 = torch.cuda.is_available(), has_bf16()
     if plain and not on_gpu:
@@ -2624,21 +2913,17 @@ def build_trainer(
         output_dir=str(Path(settings.save_local) / "checkpoints"),
         num_train_epochs=settings.num_epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=batching.micro,
-        gradient_accumulation_steps=batching.accumulation,
+        per_device_train_batch_size=division.micro,
+        gradient_accumulation_steps=division.accumulation,
         learning_rate=settings.learning_rate,
         warmup_steps=0.03,
         # Its states are small beside all else, and one kernel updates them; in 8 bits each matrix would need its own.
         optim="adamw_torch_fused",
         bf16=bf16,
         fp16=on_gpu and not bf16,
-        # Where rows are not packed, those of like length share a batch: each new shape costs time, and padding is paid for.
-        train_sampling_strategy="random" if packed else "group_by_length",
-        length_column_name="length",
         pad_to_multiple_of=64 if on_gpu else 8,
         remove_unused_columns=not packed,
-        # Evaluation is where runs die of memory, so one row at a time; packed, in the shape that training takes too.
-        per_device_eval_batch_size=batching.micro if packed else 1,
+        per_device_eval_batch_size=1,  # evaluation is where runs die of memory
         eval_strategy="steps" if held_out else "no",
         eval_steps=0.1 if settings.early_stopping else 0.25,  # to stop early is to look often
         save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
@@ -2653,11 +2938,12 @@ def build_trainer(
         trackio_space_id=settings.trackio_space or None,
         trackio_static_space_id=False,
         hub_private_repo=True,
-        max_length=size,
+        max_length=settings.max_seq_length,
         # Rows arrive as tokens and labels: nothing after this point may change what is learned.
         dataset_kwargs={"skip_prepare_dataset": True},
         seed=settings.seed,
-        **({"gradient_checkpointing": False} if plain else {}),  # it was set where the adapter was attached
+        # TRL's default is True, which on a CPU turns on what was left off where the adapter was attached.
+        gradient_checkpointing=settings.gradient_checkpointing != "off" and not plain,
     )
     curves = trackio_callback()
     trainer = Trainer(
@@ -2667,12 +2953,33 @@ def build_trainer(
         data_collator=collator,
         train_dataset=train,
         eval_dataset=held_out,
-        callbacks=[progress_callback(settings, api, pace, ending or Ending(), best or Best()), curves],
+        callbacks=[progress_callback(settings, api, pace, ending or Ending(), best or Best(), lineage or {}), curves],
     )
     in_full_precision(model)  # TRL makes it bf16
-    trainer.pace, trainer.batching, trainer.curves = pace, batching, curves
+    trainer.pace, trainer.batching, trainer.curves = pace, division, curves
     trainer.remove_callback(transformers.PrinterCallback)  # the events say it
     return trainer
+
+
+class RowNumbers:
+    """A data set for torch whose items are what its sampler asks for: the collator reads the rows themselves."""
+
+    def __init__(self, rows: int):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, sequence: list[int]) -> list[int]:
+        return sequence
+
+
+def free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def learned_tokens(labels: Any) -> int:
@@ -2694,38 +3001,112 @@ def require_masked_batch(trainer: Any, supervised_fraction: float) -> None:
         )
 
 
-# Settings that decide which rows a step sees: a run can only go on with those that it began with.
-ORDER = (
-    "base_model", "base_model_revision", "load_in_16bit", "dataset", "dataset_config", "dataset_split", "dataset_revision",
-    "prompt_column", "completion_column", "num_samples", "eval_split", "num_epochs", "max_steps", "batch_size",
-    "gradient_accumulation", "learning_rate", "max_seq_length", "lora_r", "lora_alpha", "target_modules", "seed",
+# Settings that decide what a step learns from which rows: a run can only be resumed with those that it began with.
+RESUME_MUST_MATCH = (
+    "base_model", "load_in_16bit", "backend", "dataset_config", "dataset_split",
+    "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
+    "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
+    "target_modules", "seed",
 )  # fmt: skip
+METHOD, LINEAGE = "sft", "lineage"  # how this script trains; the key beside the settings that are stored with a checkpoint
+LINEAGE_NAMES = {
+    "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
+}  # fmt: skip
+
+
+def lineage(settings: Settings, rows: Any, packed: bool) -> dict[str, Any]:
+    """What a checkpoint comes from, beside the settings: stored with it, since names say nothing of contents."""
+    return {
+        "method": METHOD,
+        "data": rows_digest(rows),
+        "model": model_digest(settings),
+        "packed": packed,
+        "data_revision": SAID.get("data", {}).get("revision"),
+        "effective_batch_size": effective_batch_size(settings),
+        "run": this_run(),
+        "versions": SAID.get("plan", {}).get("versions"),
+    }
+
+
+def rows_digest(rows: Any) -> str:
+    """sha256 of the rows as they are trained on: of tokens and labels, in their order."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for batch in rows.select_columns(["input_ids", "labels"]).with_format("numpy").iter(1000):
+        for column in ("input_ids", "labels"):
+            for values in batch[column]:
+                digest.update(len(values).to_bytes(4, "little") + values.astype(np.int32).tobytes())
+    return "sha256:" + digest.hexdigest()
+
+
+def model_digest(settings: Settings) -> str | None:
+    """The model's commit, or of a local folder the names and sizes of its files and its config.json."""
+    folder = Path(settings.base_model)
+    if not folder.is_dir():
+        return settings.base_model_revision or None
+    files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
+    weights = [file for file in files if file[0].endswith((".safetensors", ".bin"))]
+    return "sha256:" + hashlib.sha256(repr(weights).encode() + (folder / "config.json").read_bytes()).hexdigest()
+
+
+def stored(checkpoint: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was made with, and its lineage."""
+    try:
+        found = json.loads((checkpoint / SETTINGS_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def lineage_of(checkpoint: Path) -> dict[str, Any]:
+    found = stored(checkpoint).get(LINEAGE)
+    return found if isinstance(found, dict) else {}
 
 
 def newest_checkpoint(settings: Settings) -> Path | None:
     """The checkpoint with the most steps on this machine; None where there is none."""
     folders = (Path(settings.save_local) / "checkpoints").glob("checkpoint-*")
     whole = [folder for folder in folders if (folder / "trainer_state.json").is_file() and (folder / SETTINGS_FILE).is_file()]
-    return max(whole, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+    return max(whole, key=step_of, default=None)
 
 
-def checkpoint_to_resume(settings: Settings, api: Any) -> Path | None:
-    """The newest checkpoint here or, after a move to another machine, in the repository. Raises Stop on other settings."""
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def checkpoint_to_resume(settings: Settings, api: Any, own: Mapping[str, Any]) -> Path | None:
+    """The newest checkpoint here or, after a move to another machine, in the repository. Raises Stop where it is another run's."""
     if not settings.resume:
         set_aside(Path(settings.save_local) / "checkpoints")
         return None
     found = newest_checkpoint(settings) or (fetch_checkpoint(settings, api) if api else None)
-    if found is None:
-        return None
-    began = json.loads((found / SETTINGS_FILE).read_text("utf-8"))
-    if changed := [name for name in ORDER if began.get(name, getattr(settings, name)) != getattr(settings, name)]:
-        flags = " ".join(as_flag(name, began[name]) for name in changed)
+    if found is not None:
+        require_same_run(found, settings, own)
+    return found
+
+
+def require_same_run(checkpoint: Path, settings: Settings, own: Mapping[str, Any]) -> None:
+    """Raises Stop unless a checkpoint was made from the same rows and model, with the settings that decide its steps."""
+    began, theirs = stored(checkpoint), lineage_of(checkpoint)
+    anew = "to train from the beginning, leave --resume out"
+    if not theirs:
+        message = f"The checkpoint {checkpoint.name} does not say what it was trained on."
+        raise Stop("resume_mismatch", message, f"{anew[0].upper()}{anew[1:]}.")
+    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name)]:
+        flags = " ".join(as_flag(name, began[name]) for name in changed if name in began)
         raise Stop(
             "resume_mismatch",
-            f"The checkpoint was trained with other settings ({', '.join(changed)}), so its rows cannot be gone on with.",
-            f"Pass what it began with: {flags}. Or leave --resume out, to begin anew.",
+            f"The checkpoint was trained with other settings ({', '.join(changed)}), so it cannot be resumed.",
+            f"Pass what it began with: {flags}. Or, {anew}." if flags else f"{anew[0].upper()}{anew[1:]}.",
         )
-    return found
+    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own[name]]:
+        data = [as_flag("dataset", began.get("dataset")), as_flag("dataset_revision", theirs.get("data_revision"))]
+        raise Stop(
+            "resume_mismatch",
+            f"The checkpoint is another run's: {' and '.join(changed)} differ, so it cannot be resumed.",
+            f"It began with {' '.join(data[: 2 if theirs.get('data_revision') else 1])}. Or, {anew}.",
+        )
 
 
 def as_flag(name: str, value: Any) -> str:
@@ -2751,10 +3132,10 @@ def fetch_checkpoint(settings: Settings, api: Any) -> Path | None:
 
     folder = Path(settings.save_local) / "checkpoints"
     try:
-        api.snapshot_download(settings.output_repo, allow_patterns="last-checkpoint/*", local_dir=folder)
+        api.snapshot_download(settings.output_repo, allow_patterns=f"{LAST_CHECKPOINT}/*", local_dir=folder)
     except (HTTPError, LocalEntryNotFoundError) as error:
         raise Stop("resume_failed", f"The checkpoint cannot be downloaded: {error}", "Try again in a minute.") from error
-    fetched = folder / "last-checkpoint"
+    fetched = folder / LAST_CHECKPOINT
     if not (fetched / "trainer_state.json").is_file():
         return None
     step = json.loads((fetched / "trainer_state.json").read_text("utf-8"))["global_step"]
@@ -2773,35 +3154,52 @@ def at_its_end(trainer: Any, checkpoint: Path) -> bool:
     return True
 
 
-def fit(trainer: Any, make_trainer: Any, checkpoint: Path | None, ending: Ending) -> tuple[Any, float | None]:
+def fit(
+    trainer: Any, make_trainer: Any, checkpoint: Path | None, ending: Ending, kept: bool, ways: Callable[[], Iterable[Batching]]
+) -> tuple[Any, float | None]:
     """Train, from a checkpoint where there is one: the trainer that came to the end, and the base model's loss before.
 
-    Out of GPU memory the micro-batch is made smaller and the accumulation larger by the same factor, so that each step
-    still sees the same rows, and training goes on from the newest checkpoint. Raises Stop where one row does not fit.
+    Out of GPU memory a step is computed in smaller passes, then with its activations recomputed; it still sees the same
+    rows, and training goes on from the newest checkpoint. Raises Stop where one row does not fit.
     """
     import torch
 
     trainable = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
     first = {name: value.detach().cpu().clone() for name, value in trainable.items()}
-    base_loss = None
+    base_loss = trainer.evaluate().get("eval_loss")
     while True:
         try:
-            if base_loss is None and trainer.eval_dataset is not None:
-                base_loss = trainer.evaluate()["eval_loss"]
             ending.training = True
             if not (checkpoint and at_its_end(trainer, checkpoint)):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return trainer, base_loss
         except torch.OutOfMemoryError as error:
-            batching, checkpoint = trainer.batching.smaller(error), trainer.pace.checkpoint or checkpoint
+            batching, keeps = lighter(trainer.batching, kept, ways(), error)
+            checkpoint, evaluates = trainer.pace.checkpoint or checkpoint, trainer.eval_dataset is not None
+        model = trainer.model
         del trainer
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
+        if kept and not keeps:
+            recompute_activations(model)
+        kept = keeps
         with torch.no_grad():
             for name, value in trainable.items():  # where no checkpoint was reached, the run begins anew
                 value.copy_(first[name])
-        trainer = make_trainer(batching)
+        trainer = make_trainer(batching, kept)
+        if not evaluates:
+            trainer.eval_dataset = None
+
+
+def recompute_activations(model: Any) -> None:
+    """Turn gradient checkpointing on in a model that was made ready without it."""
+    if "unsloth" in sys.modules and hasattr(model, "_unsloth_gradient_checkpointing"):
+        from unsloth import FastLanguageModel
+
+        model._unsloth_gradient_checkpointing = True
+        FastLanguageModel.for_training(model, use_gradient_checkpointing=True)
+    else:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -2817,12 +3215,12 @@ def last_loss(trainer: Any) -> float:
     return next(entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry)
 
 
-def final_loss(trainer: Any, best: Best) -> float:
-    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation."""
+def final_loss(trainer: Any, best: Best) -> float | None:
+    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation; None if it fails."""
     if best.weights:
         return best.loss
     last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
-    return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate()["eval_loss"]
+    return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate().get("eval_loss")
 
 
 def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None]:
@@ -2920,7 +3318,7 @@ def card_figures(settings: Settings, trainer: Any, seconds: float) -> dict[str, 
         "Rows": f"{masks['rows_kept']:,} trained on, {data['eval_rows']:,} held out, {masks['rows_without_answer']:,} left out",
         "Supervised share": f"{masks['supervised_fraction']:.1%} of the tokens; the rest is read, not learned",
         "LoRA": f"rank {settings.lora_r}, alpha {settings.lora_alpha}, on a base in {16 if settings.load_in_16bit else 4} bits",
-        "LoRA coverage": f"{reach['coverage']:.1%} of the layers asked for: {reach['modules']} modules, "
+        "LoRA coverage": f"{reach['coverage']:.1%} of all linear layers: {reach['modules']} modules, "
         f"{reach['trainable']:,} trainable parameters",
         "Batches": batches(settings),
         "Learning rate, seed": f"{settings.learning_rate:g}, {settings.seed}",
@@ -2939,9 +3337,8 @@ def card_figures(settings: Settings, trainer: Any, seconds: float) -> dict[str, 
 
 def batches(settings: Settings) -> str:
     made = SAID["batching"]
-    length = f"{settings.max_seq_length:,} tokens"
-    what = f"sequences of {length}, each packed with rows" if made["packed"] else f"single rows of at most {length}"
-    return f"{made['micro']} × {made['accumulation']} a step: {what}"
+    how = f"sequences of {made['length']:,} tokens, each packed with rows" if made["packed"] else "single rows"
+    return f"{made['rows_per_step']} rows a step, in {made['accumulation']} × {made['micro']} {how}"
 
 
 def steps_made(state: Any) -> str:
@@ -3000,17 +3397,18 @@ def model_card(
         "## What training changed",
         card_losses(losses),
         f"![Training and held-out loss over the steps]({picture})" if picture else "",
-        card_answers(answers),
+        card_answers(answers) if settings.card_samples else "",
         "## How it was made",
         table({"": "", **{name: value for name, value in figures.items() if value is not None}}),
         "" if base.exists() else CARD_USAGE.format(where=where) + (CARD_CHAT if answers else "") + "```",
     ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return redacted("\n\n".join(filter(None, parts))) + "\n"
 
 
 def card_losses(losses: Mapping[str, float | None]) -> str:
-    if losses["base_loss"] is None:
-        return "Not measured: no rows were held out."
+    if losses["base_loss"] is None or losses["tuned_loss"] is None:
+        failed = SAID.get("warning", {}).get("code") == "evaluation_failed"
+        return "Not measured: the evaluation failed." if failed else "Not measured: no rows were held out."
     changes = {
         "Held-out rows": "base → tuned",
         "Loss (nats per token)": "{base_loss:.4f} → {tuned_loss:.4f}",
@@ -3168,8 +3566,20 @@ def save_merged(settings: Settings, folder: Path) -> None:
     PeftModel.from_pretrained(base, settings.save_local).merge_and_unload().save_pretrained(folder)
 
 
+def require_local_model(settings: Settings) -> None:
+    """Raises Stop in the first second where the model is a path, and no model is there."""
+    model = settings.base_model
+    folder = Path(model).expanduser()
+    named_as_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
+    if (named_as_path or folder.exists()) and not (folder / "config.json").is_file():
+        what = "holds no config.json" if folder.is_dir() else "does not exist"
+        fix = "Correct --base-model: a folder with config.json and weights, or a Hub id such as LiquidAI/LFM2.5-1.2B-Instruct."
+        raise Stop("no_model", f"The model {model} {what}.", fix)
+
+
 def train(settings: Settings) -> None:
     began = time.monotonic()
+    require_local_model(settings)
     ending = Ending()
     ending.listen()
 
@@ -3179,7 +3589,7 @@ def train(settings: Settings) -> None:
     # ---- what can fail for free comes first: the repository, the rows, their columns
     require_gpu_where_paid()
     require_mergeable(settings)
-    api = open_repository(settings)
+    api, settings = open_repository(settings)
     rows = load_rows(settings)
     layout = detect_format(rows.column_names, settings.prompt_column, settings.completion_column, media_columns(rows.features))
     train_rows, eval_rows = split_rows(rows, settings)
@@ -3209,6 +3619,10 @@ def train(settings: Settings) -> None:
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
     require_supervised(masks)
     eval_tokens = encode_rows(eval_rows, renderer, layout, settings.max_seq_length)[0] if eval_rows else None
+    if eval_rows and not eval_tokens:
+        message = "Not one held-out row has an answer that fits: the run is not evaluated."
+        emit("warning", code="no_evaluation", message=message)
+        eval_tokens = None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
     emit("masks", **masks, digest=digest_of(renderer, layout, rows), sample=segments(tokenizer, first))
 
@@ -3218,23 +3632,40 @@ def train(settings: Settings) -> None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
     keep_rows_apart(model)
     packed = can_pack(model, settings)
-    sequences = pack(train_tokens["length"], settings.max_seq_length) if packed else None
-    rows_per_sequence = len(train_tokens) / len(sequences or train_tokens)
-    batching, kept = choose_passes(settings, rows_per_sequence, room_for(model, settings))
+    steps = Steps(train_tokens["length"], settings, packed)
+    longest = max([*train_tokens["length"], *(eval_tokens["length"] if eval_tokens else ())])
+
+    def length_for(sequences: int) -> int:
+        return rounded(max(steps.spread_length(sequences), longest))
+
+    batching, kept = choose_batching(settings, length_for, room_for(model, settings), packed)
     settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
-    emit("batching", packed=packed, **batching._asdict(), gradient_checkpointing=settings.gradient_checkpointing)
+    emit(
+        "batching",
+        packed=packed,
+        **batching._asdict(),
+        rows_per_step=effective_batch_size(settings),
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    own = lineage(settings, train_tokens, packed)
+    checkpoint = checkpoint_to_resume(settings, api, own)
     model = attach_adapter(model, settings)
 
     # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
     best = Best(settings.early_stopping if eval_tokens else 0)
 
-    def make_trainer(batching: Batching) -> Any:
-        return build_trainer(model, tokenizer, train_tokens, eval_tokens, settings, sequences, batching, api, ending, best)
+    def make_trainer(batching: Batching, kept: bool) -> Any:
+        shape = replace(settings, gradient_checkpointing="off" if kept else "offload"), steps, batching, packed
+        return build_trainer(model, tokenizer, train_tokens, eval_tokens, *shape, api, ending, best, own)
 
-    checkpoint = checkpoint_to_resume(settings, api)
-    trainer = make_trainer(batching)
+    trainer = make_trainer(batching, kept)
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
-    trainer, base_loss = fit(trainer, make_trainer, checkpoint, ending)
+    ways = lambda: batchings(settings, length_for, packed)  # noqa: E731
+    trainer, base_loss = fit(trainer, make_trainer, checkpoint, ending, kept, ways)
+    trained_steps = trainer.state.global_step - (step_of(checkpoint) if checkpoint else 0)
+    if not trained_steps:  # the checkpoint is this very run's: what it had learned, and no more, is the result
+        message = "Nothing was left to train: the checkpoint was this run's last one. Its adapter is the result."
+        emit("warning", code="nothing_trained", message=message)
     trainer.pace.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
 
     # ---- the adapter is safe before anything that is merely nice to have
@@ -3264,6 +3695,7 @@ def train(settings: Settings) -> None:
         coverage=SAID["coverage"]["coverage"],
         cost_usd=cost_usd(),
         steps=trainer.state.global_step,
+        trained_steps=trained_steps,
         **trainer.pace.figures(),
         peak_gb=peak_gb(),
         path=str(folder.resolve()),
@@ -3273,7 +3705,9 @@ def train(settings: Settings) -> None:
 
 
 # As Python, safetensors and torch put it; a quota and a limit of a file's size are as good as full.
-DISK_FULL = re.compile(r"No space left|File too large|quota exceeded|os error (28|27|122)|PytorchStreamWriter failed writing")
+DISK_FULL = re.compile(
+    r"No space left|File too large|quota exceeded|os error (28|27|122)|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+"
+)
 
 
 def main() -> int:
@@ -3291,7 +3725,8 @@ def main() -> int:
         return 1
     except Exception as error:
         if DISK_FULL.search(str(error)):
-            fix = "Make room or choose a flavor with a larger disk; with --resume at its end the same command goes on."
+            room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
+            fix = f"{room}; the same command with --resume at its end goes on from the last checkpoint."
             emit("failed", code="disk_full", message=f"The disk is full: {error}", fix=fix)
             return 1
         emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log has the traceback.")

@@ -17,8 +17,8 @@ for run in fit_memory.template_runs():
         row = next(r for r in csv.DictReader(file) if all(r[name] == run[name] for name in ("shape", "data", "contender")))
     settings = fit_memory.settings_of(run)
     per_row = float(row["tokens_per_s"]) / float(row["rows_per_s"])
-    rows = cost.rows_per_sequence(per_row, settings, packed=True)
-    size = cost.work(cost.Run(1000, per_row, packed=True), settings, sft.Batching.of(settings, rows))
+    planned = cost.Run(1000, per_row, packed=True)
+    size = cost.work(planned, settings, cost.choose_batching(planned, settings, sft, lambda tokens: True)[0])
     gpu = hardware.Flavor("measured", 0.0, 80, 1, run["gpu"])
     pace = cost.seconds_per_token(gpu, fit_memory.model_of(run["shape"]), size, run["checkpointing"], run["backend"])
     found.append(

@@ -39,28 +39,99 @@ def run(arguments: list[str], folder: str, env: dict[str, str], fault: list | No
         return 1
 
 
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
 def out_of_memory(most: int, step: int) -> None:
-    """From this step on, memory holds at most so many sequences at once."""
+    """From this step on, memory holds a pass of at most so many tokens."""
     whole = SFTTrainer.training_step
 
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step >= step and self.args.per_device_train_batch_size > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return whole(self, *args, **kwargs)
+    def training_step(self, model, inputs, *args, **kwargs):
+        if self.state.global_step >= step and inputs["input_ids"].numel() > most:
+            raise torch.OutOfMemoryError(FULL)
+        return whole(self, model, inputs, *args, **kwargs)
+
+    SFTTrainer.training_step = training_step
+
+
+def out_of_memory_kept() -> None:
+    """Memory holds no pass whose activations are kept: none that computes a layer only once."""
+    whole = SFTTrainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        layer = next(module for name, module in model.named_modules() if name.endswith("layers.0"))
+        [norm] = [module for name, module in layer.named_children() if name in ("ffn_norm", "post_attention_layernorm")]
+        calls = []
+        hook = norm.register_forward_hook(lambda *_: calls.append(1))
+        loss = whole(self, model, inputs, *args, **kwargs)
+        hook.remove()
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError(FULL)
+        return loss
 
     SFTTrainer.training_step = training_step
 
 
 def out_of_memory_evaluating(most: int) -> None:
-    """Memory holds at most so many sequences at once, which an evaluation finds first."""
+    """Memory holds an evaluation of at most so many tokens at once."""
     whole = SFTTrainer.prediction_step
 
-    def prediction_step(self, *args, **kwargs):
-        if self.args.per_device_eval_batch_size > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return whole(self, *args, **kwargs)
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        if inputs["input_ids"].numel() > most:
+            raise torch.OutOfMemoryError(FULL)
+        return whole(self, model, inputs, *args, **kwargs)
 
     SFTTrainer.prediction_step = prediction_step
+
+
+def evaluation_fails(after: int) -> None:
+    """Each evaluation but the first so many batches."""
+    whole, calls = SFTTrainer.prediction_step, []
+
+    def prediction_step(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > after:
+            raise RuntimeError("a kernel of the evaluation")
+        return whole(*args, **kwargs)
+
+    SFTTrainer.prediction_step = prediction_step
+
+
+def compare_gradient() -> None:
+    """After each step's passes, print how far its gradient is from that of the mean loss of all learned tokens of its rows."""
+    whole, passes = SFTTrainer.training_step, []
+
+    def rows_of(batch):
+        lengths = batch.get("packed_seq_lengths")
+        if lengths is None:
+            for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+                yield ids[mask.bool()], labels[mask.bool()]
+        else:
+            yield from zip(
+                batch["input_ids"][0].split(lengths.tolist()), batch["labels"][0].split(lengths.tolist()), strict=True
+            )
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        passes.append({name: value.clone() for name, value in inputs.items()})
+        loss = whole(self, model, inputs, *args, **kwargs)
+        if len(passes) == self.args.gradient_accumulation_steps:
+            weights = [value for value in model.parameters() if value.requires_grad]
+            rows = [row for batch in passes for row in rows_of(batch)]
+            learned = [int((labels[1:] != -100).sum()) for _, labels in rows]
+            wanted = [torch.zeros_like(value) for value in weights]
+            for (ids, labels), count in zip(rows, learned, strict=True):
+                if count:
+                    alone = model(input_ids=ids[None], labels=labels[None]).loss * count / sum(learned)
+                    for total, part in zip(wanted, torch.autograd.grad(alone, weights), strict=True):
+                        total += part
+            got = torch.cat([value.grad.flatten() for value in weights])
+            wanted = torch.cat([value.flatten() for value in wanted])
+            held = [sum(int((labels[1:] != -100).sum()) for _, labels in rows_of(batch)) for batch in passes]
+            sft.emit("gradient", error=float((got - wanted).norm() / wanted.norm()), learned=held)
+            passes.clear()
+        return loss
+
+    SFTTrainer.training_step = training_step
 
 
 def told_to_end(where: str) -> None:
@@ -103,7 +174,17 @@ def disk_full(at_step: int, most: int) -> None:
 
 FAULTS = {
     fault.__name__: fault
-    for fault in (out_of_memory, out_of_memory_evaluating, told_to_end, unsloth_refuses, impatient, disk_full)
+    for fault in (
+        out_of_memory,
+        out_of_memory_kept,
+        out_of_memory_evaluating,
+        evaluation_fails,
+        compare_gradient,
+        told_to_end,
+        unsloth_refuses,
+        impatient,
+        disk_full,
+    )  # fmt: skip
 }
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs leave nothing behind

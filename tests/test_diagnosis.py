@@ -116,9 +116,10 @@ def failed_codes() -> set[str]:
     """The codes of the template's `failed` events."""
     first = [ast.unparse(stop.args[0]) for stop in stops()]
     made = {code.strip("'") for code in first if code.startswith("'")} | {"cancelled", "deadline"}
+    made |= {"stopped", "disk_full"}
     made |= {"push_denied", "push_failed"}  # one code or the other, by what the Hub said
     kinds = {"f'unknown_{kind}'": "unknown_", "f'{kind}_needed'": "_needed"}
-    assert set(first) - {repr(code) for code in made} == {*kinds, "self.reason", "code"}
+    assert set(first) - {repr(code) for code in made} == {*kinds, "code"}
     return made | {"unknown_config", "unknown_split", "config_needed", "split_needed"}
 
 

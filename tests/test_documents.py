@@ -16,6 +16,7 @@ import sft
 import tables
 import yaml
 from conftest import ROOT, UV
+from datasets import Dataset
 from documents import COMMANDS, DOCUMENTS, OURS, flags
 from unsloth_jobs import examine, plan
 
@@ -157,7 +158,13 @@ def test_what_is_said_of_data_sets_is_what_the_code_does():
     assert all(f"`{suffix}`" in text for suffix in sft.FILE_KINDS)
     assert f"under {examine.FEW_ROWS} rows" in text
     assert f"more than {examine.MAX_DUPLICATES:.0%}" in text
-    assert f"A tenth of the rows, at most {sft.Settings().max_eval_rows}," in text
+    held_out = {}
+    for rows in (100, 10_000):  # all others are trained on
+        kept, evaluated = sft.split_rows(Dataset.from_dict({"row": list(range(rows))}), sft.Settings())
+        assert sorted([*kept["row"], *evaluated["row"]]) == list(range(rows))
+        held_out[rows] = len(evaluated)
+    assert held_out[100] == 10
+    assert f"A tenth of the rows, at most {held_out[10_000]}, is held out" in text
 
 
 def test_the_speeds_that_are_claimed_are_those_that_were_measured():

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import subprocess
+import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -75,7 +77,7 @@ def test_the_card_says_how_it_was_made(runs, finished):
     assert f"{done['base_loss']:.4f} → {done['tuned_loss']:.4f}" in card
     assert f"{done['base_perplexity']:,.2f} → {done['tuned_perplexity']:,.2f}" in card
     assert f"| Supervised share | {done['supervised_fraction']:.1%}" in card
-    assert f"{done['coverage']:.1%} of the layers asked for: {reach['modules']} modules, {reach['trainable']:,}" in card
+    assert f"{done['coverage']:.1%} of all linear layers: {reach['modules']} modules, {reach['trainable']:,}" in card
     assert "each packed with rows" in card
     assert "estimated $0.15 to $0.60 for the whole run" in card
     assert "| Plan | 0123456789abcdef |" in card
@@ -135,6 +137,34 @@ def test_a_card_shows_what_a_model_wrote():
     assert len(sft.cell("x" * 5000)) < 1000
     assert sft.quoted("one\n<think>") == "> one  \n> &lt;think&gt;  "
     assert sft.perplexity(1e6) < math.inf
+
+
+def test_a_card_quotes_rows_only_where_it_may_and_without_secrets():
+    secret = "hf_" + "a1B2c3D4" * 4
+    losses = {"base_loss": 2.0, "tuned_loss": 1.0, "base_perplexity": 7.4, "tuned_perplexity": 2.7}
+    answer = {"prompt": f"My token is {secret}", "base": "B", "tuned": f"Yours is {secret}", "reference": "a private row"}
+    settings = sft.Settings(dataset="ada/docs")
+    card = sft.model_card(settings, losses, {}, [answer], None)
+    assert secret not in card and "hf_***" in card and "a private row" in card
+    silent = sft.model_card(sft.replace(settings, card_samples=False), losses, {}, [answer], None)
+    assert "a private row" not in silent and "2.0000 → 1.0000" in silent
+    unmeasured = sft.model_card(settings, losses | {"tuned_loss": None, "tuned_perplexity": None}, {}, [], None)
+    assert "Not measured" in unmeasured
+
+
+def test_a_run_that_ended_early_for_no_known_reason_says_so():
+    ending, state = sft.Ending(), SimpleNamespace(global_step=3, max_steps=9)
+    with pytest.raises(sft.Stop) as stop:
+        ending.require_none(state, "ada/tuned")
+    assert stop.value.code == "stopped" and "step 3 of 9" in stop.value.message
+
+
+def test_the_first_push_is_expected_to_take_time(monkeypatch):
+    """Nothing is known of it before the first checkpoint: as long again as the margin is set aside."""
+    monkeypatch.setenv("UNSLOTH_JOBS_RUN", json.dumps({"timeout_s": 1000, "started": time.time() - 870}))
+    ending = sft.Ending()
+    assert ending.margin == 50
+    assert not ending.due(0) and ending.due(2 * ending.margin)
 
 
 def test_a_run_without_a_price_names_none():

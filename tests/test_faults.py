@@ -841,6 +841,29 @@ def test_an_adapter_is_not_mixed_with_a_whole_model(hub):
     assert sft.SETTINGS_FILE in hub.files("ada/new")
 
 
+def test_a_repository_that_is_public_already_is_never_taken_for_private(hub, tmp_path):
+    api, settings = HfApi(endpoint=hub.url, token=ADA), sft.Settings(dataset="x", output_repo="ada/open")
+    api.create_repo("ada/open", private=False)
+    with pytest.raises(sft.Stop) as stop:
+        sft.begin_repository(api, settings)
+    assert stop.value.code == "public_repository" and "--public" in stop.value.fix
+    assert sft.SETTINGS_FILE not in hub.files("ada/open")
+    sft.begin_repository(api, sft.replace(settings, public=True))
+    assert sft.SETTINGS_FILE in hub.files("ada/open")
+
+
+def test_the_first_commit_of_a_new_run_takes_the_last_one_s_checkpoint_away(hub):
+    api, settings = HfApi(endpoint=hub.url, token=ADA), sft.Settings(dataset="x", output_repo="ada/earlier")
+    sft.begin_repository(api, settings)
+    for name in ("last-checkpoint/trainer_state.json", "adapter_model.safetensors"):
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id="ada/earlier")
+    sft.begin_repository(api, sft.replace(settings, resume=True))
+    assert "last-checkpoint/trainer_state.json" in hub.files("ada/earlier")
+    sft.begin_repository(api, settings)
+    assert "last-checkpoint/trainer_state.json" not in hub.files("ada/earlier")
+    assert "adapter_model.safetensors" in hub.files("ada/earlier")
+
+
 LOST = """
 # /// script
 # requires-python = ">=3.11"

@@ -35,6 +35,22 @@ def test_the_pattern_reaches_just_the_targets():
     assert reached == ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"]
 
 
+STRANGE = {
+    "model.layers.0.self_attn.q_proj": (64, 64),
+    "x_embed.up_proj": (64, 64),
+    "model.mm_projector.up_proj": (64, 64),
+    "multi_modal_projector.up_proj": (64, 64),
+    "model.layers.0.mlp.up_proj": (64, 64),
+}
+
+
+def test_what_is_adapted_is_what_is_counted():
+    for linears in (LFM2, QWEN_MOE_VISION, STRANGE):
+        pattern = sft.target_pattern(sft.lora_targets(linears))
+        assert [name for name in linears if re.fullmatch(pattern, name)] == list(sft.adaptable(linears))
+    assert list(sft.adaptable(STRANGE)) == ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"]
+
+
 def test_coverage_is_the_share_of_the_possible_lora_parameters():
     assert sft.coverage(LFM2, sft.adaptable(LFM2)) == 1.0
     possible = (192 + 64) + (64 + 64) + (128 + 64) + (64 + 64) + (64 + 64)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import sft
 from conftest import ROOT, ROWS, SFT, UV, Commands
+from datasets import Dataset
 from hub import Hub
+from unsloth_jobs import cost
 
 ADA = "hf_adaadaadaada"
 QUICK = ["--learning-rate", "5e-3", "--batch-size", "8", "--gradient-accumulation", "1", "--max-seq-length", "256"]
@@ -45,7 +50,8 @@ def test_from_plan_to_an_adapter_that_answers(hub, tmp_path, training_python):
 
     # The job is over, and it learned.
     assert status["stage"] == "COMPLETED", log[-3000:]
-    assert status["progress"]["step"] == status["progress"]["total_steps"] == 93  # of 31 packed sequences an epoch
+    assert status["progress"]["step"] == status["progress"]["total_steps"]
+    assert status["progress"]["step"] == 3 * math.ceil(said["masks"]["rows_kept"] / 8)  # of 8 rows each
     assert said["done"]["tuned_loss"] < said["done"]["base_loss"] - 0.5
     assert status["progress"]["eval_loss"] == pytest.approx(said["done"]["tuned_loss"], abs=1e-3)
     # What the check saw is what the job trained on.
@@ -92,6 +98,43 @@ def run_template(hub: Hub, tmp_path: Path, python: str, *arguments: str, **env: 
 def write_rows(path: Path, *rows: dict) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "held_out"),
+    [
+        (5_000, {}, 200),
+        (1_000, {}, 100),
+        (1_000, {"max_eval_rows": 500, "eval_split": 0.9}, 500),
+        (1_000, {"num_samples": 50}, 5),
+        (1_000, {"eval_split": 0.0}, 0),
+        (3, {}, 0),
+        (2, {"eval_split": 0.9}, 1),
+        (1, {"eval_split": 0.9}, 0),
+    ],
+)
+def test_each_row_is_trained_on_or_held_out(rows, settings, held_out):
+    made = sft.Settings(dataset="rows", **settings)
+    numbered = Dataset.from_dict({"row": list(range(rows))})
+    trained, evaluated = sft.split_rows(numbered, made)
+    parts = [*trained["row"], *(evaluated["row"] if evaluated else ())]
+    assert sorted(parts) == list(range(made.num_samples or rows))
+    assert len(evaluated or ()) == held_out
+    assert list(sft.split_rows(numbered, made)[0]["row"]) == list(trained["row"])
+    # The estimate counts the same rows.
+    assert cost.work(cost.Run(rows, 100, True), made, sft.Batching(1, 1, 2048)).tokens == 100 * len(trained)
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "/nowhere/model", "runs/tuned/final", "~/nowhere"])
+def test_a_model_that_is_not_there_stops_in_the_first_second_with_its_name(tmp_path, model):
+    """In an environment without torch: nothing heavy has been imported by then."""
+    words = ["sft.py", "--base-model", model, "--dataset", str(ROWS)]
+    run = f"import sys; sys.argv = {words!r}; import sft; sys.exit(sft.main())"
+    env = {**os.environ, "PYTHONPATH": str(SFT.parent)}
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, env=env, cwd=tmp_path)
+    failed = events(done.stdout)["failed"]
+    assert (done.returncode, failed["code"]) == (1, "no_model")
+    assert model in failed["message"] and "--base-model" in failed["fix"] and "Traceback" not in done.stderr
 
 
 ASKED = {"role": "user", "content": "Hi"}

@@ -8,7 +8,7 @@ What runs from here really took (ledger.py) moves that range, and makes it narro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +24,9 @@ STARTUP = Range(180, 600)  # seconds: machine, installation, rows to tokens, com
 # From the Hub's storage onto a rented machine's disk, and from there to the GPU: worst, best. Assumed, not measured: a
 # first run of a model writes down what its own start took (ledger.py), and later estimates use that instead.
 DOWNLOAD_BYTES_S = (60e6, 600e6)
-FLOPS_PER_WEIGHT = {"off": 4, "offload": 6}  # per token: forward 2, the same again where it is computed anew, backward 2
-FILLED = 0.97  # of a packed sequence, where rows are much shorter than it
+FLOPS_PER_WEIGHT = {"off": 4, "offload": 6}  # per token: forward 2, the same again where it is recomputed, backward 2
+FILLED = 0.99  # of a packed pass: steps have nearly as many tokens each
+SHORT = 0.75  # of the passes' length: where most need less than that, they are computed in a shape of their own
 EVALUATIONS, WATCHED_EVALUATIONS = 5, 11  # at the start, then at each quarter or, to stop early, at each tenth
 FP16_HANDICAP = 1.25
 TIMEOUT_MARGIN = 1.25
@@ -35,21 +36,25 @@ LIBRARIES_GB = 15  # on disk: torch, Unsloth and what they need, unpacked and as
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be trained on. error: the relative 95% uncertainty of tokens_per_row, counted in a sample of the rows."""
+    """What is to be trained on. error: the relative 95% uncertainty of tokens_per_row, counted in a sample of the rows;
+    longest: tokens of the longest row (0: not known, as long as one may be).
+    """
 
     rows: int
     tokens_per_row: float
     packed: bool
     error: float = 0.0
+    longest: int = 0
 
 
 @dataclass(frozen=True)
 class Work:
-    """A run's size on one machine. at_once: tokens of a forward pass, padding included."""
+    """A run's size on one machine. at_once: tokens of the largest forward pass, computed: of all, padding included."""
 
     tokens: float
     micro_batches: float
     at_once: int
+    computed: float
     evaluation_batches: float
     rows: int  # to train on, in each epoch
     held_out: int
@@ -92,23 +97,36 @@ class Recommended:
     max_usd: float
 
 
-def rows_per_sequence(tokens_per_row: float, settings: Any, packed: bool) -> float:
-    return max(FILLED * settings.max_seq_length / tokens_per_row, 1.0) if packed else 1.0
+def step_tokens(run: Run, settings: Any) -> float:
+    """What a packed optimizer step takes, padding included."""
+    return settings.batch_size * settings.gradient_accumulation * run.tokens_per_row / FILLED
+
+
+def choose_batching(run: Run, settings: Any, template: Any, keeps: Callable[[int], bool]) -> tuple[Any, bool]:
+    """How the template will divide a step, and whether it keeps the activations: its own rule, over the mean row."""
+    longest, tokens = run.longest or settings.max_seq_length, step_tokens(run, settings)
+    length_for = lambda sequences: max(longest, math.ceil(tokens / sequences))  # noqa: E731
+    return template.choose_batching(settings, length_for, keeps, run.packed)
 
 
 def work(run: Run, settings: Any, batching: Any) -> Work:
-    """The work of a run in passes of this batching."""
+    """The work of a run whose steps are divided like this."""
     rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
-    held_out = min(round(rows * settings.eval_split), rows - 1)
-    each = batching.micro * rows_per_sequence(run.tokens_per_row, settings, run.packed)  # rows of a forward pass
+    held_out = max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+    each = settings.batch_size * settings.gradient_accumulation
     trained = (rows - held_out) * settings.num_epochs
-    micro_batches = math.ceil((rows - held_out) / each) * settings.num_epochs
-    if settings.max_steps:  # then the number of passes over the rows does not count
-        micro_batches = settings.max_steps * batching.accumulation
-        trained = micro_batches * min(each, rows - held_out)
-    tokens = trained * run.tokens_per_row
-    evaluated = min(held_out, settings.max_eval_rows) / (each if run.packed else 1)
-    return Work(tokens, micro_batches, batching.micro * settings.max_seq_length, evaluated, rows - held_out, held_out)
+    steps = math.ceil((rows - held_out) / each) * settings.num_epochs
+    if settings.max_steps:  # then the number of epochs does not count
+        steps = settings.max_steps
+        trained = steps * min(each, rows - held_out)
+    at_once = computed = batching.micro * batching.length
+    evaluated = float(held_out)
+    if run.packed:
+        usual = step_tokens(run, settings) / batching.accumulation
+        computed = usual if usual < SHORT * at_once else at_once
+        evaluated *= run.tokens_per_row / FILLED / at_once
+    passes = steps * batching.accumulation
+    return Work(trained * run.tokens_per_row, passes, at_once, passes * computed, evaluated, rows - held_out, held_out)
 
 
 def candidates(
@@ -121,8 +139,7 @@ def candidates(
 
 def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: Run, ledger: Ledger) -> Candidate:
     vram = flavor.vram_gb / max(flavor.gpus, 1)
-    each = rows_per_sequence(run.tokens_per_row, settings, run.packed)
-    batching, kept = template.choose_passes(settings, each, memory.room_for(model, template, settings, vram))
+    batching, kept = choose_batching(run, settings, template, memory.room_for(model, template, settings, vram))
     size = work(run, settings, batching)
     needed = memory.memory(model, template, settings, size.at_once, kept)
     sizes = vram, round(needed.needed, 2), needed, size.tokens
@@ -212,7 +229,7 @@ def disk_gb(model: Model, settings: Any) -> float:
 
 def seconds_per_token(flavor: Flavor, model: Model, size: Work, checkpointing: str, backend: str) -> Range:
     """Seconds of training per token, from the model's shapes and the GPU's data sheet."""
-    filled = size.micro_batches * size.at_once / max(size.tokens, 1)  # what is computed, padding included
+    filled = size.computed / max(size.tokens, 1)  # what is computed, padding included
     flops = FLOPS_PER_WEIGHT[checkpointing] * model.parameters * filled
     arithmetic = Range(*(flops / (flavor.bf16_flops * share) for share in UTILISATION))
     launching = Range(*LAUNCH_S).times(memory.layers(model) * size.micro_batches / max(size.tokens, 1))

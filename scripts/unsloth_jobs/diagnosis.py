@@ -501,6 +501,7 @@ GO_ON = Known("Submit it again with --resume: it goes on from the last checkpoin
 STOPS = {
     "deadline": Known("With a longer --timeout and --resume at the end of the arguments it goes on from there.", RESUME),
     "cancelled": GO_ON,
+    "stopped": GO_ON,
     "resume_failed": GO_ON,
     "hub_unreachable": Known(
         "Submit it again with --resume in some minutes: where it has saved, it goes on from there.", RESUME
@@ -532,6 +533,8 @@ STOPS = {
     "merge_needs_16bit": Known("Add --load-in-16bit, or leave --merge-model out.", LOGS),
     "resume_mismatch": Known("Pass the settings that the checkpoint began with, or leave --resume out to begin anew.", LOGS),
     "name_taken": Known("Name another --output-repo."),
+    "public_repository": Known("Name another --output-repo or, where the result may be public, pass --public.", LOGS),
+    "no_model": Known("Correct --base-model: a Hub id, or the path of a folder that holds a model.", LOGS),
     "unknown_columns": Known("Name the columns with --prompt-column and --completion-column, or choose another data set."),
     "unknown_column": Known("Name columns that exist with --prompt-column and --completion-column."),
     "preference_data": Known("To imitate the chosen answers: --prompt-column prompt --completion-column chosen."),

@@ -74,5 +74,5 @@ class Place(Protocol):
 
 def run_facts(plan: Plan, estimate: dict[str, Any] | None) -> str:
     """JSON for the job's environment: its deadline and price, who pays, and what it was estimated to cost."""
-    names = ("plan_id", "flavor", "vram_gb", "timeout_s", "usd_per_minute", "namespace")
+    names = ("plan_id", "flavor", "vram_gb", "timeout_s", "attempts", "usd_per_minute", "namespace")
     return json.dumps({name: getattr(plan, name) for name in names} | {"estimate": estimate})

@@ -20,8 +20,7 @@ FREE = {
     "min_coverage", "save_steps", "card_samples",
 }  # fmt: skip
 LENGTH = {
-    "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "gradient_accumulation", "resume",
-    "early_stopping",
+    "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "resume", "early_stopping",
 }  # fmt: skip
 SAME_RUN = 1.1  # how far a step time measured on the same model, rows and flavor may be off
 OTHER_MACHINE = 1.5  # how far the start of a run may be off from the start of one like it
