@@ -161,13 +161,21 @@ def asking(about: str) -> Iterator[None]:
         raise http_error(about, error) from error
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise unreachable(error) from error
+    except OSError as error:
+        if error.errno is not None:  # of this machine
+            raise
+        raise garbled(about, error) from error  # a file of another length than the Hub has said
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            "hub_garbled",
-            f"What {endpoint()} answered about {about} is not what the Hub answers ({type(error).__name__}: {error}).",
-            "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
-            HUB,
-        ) from error
+        raise garbled(about, error) from error
+
+
+def garbled(about: str, error: Exception) -> UserError:
+    return UserError(
+        "hub_garbled",
+        f"What {endpoint()} answered about {about} is not what the Hub answers ({type(error).__name__}: {error}).",
+        "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
+        HUB,
+    )
 
 
 def unreachable(error: BaseException) -> UserError:
