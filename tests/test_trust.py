@@ -313,6 +313,24 @@ def test_a_model_whose_files_are_broken_is_said_to_be(hub, commands, tmp_path, t
 
 
 @pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 20000000000 }}",
+    ],
+)
+def test_a_chat_template_that_never_ends_is_ended(hub, commands, tmp_path, tiny_model, template):
+    folder = copy_of(tiny_model, tmp_path / "endless")
+    for path in folder.glob("chat_template*"):
+        path.unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    began = time.monotonic()
+    assert problem(commands, "check.py", "./endless", "ada/docs", code=1)["code"] == "bad_chat_template"
+    assert time.monotonic() - began < 90
+
+
+@pytest.mark.parametrize(
     "name",
     ["a/" + "b" * 300, "b" * 300, "~nosuchuser/x", "https://huggingface.co/ada/tiny", "hf://models/ada/tiny", "hf://ada/tiny"],
 )

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from . import hub
+from . import hub, limits
 from .errors import UserError
 from .redaction import plain
 
@@ -223,15 +223,17 @@ def read_table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> T
 
 def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
     tokenizer = load_tokenizer(template, settings)
-    renderer = template.make_renderer(tokenizer, table.layout)
+    with limits.bounded(settings.base_model, limits.TEMPLATE_S):
+        renderer = template.make_renderer(tokenizer, table.layout)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     looked_at: list[Row] = []
     shown: list[dict[str, Any]] = []
-    for raw in table.first:
-        row, example = look(template, renderer, table.layout, special, raw, settings.max_seq_length)
-        looked_at.append(row)
-        if not row.lost and not shown:
-            shown = template.segments(tokenizer, example)
+    with limits.bounded(settings.base_model, limits.ROWS_S):
+        for raw in table.first:
+            row, example = look(template, renderer, table.layout, special, raw, settings.max_seq_length)
+            looked_at.append(row)
+            if not row.lost and not shown:
+                shown = template.segments(tokenizer, example)
     return Sample(**vars(table), looked_at=looked_at, segments=shown, max_length=settings.max_seq_length)
 
 
