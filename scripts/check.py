@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape

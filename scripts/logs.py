@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
-from typing import Annotated
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
+
+import contextlib
+from typing import Annotated
 
 import typer
 from rich.markup import escape

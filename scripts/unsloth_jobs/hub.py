@@ -171,6 +171,10 @@ def asking(about: str) -> Iterator[None]:
         raise http_error(about, error) from error
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise unreachable(error) from error
+    except OSError as error:
+        if error.errno is not None:  # of this machine
+            raise
+        raise garbled(about, error) from error  # a file of another length than the Hub has said
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise garbled(about, error) from error
 

@@ -134,6 +134,8 @@ def entry(run: dict[str, Any]) -> Entry | None:
     if not (done.get("timed_tokens") and done.get("train_s") and done.get("tokens")):
         return None  # an older or edited template tells less
     per_token = done["train_s"] / done["timed_tokens"]
+    if not 0 < per_token * done["tokens"] < math.inf:
+        return None
     busy = per_token * done["tokens"] + (done.get("evaluation_s") or 0) * done.get("evaluations", 0)
     estimated = (run.get("estimate") or {}).get("seconds_per_token")
     return Entry(

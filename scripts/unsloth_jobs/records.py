@@ -167,7 +167,7 @@ def run_of(job_id: str) -> dict[str, Any] | None:
     kept has another shape (see damaged).
     """
     run = read(path_of("runs", job_id))
-    return sound(run) if run else None
+    return sound(run) if run and run.get("job_id") == job_id else None
 
 
 def runs() -> list[dict[str, Any]]:
@@ -183,7 +183,7 @@ def damaged(job_id: str = "*") -> list[Path]:
 
 def sound(run: dict[str, Any]) -> dict[str, Any] | None:
     """A run's record without those parts of it that have another shape; None where it does not say what the run was."""
-    if not run.keys() >= RUN_KEYS or not isinstance(run["job_id"], str) or number(run["submitted_at"]) is None:
+    if not run.keys() >= RUN_KEYS or number(run["submitted_at"]) is None:
         return None
     if plan_of(run["plan"]) is None:
         return None

@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
-from . import hub
+from . import hub, limits
 from .errors import HUB, UserError
 from .redaction import plain, redact
 
@@ -295,17 +295,19 @@ def read_file(template: ModuleType, settings: Any, file: Path, limit: int) -> Ta
 
 def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
     tokenizer = load_tokenizer(template, settings)
-    renderer = template.make_renderer(tokenizer, table.layout)
+    with limits.bounded(settings.base_model, limits.TEMPLATE_S):
+        renderer = template.make_renderer(tokenizer, table.layout)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     looked_at: list[Row] = []
     shown: list[dict[str, Any]] = []
-    for raw in table.first:
-        row, example = look(template, renderer, table.layout, special, raw, settings.max_seq_length)
-        looked_at.append(row)
-        if not row.lost and not shown:
-            shown = template.segments(tokenizer, example)
-    whole = len(table.first) >= template.DIGESTED or len(table.first) == table.rows
-    digest = template.digest_of(renderer, table.layout, table.first) if whole else None
+    with limits.bounded(settings.base_model, limits.ROWS_S):
+        for raw in table.first:
+            row, example = look(template, renderer, table.layout, special, raw, settings.max_seq_length)
+            looked_at.append(row)
+            if not row.lost and not shown:
+                shown = template.segments(tokenizer, example)
+        whole = len(table.first) >= template.DIGESTED or len(table.first) == table.rows
+        digest = template.digest_of(renderer, table.layout, table.first) if whole else None
     return Sample(**vars(table), looked_at=looked_at, segments=shown, max_length=settings.max_seq_length, digest=digest)
 
 
