@@ -124,6 +124,8 @@ plans = st.builds(
     timeout_s=st.integers(1, 10**6),
     attempts=st.integers(1, 9),
     smoke=st.booleans(),
+    files=st.dictionaries(names, names, max_size=2),
+    start=st.integers(1, 3),
 )
 
 
