@@ -202,7 +202,7 @@ def test_at_look_up(hub, server, done, script, fault):
         return  # the client has a patience of its own with a log, and leaves out what is no line of it
     words = {"submit": new_plan()[:1] + ["--"] + new_plan()[-8:], "status": [done], "logs": [done]}
     wish = words.get(script, ["ada/tiny", "ada/docs"])
-    well = {"submit": (3, None), "status": (0, None), "logs": (0, None)}.get(script, (1, "no_safetensors"))
+    well = {"submit": (3, None), "status": (0, None), "logs": (0, None)}.get(script, (1, "no_tokenizer"))
     for place in ASKED[script]:
         asked = hub.faults.add(path=place, **how)
         said = server(script, *wish, patience_s=2 if fault.endswith(("short", "once")) else 0.3, timeout_s=1)
