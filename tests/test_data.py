@@ -93,3 +93,15 @@ def test_a_file_that_has_changed_is_read_again(runs, tiny_model, tmp_path):
     second = runs.start(*words, folder=tmp_path).wait().last("data")
     assert (first["rows"], second["rows"]) == (12, 24)
     assert first["revision"] != second["revision"]
+
+
+def test_rows_of_many_shapes_on_the_hub_are_read_alike(runs, tiny_model, tmp_path):
+    shapes = [row for name in ("names", "weights", "thoughts", "tools", "arguments as text") for row in SHAPES[name][0]]
+    (tmp_path / "data").mkdir()
+    write_shape(tmp_path / "data", [{"messages": row["messages"]} for row in shapes])
+    runs.hub.add_repo("ada/shapes", tmp_path / "data", type="dataset")
+    run = runs.start("--base-model", str(tiny_model), "--dataset", "ada/shapes", "--max-steps", "1", "--eval-split", "0")
+    found = Commands(runs.hub.env(token=TOKEN), tmp_path).json("check.py", str(tiny_model), "ada/shapes")
+    masks = run.wait().last("masks")
+    assert masks["rows_kept"] == 12 == 12 - found["mask"]["rows_without_answer"]
+    assert masks["supervised_fraction"] == found["mask"]["supervised_fraction"]
