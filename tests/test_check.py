@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sft
 from conftest import ROOT, ROWS, Commands, make_tokenizer
 from hub import Hub, Organization
 from safetensors.numpy import save_file
