@@ -999,7 +999,10 @@ class Renderer:
         """
         tools = self.tools_needed()
         opening, before, tail = self.probe("user", "assistant", tools=tools)
-        asked, bare = self.probe("user", tools=tools, prompt=True)[-1], self.probe("user", tools=tools)[-1]
+        try:
+            asked, bare = self.probe("user", tools=tools, prompt=True)[-1], self.probe("user", tools=tools)[-1]
+        except ValueError:  # a template that takes no question without its answer
+            asked, bare = before, ""
         try:
             _, *befores, _ = self.probe("user", "assistant", "user", "assistant", tools=tools)
             befores, between = [before, befores[0], befores[2]], befores[1]
@@ -1680,6 +1683,11 @@ DIGESTED = 8  # rows
 
 def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) -> tuple[Any, dict[str, Any]]:
     """rows as input_ids, labels and length; those that teach nothing are left out, and counted by reason."""
+    from datasets import Features, Value
+
+    numbers, number = [Value("int64")], Value("int64")
+    kinds = {"input_ids": numbers, "labels": numbers, "length": number, "supervised": number}
+    features = Features(kinds | {"cut": Value("bool"), "dropped": Value("string")})  # a batch of empty rows tells none
 
     def encode(columns: Mapping[str, list]) -> dict[str, list]:
         batch = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -1692,6 +1700,7 @@ def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) 
         batched=True,
         batch_size=ROWS_AT_ONCE,
         remove_columns=rows.column_names,
+        features=features,
         num_proc=processes,
         desc="Rows to tokens",
     )

@@ -321,6 +321,11 @@ CAUSES = {
         TWO_TURNS,
         ["It is 4.<|end|>", "Six.<|end|>"],
     ),
+    "no question without its answer": (
+        "{% if messages[-1].role == 'user' %}{{ raise_exception('no answer') }}{% endif %}" + CHATML,
+        TWO_TURNS,
+        ["It is 4.<|end|>", "Six.<|end|>"],
+    ),
     "texts in parts": (
         "{% for m in messages %}<|{{ m.role }}|>{% for p in m.content %}{{ p.text }}{% endfor %}<|end|>{% endfor %}" + PROMPT,
         TWO_TURNS,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sft
+from conftest import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -354,3 +355,17 @@ def test_events_carry_no_token(capsys):
     line = capsys.readouterr().out
     assert line.startswith('EVENT {"event": "warning", "time": 1')
     assert line.endswith('"message": "https://user:hf_***@hub failed"}\n')
+
+
+def test_rows_that_are_dropped_come_first_and_the_others_are_encoded():
+    from datasets import Dataset
+
+    layout, good = sft.Format("messages", {"messages": "messages"}), [{"role": "user", "content": "a"}]
+    good.append({"role": "assistant", "content": "b"})
+    rows = Dataset.from_list([{"messages": [good[0] | {"content": "bad"}, good[1]]}] * 150 + [{"messages": good}] * 3)
+    template = "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no') }}{% endif %}" + (
+        "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    kept, summary = sft.encode_rows(rows, sft.Renderer(make_tokenizer(template)), layout, 100)
+    assert summary["dropped"] == {"the chat template refuses it: no": 150} and len(kept) == 3
+    assert kept[0]["input_ids"] and sft.IGNORE in kept[0]["labels"]
