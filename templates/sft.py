@@ -242,7 +242,7 @@ def redacted(text: str) -> str:
     """text without secrets: an error, a row or what a library prints may quote one, also with unshown characters in it."""
     found = starred(text)
     shown = UNSHOWN.sub("", found)
-    return found if starred(shown) == shown else starred(shown)
+    return found if shown == found or starred(shown) == shown else starred(shown)
 
 
 def starred(text: str) -> str:

@@ -199,6 +199,7 @@ said = st.dictionaries(st.sampled_from(["event", "step", "total_steps", "loss", 
 lines = st.text() | mutated(REAL) | st.builds("{}EVENT {}".format, st.text(max_size=5), said.map(json.dumps) | st.text())
 
 
+@how(deadline=None)  # a busy machine is no fault
 @given(st.lists(lines, max_size=8))
 @example(["EVENT " + '{"event":' * 100_000])
 @example(["EVENT {" + "9" * 10_000])
@@ -216,6 +217,7 @@ def test_no_line_breaks_the_reading_of_a_log_and_none_is_taken_for_an_event(log)
         assert value is None or isinstance(value, int | float)
 
 
+@how(deadline=None)
 @given(st.dictionaries(st.text(max_size=8), JSON), st.text(max_size=20))
 def test_what_the_template_emits_is_what_is_read(values, before):
     assume("event" not in values and "EVENT {" not in before)

@@ -215,6 +215,15 @@ def test_an_answer_of_another_shape_is_garbled(hub, commands, body):
     assert problem(commands, "submit.py", str(SFT), "--", "--base-model=ada/tiny", "--dataset=ada/docs", code=4)
 
 
+@pytest.mark.parametrize("status", [500, 429])
+def test_an_upload_that_the_hub_does_not_take_is_given_up_in_time(hub, commands, status):
+    hub.faults.add(path="xet-write-token", status=status)
+    began = time.monotonic()
+    words = ["--base-model=ada/tiny", "--dataset=ada/docs", f"--seed={status}"]
+    commands.run("submit.py", str(SFT), "--yes", "--max-usd", "9", "--", *words, code=4)
+    assert time.monotonic() - began < 60
+
+
 def test_an_address_that_is_no_hub_is_said_to_be_none(hub, commands):
     hub.faults.add(path="whoami|hardware", status=404)
     said = problem(commands, "submit.py", str(SFT), "--", "--base-model=ada/tiny", "--dataset=ada/docs", code=4)

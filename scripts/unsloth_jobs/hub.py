@@ -59,6 +59,7 @@ LOGIN = "Log in with `hf auth login`, with a token from https://huggingface.co/s
 def connect(timeout_s: float = TIMEOUT_S) -> HfApi:
     """The Hub's client, at HF_ENDPOINT, with the token of HF_TOKEN or of `hf auth login`."""
 
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")  # an upload that fails again is reported, not waited for
     huggingface_hub.constants.HF_DEBUG = False  # with it the client prints what it sends: a job's secrets, too
 
     def client() -> Any:
