@@ -635,7 +635,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @shows(terminal_closed="COMPLETED")
 def test_a_closed_terminal_ends_no_run(local):
     """The terminal's shell and all of its process group get SIGHUP, as from a window that is closed."""
-    submit = f"{sys.executable} {ROOT}/scripts/submit.py script.py --where local --yes --json -- 2 0; sleep 60"
+    submit = f"{sys.executable} {ROOT}/scripts/submit.py script.py --where local --yes --json -- 2 0; sleep 600"
     shell = subprocess.Popen(
         ["bash", "-c", submit], cwd=local.cwd, env=local.env, text=True, stdout=subprocess.PIPE, start_new_session=True
     )
@@ -748,8 +748,11 @@ def test_a_log_that_cannot_grow_costs_its_end_and_not_the_run(local):
 
 @shows(same_folder="folder_in_use")
 def test_two_runs_do_not_write_to_one_folder(local):
+    # A run that is there as long as it is asked about, however slow the machine: a model that is none would end it at once.
+    waiting = SFT.read_text("utf-8").replace("    settings = parse_args()\n", "    settings = parse_args()\n    time.sleep(600)\n")
+    (local.cwd / "waiting.py").write_text(waiting, encoding="utf-8")
     words = ["--base-model", str(local.cwd / "model"), "--dataset", str(ROWS), "--save-local", "out"]
-    submit = ["submit.py", str(SFT), "--where", "local", "--yes", "--"]
+    submit = ["submit.py", "waiting.py", "--where", "local", "--yes", "--"]
     first = local.json(*submit, *words)["job_id"]
     try:
         refused = local.json(*submit, *words, "--max-steps", "5", code=2)["problems"][0]
