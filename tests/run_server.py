@@ -54,6 +54,18 @@ def out_of_memory(most: int, step: int) -> None:
     SFTTrainer.training_step = training_step
 
 
+def out_of_memory_packed(most: int) -> None:
+    """Memory holds no trial of packed rows of more than so many tokens."""
+    whole = sft.rows_leak
+
+    def rows_leak(model, size, width=None):
+        if size > most:
+            raise torch.OutOfMemoryError(FULL)
+        return whole(model, size, width)
+
+    sft.rows_leak = rows_leak
+
+
 def out_of_memory_kept() -> None:
     """Memory holds no pass whose activations are kept: none that computes a layer only once."""
     whole = SFTTrainer.training_step
@@ -177,6 +189,7 @@ FAULTS = {
     for fault in (
         out_of_memory,
         out_of_memory_kept,
+        out_of_memory_packed,
         out_of_memory_evaluating,
         evaluation_fails,
         compare_gradient,

@@ -749,7 +749,9 @@ def test_a_log_that_cannot_grow_costs_its_end_and_not_the_run(local):
 @shows(same_folder="folder_in_use")
 def test_two_runs_do_not_write_to_one_folder(local):
     # A run that is there as long as it is asked about, however slow the machine: a model that is none would end it at once.
-    waiting = SFT.read_text("utf-8").replace("    settings = parse_args()\n", "    settings = parse_args()\n    time.sleep(600)\n")
+    waiting = SFT.read_text("utf-8").replace(
+        "    settings = parse_args()\n", "    settings = parse_args()\n    time.sleep(600)\n"
+    )
     (local.cwd / "waiting.py").write_text(waiting, encoding="utf-8")
     words = ["--base-model", str(local.cwd / "model"), "--dataset", str(ROWS), "--save-local", "out"]
     submit = ["submit.py", "waiting.py", "--where", "local", "--yes", "--"]

@@ -315,6 +315,16 @@ def test_out_of_memory_with_its_activations_kept_a_run_recomputes_them(runs, wor
     assert_same_curve(whole, run)
 
 
+@pytest.mark.parametrize(("most", "packed"), [(32, True), (1, False)])
+def test_out_of_memory_is_no_sign_that_packed_rows_see_each_other(runs, words, most, packed):
+    run = runs.start(*words, "--max-steps", "1", fault=["out_of_memory_packed", most]).wait()
+    assert run.last("batching")["packed"] is packed
+    said = [event["message"] for event in run.all("warning") if event["code"] == "not_packed"]
+    assert said == (
+        [] if packed else ["Each row is trained alone: packed rows cannot be tried: it does not fit in the GPU's memory."]
+    )
+
+
 def test_out_of_memory_with_one_sequence_ends_the_run(runs, words):
     run = runs.start(*words, fault=["out_of_memory", 0, 0]).wait()
     assert (run.code, run.last("failed")["code"]) == (1, "out_of_vram")
