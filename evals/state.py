@@ -179,7 +179,7 @@ class Library:
 
 def fill(hub: Hub, state: dict[str, Any], library: Library) -> None:
     """What the Hub holds from the beginning on."""
-    hub.add_user(USER, TOKEN, orgs=[Organization(name, role="read") for name in state.get("reads_only", ())])
+    join(hub, state, role="write")
     for name in state.get("models", ()):
         hub.add_repo(name, library.folder("models", name))
     for name in state.get("datasets", ()):
@@ -190,8 +190,15 @@ def fill(hub: Hub, state: dict[str, Any], library: Library) -> None:
         hub.add_repo(name, folder, private=True)
 
 
+def join(hub: Hub, state: dict[str, Any], role: str) -> None:
+    """The user's part in the organizations that they lose the right to write to once the earlier runs are submitted."""
+    hub.add_user(USER, TOKEN, orgs=[Organization(name, role=role) for name in state.get("reads_only", ())])
+
+
 def change(hub: Hub, state: dict[str, Any]) -> None:
-    """What may change with each prompt: who may read a gated model, and the faults in force."""
+    """What may change with each prompt: who may write where, who may read a gated model, and the faults in force."""
+    if "reads_only" in state:
+        join(hub, state, role="read")
     for name in state.get("gated", ()):
         hub.store.repos["model", name].gated = "manual"
     for name in state.get("granted", ()):

@@ -55,6 +55,7 @@ NOTHING: dict[str, Any] = {
     "flavors": [],
     "recommended": None,
     "tokens": None,
+    "digest": None,
     "memory": None,
     "ok": False,
 }
@@ -150,7 +151,7 @@ def estimate(
                 "flavors": [one.as_json() for one in ranked],
                 "recommended": best and asdict(best),
                 "tokens": round(shown.tokens) if math.isfinite(shown.tokens) else None,
-                **digest,
+                "digest": counted.digest,
                 "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
                 "framework": {"name": settings.backend, "why": FRAMEWORKS[settings.backend]},
                 "ok": best is not None,

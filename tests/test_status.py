@@ -378,11 +378,13 @@ def test_a_long_wait_says_what_else_there_is_and_how_to_move(hub, commands, subm
         "flavor": "a10g-small", "usd_per_hour": 1.0, "usd_low": None, "usd_high": None
     }  # fmt: skip
     cancel, submit = re.search(r"uv run (\S+ \S+ --cancel); .*: uv run (.+)$", warning["fix"]).groups()
+    twice = commands.json("submit.py", *shlex.split(submit)[1:], code=2)  # both would write to one repository
+    assert [problem["code"] for problem in twice["problems"]] == ["repo_in_use"]
+    commands.run("status.py", *shlex.split(cancel)[1:])
+    assert hub.jobs.get(submitted).stage == "CANCELED"
     moved = commands.json("submit.py", *shlex.split(submit)[1:], code=3)
     assert moved["plan"]["flavor"] == "a10g-small"
     assert moved["plan"]["model"] == "ada/tiny"
-    commands.run("status.py", *shlex.split(cancel)[1:])
-    assert hub.jobs.get(submitted).stage == "CANCELED"
 
 
 def test_a_watcher_outlives_a_hub_that_is_down(hub, commands, submitted):

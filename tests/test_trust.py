@@ -105,7 +105,7 @@ def test_a_result_that_a_stranger_s_job_names_is_no_command():
 def test_a_run_that_is_done_says_what_it_was_worth_and_what_comes_next():
     summary = events.summarise([progress(100, 1.2), event("done", base_loss=2.4, tuned_loss=1.312, repo="ada/out")])
     status = Status(job("COMPLETED"), summary, PLAN, None)
-    assert status.learned == "held-out loss 2.40 → 1.31"
+    assert status.learned == "held-out loss 2.4000 → 1.3120"
     words = shlex.split(status.next.splitlines()[1].partition(": ")[2])
     assert words[3].endswith("templates/export.py") and words[-2:] == ["--adapter", "ada/out"]
     nothing = Status(job("COMPLETED"), events.summarise(["hello"]), PLAN, None)

@@ -65,7 +65,7 @@ class Status:
         """What the training was worth; None where no rows were held out."""
         done = self.summary.event("done")
         base, tuned = done.get("base_loss"), done.get("tuned_loss")
-        return None if base is None or tuned is None else f"held-out loss {base:.2f} → {tuned:.2f}"
+        return None if base is None or tuned is None else f"held-out loss {base:.4f} → {tuned:.4f}"
 
     @property
     def phase(self) -> str:
