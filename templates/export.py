@@ -249,7 +249,7 @@ class Adapter:
 
 def find_adapter(settings: Settings) -> Adapter:
     """The adapter's own few files, here. Raises Stop where they are not a LoRA adapter on a model that can be had."""
-    folder = Path(settings.adapter).expanduser()
+    folder = Path(os.path.expanduser(settings.adapter))
     if not folder.is_dir():
         folder = download(settings.adapter, settings.adapter_revision or None, [WEIGHTS, CONFIG, "README.md"])
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
@@ -373,7 +373,7 @@ def open_result(settings: Settings, adapter: Adapter, kind: str) -> Result:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    local = Path(settings.adapter).expanduser()
+    local = Path(os.path.expanduser(settings.adapter))
     repo = settings.output_repo or ("" if local.is_dir() else settings.adapter)
     if not repo and os.environ.get("JOB_ID"):
         raise Stop(

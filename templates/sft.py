@@ -519,7 +519,7 @@ NumberedRows = Iterator[tuple[int, dict[str, Any]]]
 
 def local_file(settings: Settings) -> Path | None:
     """The file that file_rows reads; None for a Parquet file, a folder or a data set on the Hub. Raises Stop."""
-    path = Path(settings.dataset).expanduser()
+    path = Path(os.path.expanduser(settings.dataset))
     if not path.is_file() or path.suffix.lower() == ".parquet":
         return None
     if path.suffix.lower() not in READERS:
@@ -1626,7 +1626,7 @@ def unreadable(settings: Settings, error: Exception) -> Stop:
         "dataset_unreadable",
         f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
         "Write its file again: it is empty, cut off, or not of the kind that its name says."
-        if Path(settings.dataset).expanduser().is_file()
+        if Path(os.path.expanduser(settings.dataset)).is_file()
         else "Look at its files: an empty one, or rows whose columns differ, cannot be loaded. A copy of them as one local "
         ".jsonl file is read line by line, and the line that is wrong is named.",
     )
@@ -1636,7 +1636,7 @@ def data_source(settings: Settings) -> dict[str, Any]:
     """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub."""
     from datasets import get_dataset_config_names, get_dataset_split_names
 
-    path = Path(settings.dataset).expanduser()
+    path = Path(os.path.expanduser(settings.dataset))
     if path.is_file():
         return {"path": "parquet", "data_files": str(path), "split": "train"}
     if settings.dataset.startswith((".", "/", "~")) and not path.exists():
@@ -1668,7 +1668,7 @@ def data_revision(settings: Settings) -> str | None:
     """The data set's commit on the Hub, or a local file's sha256; what was asked for where the Hub does not say."""
     from huggingface_hub import HfApi
 
-    if (path := Path(settings.dataset).expanduser()).is_file():
+    if (path := Path(os.path.expanduser(settings.dataset))).is_file():
         return file_digest(path)
     asked = settings.dataset_revision or None
     try:
@@ -3584,7 +3584,7 @@ def save_merged(settings: Settings, folder: Path) -> None:
 def require_local_model(settings: Settings) -> None:
     """Raises Stop in the first second where the model is a path, and no model is there."""
     model = settings.base_model
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     named_as_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
     if (named_as_path or folder.exists()) and not (folder / "config.json").is_file():
         what = "holds no config.json" if folder.is_dir() else "does not exist"

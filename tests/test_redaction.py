@@ -209,7 +209,7 @@ def test_the_template_s_traceback_has_no_token(tmp_path):
 def test_a_local_log_is_redacted_on_its_way_in_and_keeps_its_bytes(tmp_path):
     child = subprocess.Popen(["printf", rf"key {ADA}\n\033[31mred\377 {ADA}\r 10%%\n"], stdout=subprocess.PIPE)
     with (tmp_path / "log").open("wb") as log:
-        local_runner.copy_log(child, log)
+        local_runner.copy_log(child.stdout, log)
     assert (tmp_path / "log").read_bytes() == b"key hf_***\n\x1b[31mred\xff hf_***\r 10%\n"
 
 

@@ -354,7 +354,7 @@ def test_events_carry_no_token(capsys):
     sft.emit("warning", message="https://user:hf_abcdefghijklmnop@hub failed")
     line = capsys.readouterr().out
     assert line.startswith('EVENT {"event": "warning", "time": 1')
-    assert line.endswith('"message": "https://user:hf_***@hub failed"}\n')
+    assert line.endswith('"message": "https://user:***@hub failed"}\n')
 
 
 def test_rows_that_are_dropped_come_first_and_the_others_are_encoded():

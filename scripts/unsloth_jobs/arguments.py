@@ -76,7 +76,7 @@ def require_visible(settings: Any) -> None:
     """Raises UserError where a setting names a folder here, or what is no ordinary file: a job is sent files alone."""
     for name in FOLDERS:
         value = getattr(settings, name, "")
-        path = Path(value).expanduser()
+        path = Path(os.path.expanduser(value))
         if not value or is_file(name, value) or not path.exists():
             continue
         kind = "--repo-type dataset " if name == "dataset" else ""
@@ -94,7 +94,7 @@ def require_clear(words: list[str]) -> list[Problem]:
     """
     for word in words:
         flag, _, value = word.partition("=")
-        if word.startswith("-") and value and Path(value).expanduser().exists():
+        if word.startswith("-") and value and Path(os.path.expanduser(value)).exists():
             raise UserError(
                 "file_not_sent",
                 f"{word}: the job would not see {value}, since a file is sent only where it is an argument of its own.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -62,7 +63,7 @@ class Key:
 def key(settings: Any, script: Path) -> Key:
     """The key of a run of this script with these settings, revisions and the content of local rows included."""
     said = {name: value for name, value in asdict(settings).items() if name not in FREE}
-    if (rows := Path(settings.dataset).expanduser()).is_file():  # what a file holds counts, not where it lies
+    if (rows := Path(os.path.expanduser(settings.dataset))).is_file():  # what a file holds counts, not where it lies
         said |= {"dataset": rows.suffix, "dataset_revision": content_hash(rows)}
     said["script"] = sha256_of(script)
     return Key(digest(said), digest({name: value for name, value in said.items() if name not in LENGTH}))

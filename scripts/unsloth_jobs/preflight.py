@@ -7,6 +7,7 @@ commands can be called one without the other, and a job that cannot end well is 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Adapter:
 
 def adapter(api: HfApi, settings: Any) -> Adapter:
     """The adapter that templates/export.py would merge. Raises UserError where it cannot be read or is none."""
-    folder = Path(settings.adapter).expanduser()
+    folder = Path(os.path.expanduser(settings.adapter))
     if folder.is_dir():
         revision, files = None, {path.name for path in folder.iterdir()}
     else:
@@ -95,7 +96,7 @@ def adapter(api: HfApi, settings: Any) -> Adapter:
 
 def adapter_base(api: HfApi, name: str, revision: str | None) -> str:
     """The model that an adapter says it was trained on; "" where it does not."""
-    path = Path(name).expanduser() / ADAPTER_FILES[0]
+    path = Path(os.path.expanduser(name)) / ADAPTER_FILES[0]
     with hub.asking(f"model {name}"):
         if not path.is_file():
             path = Path(api.hf_hub_download(name, ADAPTER_FILES[0], revision=revision))

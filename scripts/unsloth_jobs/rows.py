@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import re
 import statistics
 import traceback
@@ -278,7 +279,7 @@ def read_table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> T
         raise template.Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
     columns = list(stream.features or taken[0])
     layout = template.detect_format(columns, settings.prompt_column, settings.completion_column, media)
-    split, alone = str(stream.split), Path(settings.dataset).expanduser().is_file()
+    split, alone = str(stream.split), Path(os.path.expanduser(settings.dataset)).is_file()
     files = files_of(template, settings, split)
     size = bytes_of(api, settings, files)
     count, source = (len(taken), "counted") if len(taken) <= limit else count_rows(api, settings, stream, files, size, taken)

@@ -32,14 +32,20 @@ def send(api: HfApi, plan: Plan) -> tuple[list[str], Volume]:
             with asking(f"the files of a job for {plan.namespace}"):
                 api.create_bucket(bucket, private=True, exist_ok=True)
                 api.batch_bucket_files(bucket, add=[(copied[path], f"{folder}/{name}") for path, name in names.items()])
+        except UserError as error:
+            if error.problem.code != "hub_garbled":
+                raise
+            raise upload_failed(error) from error
         except (OSError, ValueError, RuntimeError) as error:  # what the upload raises
-            said = plain(str(error)).strip().rstrip(".")
-            raise UserError(
-                "upload_failed", f"The script could not be uploaded: {said}.", "Try again in a minute.", HUB
-            ) from error
+            raise upload_failed(error) from error
     words = [f"{MOUNT}/{names[word]}" if word in plan.files else word for word in plan.arguments]
     volume = Volume(type="bucket", source=bucket, mount_path=MOUNT, path=folder, read_only=False)
     return ["uv", "run", f"{MOUNT}/{names[plan.script]}", *words], volume
+
+
+def upload_failed(error: Exception) -> UserError:
+    said = plain(str(error)).strip().rstrip(".")
+    return UserError("upload_failed", f"The script could not be uploaded: {said}.", "Try again in a minute.", HUB)
 
 
 @contextmanager

@@ -102,6 +102,8 @@ class FaultsMiddleware:
         fault = self._faults.take(scope["method"], scope["path"])
         if fault is None:
             return await self._app(scope, receive, send)
+        if fault.handled and not (fault.status or fault.drop):  # late, and once
+            return await self._app(scope, receive, delayed(send, fault.delay))
         if fault.handled:
             await self._app(scope, receive, swallow)
         await asyncio.sleep(fault.delay)
@@ -124,6 +126,17 @@ class FaultsMiddleware:
                 self._drop_connection(scope["client"])
 
         return send_and_drop
+
+
+def delayed(send: Send, seconds: float) -> Send:
+    """Send that begins after so many seconds."""
+
+    async def send_late(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await asyncio.sleep(seconds)
+        await send(message)
+
+    return send_late
 
 
 async def swallow(message: Message) -> None:
