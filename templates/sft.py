@@ -2418,7 +2418,7 @@ def rounded(length: int) -> int:
 
 # ---------------------------------------------------------------------------------------------------------------
 # Packing: several rows share a sequence, so that little is spent on padding and each forward pass has the same shape (a
-# new one costs a GPU seconds). Rows must not see each other: attention is told by position_ids that start anew,
+# new one costs a GPU seconds). Rows must not see each other: attention follows position_ids that start anew,
 # convolutions by seq_idx, and rows_leak finds the models that listen to neither.
 
 
