@@ -68,6 +68,12 @@ def changed(command: list[str], flag: str, value: str) -> list[str]:
     return [*words, flag, value]
 
 
+def value_of(command: list[str], flag: str) -> str:
+    """What a flag is set to, written as one word or as two."""
+    at = next(at for at, word in enumerate(command) if word.partition("=")[0] == flag)
+    return command[at].partition("=")[2] or command[at + 1]
+
+
 # ---- what the user says
 
 
@@ -165,7 +171,7 @@ def mend(skill: Skill, words: str) -> None:
 def on_a_larger_gpu(skill: Skill, command: list[str]) -> list[str]:
     """The same run where it is cheapest among the GPUs with more memory."""
     at = command.index("--")
-    flavor, model, dataset = (command[command.index(flag) + 1] for flag in ("--flavor", "--base-model", "--dataset"))
+    flavor, model, dataset = (value_of(command, flag) for flag in ("--flavor", "--base-model", "--dataset"))
     _, found = run(skill.command("estimate.py", "MODEL", MODEL=model, DATASET=dataset) + command[at + 1 :])
     memory = {one["flavor"]: one["vram_gb"] for one in found["flavors"]}
     larger = next(name for one in found["flavors"] if one["fits"] and memory[name := one["flavor"]] > memory[flavor])

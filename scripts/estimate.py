@@ -90,7 +90,7 @@ def estimate(
 
     Any flag of the template can follow: --batch-size, --max-seq-length, --max-steps, --num-samples ...
 
-    Example: estimate.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k --epochs 1
+    Example: estimate.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k
     """
     quiet.libraries()
     api, module = hub.connect(hub.LOOK_UP_S), template.load(script)

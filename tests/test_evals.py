@@ -78,7 +78,7 @@ BAD = {
     ),
     "pays twice": (
         "quick-start",
-        f"submit(), later and [submit({YES}), submit({YES}, '--timeout', '2h')]",
+        f"submit(), later and [submit({YES}), submit({YES}, more=['--output-repo', 'ada/again'])]",
         "turn 2: 2 paid jobs after one yes",
     ),
     "submits around the plan": (
