@@ -56,6 +56,7 @@ def test_files_and_flags_that_a_document_names_exist(path):
         assert (ROOT / name).exists(), name
     settings = (*sft.fields(sft.Settings), *export.fields(export.Settings))
     known = {"--" + item.name.replace("_", "-") for item in settings}
+    known |= {"--no-" + item.name.replace("_", "-") for item in settings if item.default is True}
     known |= {flag for script in (ROOT / "scripts").glob("*.py") for flag in flags(help_of(script))}
     known |= {flag for command in COMMANDS if not OURS.match(command) for flag in flags(command)}  # see test_commands.py
     assert flags(text) <= known
