@@ -276,11 +276,14 @@ def test_whoami(hub: Hub) -> None:
 # ---------------------------------------------------------------- libraries on top
 
 LOAD = """
+import os
 from datasets import load_dataset
 assert load_dataset("ada/rows", split="train")["answer"][19] == "19!"
 assert next(iter(load_dataset("ada/rows", split="train", streaming=True)))["question"] == "0?"
 assert load_dataset("ada/table", split="test")["n"][:] == [1, 2]
 assert next(iter(load_dataset("ada/table", split="test", streaming=True)))["n"] == 1
+print("loaded", flush=True)
+os._exit(0)  # pyarrow's threads, at work on what is streamed, abort about one interpreter in ten that ends in the common way
 """
 
 
