@@ -350,7 +350,7 @@ def test_what_a_script_without_settings_would_not_be_sent_is_refused(hub, comman
     ],
 )
 def test_a_parse_args_that_is_no_templates(hub, commands, tmp_path, text, code):
-    """It is run as it is; with Settings beside it, it is said not to be what that promises."""
+    """It is run as it is; with Settings beside it, it is refused as no template."""
     script = tmp_path / "mine.py"
     script.write_text(text)
     shown = plan(commands, arguments=["--x", "1"], script=script, code=2 if code else 3)

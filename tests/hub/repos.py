@@ -312,7 +312,7 @@ def edit_reference(request: Request) -> Response:
         start = json.loads(request.state.body or "{}").get("startingPoint", "main")
     else:
         name, start = json.loads(request.state.body)["tag"], name
-    with request.app.state.hub.store.lock:  # of two at once, one is told that it came second
+    with request.app.state.hub.store.lock:  # of two at once, the second is refused
         if name in references:
             raise errors.HubError(409, f"Reference already exists: {name}")
         references[name] = repo.at(start).sha
