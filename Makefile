@@ -7,7 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
 
-.PHONY: demo test lint audit pictures tables clean
+.PHONY: demo test lint templates audit pictures tables clean
 
 demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py
@@ -16,9 +16,14 @@ test: $(VENV)/tests lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/tests
+	$(BIN)/python recipes/build.py --check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# templates/*.py, from recipes/ and scripts/unsloth_jobs/training/.
+templates: $(VENV)/tests
+	$(BIN)/python recipes/build.py
 
 # Known vulnerabilities in what the scripts and templates bring, by osv.dev: it needs the network, so `test` leaves it out.
 audit: $(VENV)/uv

@@ -118,10 +118,14 @@ def packed(*names: str) -> dict[str, dict]:
     found = {}
     for name in names:
         model = make(name, tokenizer).eval()
-        untouched = sft.rows_leak(model, SIZE)
+        untouched = sft.has_cross_contamination(model, SIZE)
         sft.keep_rows_apart(model)
         settings = sft.Settings(dataset="rows", max_seq_length=SIZE)
-        said = {"leaks_untouched": untouched, "leaks": sft.rows_leak(model, SIZE), "packed": sft.can_pack(model, settings)}
+        said = {
+            "leaks_untouched": untouched,
+            "leaks": sft.has_cross_contamination(model, SIZE),
+            "packed": sft.can_pack(model, settings),
+        }
         model = with_adapter(model)
         (loss, gradient), (loss_packed, gradient_packed) = learned(model, alone), learned(model, together)
         found[name] = said | {

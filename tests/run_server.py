@@ -56,14 +56,14 @@ def out_of_memory(most: int, step: int) -> None:
 
 def out_of_memory_packed(most: int) -> None:
     """Memory holds no trial of packed rows of more than so many tokens."""
-    whole = sft.rows_leak
+    whole = sft.has_cross_contamination
 
     def rows_leak(model, size, width=None):
         if size > most:
             raise torch.OutOfMemoryError(FULL)
         return whole(model, size, width)
 
-    sft.rows_leak = rows_leak
+    sft.has_cross_contamination = rows_leak
 
 
 def out_of_memory_kept() -> None:

@@ -153,7 +153,7 @@ def test_a_card_quotes_rows_only_where_it_may_and_without_secrets():
 
 
 def test_a_run_that_ended_early_for_no_known_reason_says_so():
-    ending, state = sft.Ending(), SimpleNamespace(global_step=3, max_steps=9)
+    ending, state = sft.StopSignal(), SimpleNamespace(global_step=3, max_steps=9)
     with pytest.raises(sft.Stop) as stop:
         ending.require_none(state, "ada/tuned")
     assert stop.value.code == "stopped" and "step 3 of 9" in stop.value.message
@@ -162,7 +162,7 @@ def test_a_run_that_ended_early_for_no_known_reason_says_so():
 def test_the_first_push_is_expected_to_take_time(monkeypatch):
     """Nothing is known of it before the first checkpoint: as long again as the margin is set aside."""
     monkeypatch.setenv("UNSLOTH_JOBS_RUN", json.dumps({"timeout_s": 1000, "started": time.time() - 870}))
-    ending = sft.Ending()
+    ending = sft.StopSignal()
     assert ending.margin == 50
     assert not ending.due(0) and ending.due(2 * ending.margin)
 

@@ -888,7 +888,7 @@ settings, folder = sft.Settings(dataset="x", output_repo="ada/lost", save_local=
 for name in ("adapter_model.safetensors", "checkpoints/large"):
     (folder / name).write_text("learned")
 try:
-    sft.push_results(HfApi(token="hf_revokedrevoked"), settings, folder, sft.Ending())
+    sft.push_results(HfApi(token="hf_revokedrevoked"), settings, folder, sft.StopSignal())
 except sft.Stop as stop:
     sft.emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
 """

@@ -75,14 +75,14 @@ def test_a_step_holds_the_rows_asked_for_however_much_a_gpu_holds(batch, accumul
         batching, _ = sft.choose_batching(wanted, steps.spread_length, lambda tokens, room=room: tokens <= room, packed)
         passes = sft.Passes(steps, batching, packed)
         if not packed:  # micro-batches divide the step
-            assert batching.micro * batching.accumulation == asked
+            assert batching.micro_batch_size * batching.gradient_accumulation == asked
         for sequences in passes:
-            assert len(sequences) <= batching.micro
+            assert len(sequences) <= batching.micro_batch_size
             assert all(sum(lengths[row] for row in sequence) <= batching.length for sequence in sequences)
         epochs = []
         for epoch in range(3):
             passes.set_epoch(epoch)
-            epochs.append(steps_of(passes, batching.accumulation))
+            epochs.append(steps_of(passes, batching.gradient_accumulation))
         by_room.append(epochs)
         for held in epochs:
             assert [len(step) for step in held[:-1]] == [asked] * (math.ceil(len(lengths) / asked) - 1)
@@ -99,17 +99,17 @@ def test_out_of_memory_a_step_keeps_its_rows_until_nothing_smaller_is_left(batch
     steps = sft.Steps(lengths, wanted, packed)
     batching, kept = sft.choose_batching(wanted, steps.spread_length, lambda tokens: True, packed)
     assert kept
-    first = steps_of(sft.Passes(steps, batching, packed), batching.accumulation)
+    first = steps_of(sft.Passes(steps, batching, packed), batching.gradient_accumulation)
     recomputed = []
     with pytest.raises(sft.Stop) as stop:
         while True:
             before = batching, kept
-            batching, kept = sft.lighter(
+            batching, kept = sft.use_less_memory(
                 *before, sft.batchings(wanted, steps.spread_length, packed), RuntimeError("out of memory")
             )
             assert batching.tokens < before[0].tokens or (batching == before[0] and before[1] and not kept)
             recomputed.append(not kept)
-            assert steps_of(sft.Passes(steps, batching, packed), batching.accumulation) == first
+            assert steps_of(sft.Passes(steps, batching, packed), batching.gradient_accumulation) == first
     assert stop.value.code == "out_of_vram" and recomputed[-1]
 
 

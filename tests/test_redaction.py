@@ -168,13 +168,6 @@ def test_the_template_cuts_it_out_itself(before, token, after):
     assert token not in sft.redacted(f"{before} {token} {after}")
 
 
-def test_templates_and_scripts_have_one_set_of_patterns():
-    files = (ROOT / "templates" / "sft.py", ROOT / "templates" / "export.py", ROOT / "scripts/unsloth_jobs/redaction.py")
-    block = re.compile(r"(?s)^# ---- secrets: these lines.*?^# ---- end of the lines on secrets$", re.MULTILINE)
-    found = [block.search(path.read_text("utf-8"))[0] for path in files]
-    assert found[0] == found[1] == found[2]
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     made_of(ALNUM, 34),

@@ -119,13 +119,14 @@ def work(run: Run, settings: Any, batching: Any) -> Work:
     if settings.max_steps:  # then the number of epochs does not count
         steps = settings.max_steps
         trained = steps * min(each, rows - held_out)
-    at_once = computed = batching.micro * batching.length
+    micro_batch_size, passes_per_step, length = batching
+    at_once = computed = micro_batch_size * length
     evaluated = float(held_out)
     if run.packed:
-        usual = step_tokens(run, settings) / batching.accumulation
+        usual = step_tokens(run, settings) / passes_per_step
         computed = usual if usual < SHORT * at_once else at_once
         evaluated *= run.tokens_per_row / FILLED / at_once
-    passes = steps * batching.accumulation
+    passes = steps * passes_per_step
     return Work(trained * run.tokens_per_row, passes, at_once, passes * computed, evaluated, rows - held_out, held_out)
 
 
@@ -182,7 +183,7 @@ def starting(model: Model) -> Range:
 
 def steps(size: Work, settings: Any, batching: Any) -> int:
     """Optimizer steps of the run; 0 where they are beyond counting."""
-    passes = size.micro_batches / batching.accumulation
+    passes = size.micro_batches / batching[1]
     return settings.max_steps or (math.ceil(passes) if passes < 1e9 else 0)
 
 

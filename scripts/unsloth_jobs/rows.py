@@ -11,7 +11,7 @@ import re
 import statistics
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -278,7 +278,7 @@ def read_table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> T
     if not taken:
         raise template.Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
     columns = list(stream.features or taken[0])
-    layout = template.detect_format(columns, settings.prompt_column, settings.completion_column, media)
+    layout = find_format(template, settings, columns, taken[0], media)
     split, alone = str(stream.split), Path(os.path.expanduser(settings.dataset)).is_file()
     files = files_of(template, settings, split)
     size = bytes_of(api, settings, files)
@@ -290,8 +290,17 @@ def read_table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> T
 def read_file(template: ModuleType, settings: Any, file: Path, limit: int) -> Table:
     """A local file, read to its end as the job reads it: a row that would end the job is found before it is paid for."""
     columns, count, first = template.scan_file(file, limit)
-    layout = template.detect_format(columns, settings.prompt_column, settings.completion_column)
+    layout = find_format(template, settings, columns, first[0])
     return Table(None, None, layout, columns, count, "counted", file.stat().st_size, first)
+
+
+def find_format(
+    template: ModuleType, settings: Any, columns: list[str], first: dict[str, Any], media: Iterable[str] = ()
+) -> Any:
+    """How the template reads the rows: as its own to_messages says, or by their columns' names."""
+    custom = getattr(template, "custom_format", None)  # a copy of an earlier version has none
+    found = custom(template.to_messages, first) if custom else None
+    return found or template.detect_format(columns, settings.prompt_column, settings.completion_column, media)
 
 
 def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:

@@ -1,0 +1,441 @@
+# /// script
+# dependencies = [
+#     "unsloth",
+#     "unsloth_zoo",
+#     "torch",
+#     "transformers",
+#     "trl",
+#     "peft",
+#     "datasets",
+#     "accelerate",
+#     "bitsandbytes",
+#     "trackio",
+#     "huggingface_hub",
+#     "matplotlib",
+#     "numpy",
+#     "psutil",
+#     "httpx",
+#     # torch compiles for a processor with it, and names it only for newer Pythons.
+#     "setuptools",
+# ]
+#
+# [tool.uv]
+# # unsloth asks for a certifi that some registries do not have yet; any release of it will do.
+# override-dependencies = ["certifi"]
+# ///
+r"""Fine-tune a small language model on chat data: LoRA with Unsloth, on a rented GPU or on this machine.
+
+On Hugging Face Jobs, straight from this file or from its URL:
+
+    hf jobs uv run --flavor l4x1 --timeout 4h --secrets HF_TOKEN templates/sft.py -- \
+        --base-model LiquidAI/LFM2.5-1.2B-Instruct --dataset mlabonne/FineTome-100k \
+        --output-repo you/lfm-finetuned
+
+Here, on whatever processor there is:
+
+    uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
+
+Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, masks,
+coverage, batching, progress, eval, checkpoint, early_stopped, sample, pushed, warning, done, failed. Exit code 0: a tuned model is where
+the `done` event says; 1: the `failed` event says why and what to do.
+
+torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, rounded
+from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
+from unsloth_jobs.training.card import card_figures, model_card
+from unsloth_jobs.training.checkpoints import checkpoint_to_resume, lineage, step_of
+from unsloth_jobs.training.columns import detect_format, media_columns
+from unsloth_jobs.training.dataset import data_revision, load_rows, split_rows
+from unsloth_jobs.training.early_stopping import BestAdapter, perplexity
+from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, show_answers
+from unsloth_jobs.training.flags import parse_flags, setting
+from unsloth_jobs.training.lora import attach_adapter, in_full_precision
+from unsloth_jobs.training.machine import hardware, peak_gb, require_gpu_where_paid, training_libraries, versions
+from unsloth_jobs.training.masks import IGNORE, Example, make_renderer, segments
+from unsloth_jobs.training.memory import free_memory, room_for
+from unsloth_jobs.training.merge import push_merged, require_mergeable
+from unsloth_jobs.training.models import has_bf16, load_model, require_decoder, require_local_model
+from unsloth_jobs.training.packing import Collator, can_pack, keep_rows_apart, pack
+from unsloth_jobs.training.push import push_results
+from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
+from unsloth_jobs.training.repository import open_repository
+from unsloth_jobs.training.retry import train_with_oom_retry
+from unsloth_jobs.training.rows import custom_format
+from unsloth_jobs.training.run import StopSignal, billed_since, cost_usd, run_facts, run_name
+from unsloth_jobs.training.settings import TrainingSettings, training_problems
+from unsloth_jobs.training.step_timer import StepTimer
+from unsloth_jobs.training.steps import Steps, effective_batch_size
+from unsloth_jobs.training.tokens import digest_of, encode_rows, require_supervised
+
+METHOD = "sft"
+
+# ---------------------------------------------------------------------------------------------------------------
+# Settings: fill them in here and above, or pass the flag of the same name.
+
+
+@dataclass(frozen=True)
+class Settings(TrainingSettings):
+    prompt_column: str = setting("", "column that holds the question, where its name is not recognised")
+    completion_column: str = setting("", "column that holds the answer, where its name is not recognised")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Your rows.
+
+
+def to_messages(row: dict[str, Any]) -> list[dict[str, str]] | None:
+    """A row of your data as messages, where no flag describes it: fill this in in a copy. None: columns are known by name."""
+    # return [{"role": "user", "content": row["ticket"]}, {"role": "assistant", "content": row["reply"]}]
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The run.
+
+
+def train(settings: Settings) -> None:
+    began = time.monotonic()
+    require_local_model(settings)
+    stop_signal = StopSignal()
+    stop_signal.listen()
+
+    found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
+    emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
+
+    # ---- what can fail for free comes first: the repository, the rows, their columns
+    require_gpu_where_paid(run_facts().get("vram_gb") or 0)
+    require_mergeable(settings)
+    api, resume = open_repository(settings)
+    settings = replace(settings, resume=resume)
+    rows = load_rows(settings)
+    media = media_columns(rows.features)
+    layout = (custom_format(to_messages, rows[0]) if len(rows) else None) or detect_format(
+        rows.column_names, settings.prompt_column, settings.completion_column, media
+    )
+    train_rows, eval_rows = split_rows(rows, settings)
+    unused = sorted(set(rows.column_names) - set(layout.columns.values()))
+    emit(
+        "data",
+        rows=len(rows),
+        train_rows=len(train_rows),
+        eval_rows=len(eval_rows or ()),
+        format=layout.name,
+        columns=layout.columns,
+        unused_columns=unused,
+        revision=data_revision(settings),
+    )
+
+    # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
+    if settings.backend == "unsloth":
+        import unsloth  # noqa: F401
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    require_decoder(config.to_dict())
+    # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
+    settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    renderer = make_renderer(tokenizer, layout)
+    train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
+    require_supervised(masks)
+    eval_tokens = encode_rows(eval_rows, renderer, layout, settings.max_seq_length)[0] if eval_rows else None
+    if eval_rows and not eval_tokens:
+        message = "Not one held-out row has an answer that fits: the run is not evaluated."
+        emit("warning", code="no_evaluation", message=message)
+        eval_tokens = None
+    first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
+    emit("masks", **masks, digest=digest_of(renderer, layout, rows), sample=segments(tokenizer, first))
+
+    # ---- the model, and how much of it the adapter reaches
+    model = load_model(settings)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
+    keep_rows_apart(model)
+    packed = can_pack(model, settings)
+    steps = Steps(train_tokens["length"], settings, packed)
+    longest = max([*train_tokens["length"], *(eval_tokens["length"] if eval_tokens else ())])
+
+    def length_for(sequences: int) -> int:
+        return rounded(max(steps.spread_length(sequences), longest))
+
+    batching, kept = choose_batching(settings, length_for, room_for(model, settings), packed)
+    settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
+    emit(
+        "batching",
+        packed=packed,
+        micro=batching.micro_batch_size,
+        accumulation=batching.gradient_accumulation,
+        length=batching.length,
+        rows_per_step=effective_batch_size(settings),
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    own = lineage(METHOD, settings, train_tokens, packed)
+    checkpoint = checkpoint_to_resume(settings, api, own)
+    model = attach_adapter(model, settings)
+
+    # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
+    best = BestAdapter(settings.early_stopping if eval_tokens else 0)
+
+    def make_trainer(batching: Batching, kept: bool) -> Any:
+        shape = replace(settings, gradient_checkpointing="off" if kept else "offload"), steps, batching, packed
+        return build_trainer(model, tokenizer, train_tokens, eval_tokens, *shape, api, stop_signal, best, own)
+
+    trainer = make_trainer(batching, kept)
+    require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
+    ways = lambda: batchings(settings, length_for, packed)  # noqa: E731
+    trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
+    trained_steps = trainer.state.global_step - (step_of(checkpoint) if checkpoint else 0)
+    if not trained_steps:  # the checkpoint is this very run's: what it had learned, and no more, is the result
+        message = "Nothing was left to train: the checkpoint was this run's last one. Its adapter is the result."
+        emit("warning", code="nothing_trained", message=message)
+    trainer.timer.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
+
+    # ---- the adapter is safe before anything that is merely nice to have
+    folder = Path(settings.save_local)
+    best.restore(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    push_results(api, settings, folder, stop_signal)
+    stop_signal.training = False
+    stop_signal.require_none(trainer.state, settings.output_repo or str(folder))
+    losses = losses_of(base_loss, final_loss(trainer, best) if eval_tokens else None)
+    answers = show_answers(model, tokenizer, eval_tokens or (), settings.backend)
+    trainer.curves.close(losses, answers)
+    kept_step = best.step if best.weights else None
+    drawn = draw_losses(trainer.state.log_history, base_loss, kept_step, folder / "loss.png")
+    figures = card_figures(settings, trainer, time.monotonic() - began)
+    card = model_card(settings, losses, figures, answers, "loss.png" if drawn else None, METHOD)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    push_results(api, settings, folder, stop_signal)
+    if settings.merge_model:
+        push_merged(model, tokenizer, api, settings)
+    emit(
+        "done",
+        **losses,
+        early_stopped="early_stopped" in LAST_EVENTS,
+        supervised_fraction=masks["supervised_fraction"],
+        coverage=LAST_EVENTS["coverage"]["coverage"],
+        cost_usd=cost_usd(),
+        steps=trainer.state.global_step,
+        trained_steps=trained_steps,
+        **trainer.timer.figures(),
+        peak_gb=peak_gb(),
+        path=str(folder.resolve()),
+        repo=settings.output_repo or None,
+        duration_s=round(time.monotonic() - began, 1),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The trainer.
+
+
+def build_trainer(
+    model: Any,
+    tokenizer: Any,
+    train_tokens: Any,
+    held_out: Any,
+    settings: Settings,
+    steps: Steps | None = None,
+    batching: Batching | None = None,
+    packed: bool = False,
+    api: Any = None,
+    stop_signal: StopSignal | None = None,
+    best: BestAdapter | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Any:
+    """TRL's trainer over rows as tokens (columns input_ids, labels, length), each by itself or packed."""
+    import torch
+    import transformers
+    from torch.utils.data import DataLoader
+    from trl import SFTConfig, SFTTrainer
+
+    timer, plain = StepTimer(), settings.backend == "trl"
+    order = steps or Steps(train_tokens["length"], settings, packed)
+    division = batching or choose_batching(settings, order.spread_length, lambda tokens: True, packed)[0]
+    passes = Passes(order, division, packed)
+    filler, collator = tokenizer.pad_token_id, None
+    if packed:
+        collator = Collator(train_tokens, division.micro_batch_size, (passes.short_length(), division.length), filler, plain)
+
+    class Trainer(SFTTrainer):
+        eval_dataset: Any
+
+        def get_train_dataloader(self):
+            rows = train_tokens.select_columns(["input_ids", "labels"])
+            made = collator or (lambda sequences: self.data_collator([rows[row] for [row] in sequences]))
+            loader = DataLoader(RowNumbers(len(train_tokens)), batch_sampler=passes, collate_fn=made, pin_memory=on_gpu)
+            return self.accelerator.prepare(loader)
+
+        def get_batch_samples(self, *args, **kwargs):
+            timer.step_begins()
+            batches, items = super().get_batch_samples(*args, **kwargs)
+            timer.count_tokens(order.tokens(self.state.global_step))
+            return batches, items
+
+        def evaluate(self, *args, **kwargs):
+            """The held-out loss; {} and a warning where it cannot be measured, since training is worth more."""
+            try:
+                metrics = {} if self.eval_dataset is None else self.measure()
+            except Exception as error:
+                self.eval_dataset, metrics = None, {}
+                message = f"The held-out rows are not evaluated any more: {type(error).__name__}: {error}"
+                emit("warning", code="evaluation_failed", message=message)
+            if metrics:
+                self.log(metrics)
+                self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+        def measure(self):
+            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
+            began = time.monotonic()
+            try:
+                mean = self.mean_loss(self.held_out_batches())
+            except torch.OutOfMemoryError:
+                free_memory()
+                mean = self.mean_loss(self.held_out_batches(alone=True))
+            return {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
+
+        def mean_loss(self, batches):
+            total, learned = 0.0, 0
+            self.model.eval()
+            for batch in map(self._prepare_inputs, batches):
+                with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
+                    loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
+                here = learned_tokens(batch["labels"])
+                total, learned = total + loss.item() * here, learned + here
+            return total / learned
+
+        def held_out_batches(self, alone=False):
+            """In the shape that training takes too; one row each, which is where a run dies of memory last, otherwise."""
+            if not packed:
+                return self.get_eval_dataloader()
+            length = max(division.length, *held_out["length"])
+            micro_batch_size, lengths = (1, held_out["length"]) if alone else (division.micro_batch_size, [length])
+            collate = Collator(held_out, micro_batch_size, lengths, filler, plain)
+            sequences = [[row] for row in range(len(held_out))] if alone else pack(held_out["length"], length)
+            return (collate(sequences[at : at + micro_batch_size]) for at in range(0, len(sequences), micro_batch_size))
+
+    on_gpu, bf16 = torch.cuda.is_available(), has_bf16()
+    if plain and not on_gpu:
+        Trainer.compute_loss = transformers.Trainer.compute_loss  # TRL's own is a kernel for GPUs
+    config = SFTConfig(
+        output_dir=str(Path(settings.save_local) / "checkpoints"),
+        num_train_epochs=settings.num_epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=division.micro_batch_size,
+        gradient_accumulation_steps=division.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        warmup_steps=0.03,
+        # Its states are small beside all else, and one kernel updates them; in 8 bits each matrix would need its own.
+        optim="adamw_torch_fused",
+        bf16=bf16,
+        fp16=on_gpu and not bf16,
+        pad_to_multiple_of=64 if on_gpu else 8,
+        remove_unused_columns=not packed,
+        per_device_eval_batch_size=1,  # evaluation is where runs die of memory
+        eval_strategy="steps" if held_out else "no",
+        eval_steps=0.1 if settings.early_stopping else 0.25,  # to stop early is to look often
+        save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
+        save_total_limit=2,
+        logging_steps=0.005,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # it waits for the GPU after each forward pass; progress_callback stops at NaN
+        disable_tqdm=True,
+        report_to="none",  # Trackio is told by a callback of its own
+        project="unsloth-jobs",
+        run_name=run_name(settings),
+        trackio_space_id=settings.trackio_space or None,
+        trackio_static_space_id=False,
+        hub_private_repo=True,
+        max_length=settings.max_seq_length,
+        # Rows arrive as tokens and labels: nothing after this point may change what is learned.
+        dataset_kwargs={"skip_prepare_dataset": True},
+        seed=settings.seed,
+        # TRL's default is True, which on a CPU turns on what was left off where the adapter was attached.
+        gradient_checkpointing=settings.gradient_checkpointing != "off" and not plain,
+    )
+    curves = trackio_callback()
+    trainer = Trainer(
+        model=model,
+        processing_class=tokenizer,
+        args=config,
+        data_collator=collator,
+        train_dataset=train_tokens,
+        eval_dataset=held_out,
+        callbacks=[
+            progress_callback(settings, api, timer, stop_signal or StopSignal(), best or BestAdapter(), origin or {}),
+            curves,
+        ],
+    )
+    in_full_precision(model)  # TRL makes it bf16
+    trainer.timer, trainer.batching, trainer.curves = timer, division, curves
+    trainer.remove_callback(transformers.PrinterCallback)  # the events say it
+    return trainer
+
+
+class RowNumbers:
+    """A data set for torch whose items are what its sampler asks for: the collator reads the rows themselves."""
+
+    def __init__(self, rows: int):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, sequence: list[int]) -> list[int]:
+        return sequence
+
+
+def learned_tokens(labels: Any) -> int:
+    """How many tokens of a row, or of a batch of them, are learned: all that have a label but the first."""
+    import torch
+
+    return int((torch.as_tensor(labels)[..., 1:] != IGNORE).sum())
+
+
+def require_masked_batch(trainer: Any, supervised_fraction: float) -> None:
+    """Stop when the batch that the trainer really builds does not carry the labels that were computed."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    learned, present = int((batch["labels"] != IGNORE).sum()), int(batch.get("attention_mask", batch["labels"]).numel())
+    if learned == 0 or (supervised_fraction < 1 and learned == present):
+        raise Stop(
+            "masks_lost",
+            f"The trainer's batch has {learned} supervised tokens of {present}, where {supervised_fraction:.0%} were computed.",
+            "Use the versions that this script pins: another trainer masks in another way.",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Flags, and how the run ends.
+
+
+def setting_problems(settings: Settings) -> Iterable[str]:
+    yield from training_problems(settings)
+    if bool(settings.prompt_column) != bool(settings.completion_column):
+        yield "--prompt-column and --completion-column go together"
+
+
+def parse_args(argv: list[str] | None = None) -> Settings:
+    """Command-line flags over the defaults above. Raises SystemExit(2) on a flag or a value that is not one."""
+    return parse_flags(Settings, setting_problems, __doc__, argv)
+
+
+def main() -> int:
+    settings = parse_args()
+    return exit_code(lambda: train(settings), "the same command with --resume at its end goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""How many tokens fit in one forward pass: how an optimizer step is divided into micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from .report import Stop, emit
+from .settings import TrainingSettings
+from .steps import Steps, effective_batch_size, spread
+
+TOKENS_AT_ONCE, FEWEST_TOKENS_AT_ONCE = 8192, 2048
+LONGEST_PACKED = 16384
+WIDER = 1.1  # times as many tokens in a pass as there should be are less than what another division costs
+
+
+class Batching(NamedTuple):
+    """A step's forward passes: gradient_accumulation of them, of micro_batch_size sequences of length tokens, padding included.
+
+    A sequence is one row or, packed, several. Other batchings of a step compute the same from the same rows.
+    """
+
+    micro_batch_size: int
+    gradient_accumulation: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Of a forward pass."""
+        return self.micro_batch_size * self.length
+
+
+def batchings(
+    settings: TrainingSettings, length_for: Callable[[int], int], packed: bool, fewest: int = 1
+) -> Iterable[Batching]:
+    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n."""
+    rows = effective_batch_size(settings)
+    if not packed:
+        sizes = (size for size in range(max_micro_batch_size(settings), 0, -1) if rows % size == 0)
+        yield from (Batching(size, rows // size, settings.max_seq_length) for size in sizes)
+        return
+    shortest = math.inf
+    for passes in range(fewest, rows + 1):
+        if (length := length_for(passes)) < shortest:
+            shortest = length
+            yield Batching(1, passes, length) if settings.backend == "unsloth" else side_by_side(passes, length_for, rows)
+
+
+def side_by_side(passes: int, length_for: Callable[[int], int], rows: int) -> Batching:
+    """Each pass as several shorter sequences, where that costs little: plain attention takes the square of their length."""
+    size, line = 1, length_for(passes)
+    while 2 * size * passes <= rows and 2 * size * length_for(2 * size * passes) <= WIDER * line:
+        size *= 2
+    return Batching(size, passes, length_for(size * passes))
+
+
+def max_micro_batch_size(settings: TrainingSettings) -> int:
+    """Beyond TOKENS_AT_ONCE no GPU gets faster, and the mask of a packed pass grows with the square of its tokens."""
+    return min(settings.batch_size, max(TOKENS_AT_ONCE // settings.max_seq_length, 1))
+
+
+def choose_batching(
+    settings: TrainingSettings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool
+) -> tuple[Batching, bool]:
+    """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
+
+    Keeping them saves a third of the arithmetic, so smaller passes are taken for it, but none too small for a GPU.
+    """
+    most = WIDER * max_micro_batch_size(settings) * settings.max_seq_length  # a little more is better than a pass more
+    fewest = math.ceil(length_for(1) / most) if packed else 1
+    largest = None
+    for batching in batchings(settings, length_for, packed, fewest):
+        smallest = batching
+        if batching.tokens > most:
+            continue
+        if largest and batching.tokens < FEWEST_TOKENS_AT_ONCE:
+            break
+        if keeps(batching.tokens):
+            return batching, True
+        largest = largest or batching
+    return largest or smallest, False
+
+
+def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], error: Exception) -> tuple[Batching, bool]:
+    """The same step in less memory: in smaller passes while a GPU computes them well, then with its activations recomputed.
+
+    Raises Stop where both are done already.
+    """
+    smaller = next((way for way in ways if way.tokens < batching.tokens), None)
+    if kept and (smaller is None or smaller.tokens < FEWEST_TOKENS_AT_ONCE):
+        said = "Going on with its activations recomputed (gradient checkpointing)"
+        smaller, kept = batching, False
+    elif smaller:
+        said = (
+            f"Going on with passes of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
+            f"{smaller.gradient_accumulation}, the same effective batch size"
+        )
+    else:
+        raise Stop(
+            "out_of_vram",
+            f"The GPU's memory does not hold one sequence at a time: {str(error).splitlines()[0]}",
+            "Choose a flavor with more GPU memory (estimate.py lists them), or a smaller --max-seq-length.",
+        ) from error
+    message = f"Out of GPU memory in a forward pass of {batching.tokens:,} tokens. {said}."
+    emit("warning", code="out_of_vram", message=message)
+    return smaller, kept
+
+
+class Passes:
+    """The forward passes of an epoch, each a list of sequences, and these lists of row numbers: a batch sampler of torch's."""
+
+    def __init__(self, steps: Steps, batching: Batching, packed: bool):
+        self.steps, self.batching, self.packed, self.epoch = steps, batching, packed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        for step in self.steps.of_epoch(self.epoch):
+            yield from self.of_step(step)
+
+    def __len__(self) -> int:
+        *steps, last = self.steps.of_epoch(0)
+        return len(steps) * self.batching.gradient_accumulation + len(self.of_step(last))
+
+    def of_step(self, rows: list[int]) -> list[list[list[int]]]:
+        size, passes, _ = self.batching
+        sequences = spread(rows, self.steps.lengths, size * passes) if self.packed else [[row] for row in rows]
+        return [sequences[at : at + size] for at in range(0, len(sequences), size)]
+
+    def short_length(self) -> int:
+        """Of the sequences of most passes, where that is much less than all need: a few long rows need not pad the rest."""
+        held = sorted(
+            max(map(self.steps.held, sequences)) for step in self.steps.groupings[0] for sequences in self.of_step(step)
+        )
+        usual = held[int(0.95 * (len(held) - 1))]
+        return rounded(usual) if usual < 0.75 * self.batching.length else self.batching.length
+
+
+def rounded(length: int) -> int:
+    """To what a GPU's kernels like."""
+    return math.ceil(length / 64) * 64

@@ -1,0 +1,122 @@
+"""Column names become roles: how the rows of a data set are laid out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from .report import Stop
+
+ROLES = {
+    "system": "system", "developer": "developer",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+PAIRS = (
+    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
+    ("input", "output"),
+)  # fmt: skip
+PREFERENCE = {"chosen", "rejected"}
+MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
+
+ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
+
+
+class Format(NamedTuple):
+    """How the rows of a data set are read: a name and, by role, the columns that are used."""
+
+    name: str
+    columns: dict[str, str]
+    to_messages: ToMessages | None = None  # the script's own, where it reads these rows
+
+
+def detect_format(
+    columns: Iterable[str], prompt_column: str = "", completion_column: str = "", media: Iterable[str] = ()
+) -> Format:
+    """Find how to read a data set from its column names, and those known to hold media. Raises Stop where no reading is certain."""
+    columns = list(columns)
+    seen = [name for name in columns if name in MEDIA or name in media]
+    if prompt_column:
+        missing = [name for name in (prompt_column, completion_column) if name not in columns]
+        if missing:
+            raise Stop(
+                "unknown_column",
+                f"The data set has no column {missing[0]!r}; it has: {', '.join(columns)}.",
+                "Name columns that exist with --prompt-column and --completion-column.",
+            )
+        seen = [name for name in (prompt_column, completion_column) if name in media]
+    if seen:
+        raise Stop(
+            "unknown_columns",
+            f"The rows hold pictures or sound ({', '.join(seen)}), and only text can be learned.",
+            "Choose a data set of text. Where the text alone is enough, name its two columns with --prompt-column and "
+            "--completion-column, or save a copy of the rows without pictures and sound.",
+        )
+    if prompt_column:
+        return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
+    tools = {"tools": "tools"} if "tools" in columns else {}
+    for name in ("messages", "conversations", "conversation"):
+        if name in columns:
+            return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
+    if "instruction" in columns and ("output" in columns or "response" in columns):
+        answer = "output" if "output" in columns else "response"
+        extra = {"input": "input"} if "input" in columns else {}
+        return Format("alpaca", {"instruction": "instruction", **extra, "output": answer})
+    for prompt, completion in PAIRS:
+        if prompt in columns and completion in columns:
+            return Format("prompt-completion", {"prompt": prompt, "completion": completion})
+    if "text" in columns:
+        return Format("text", {"text": "text"})
+    if set(columns) >= PREFERENCE:
+        raise Stop(
+            "preference_data",
+            "The rows hold preferences (chosen, rejected), not answers to imitate.",
+            "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
+            if "prompt" in columns
+            else "Choose a data set with messages, or with a question and an answer in each row.",
+        )
+    known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
+    raise Stop(
+        "unknown_columns",
+        f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
+        naming_hint(columns),
+    )
+
+
+def naming_hint(columns: list[str]) -> str:
+    if len(columns) == 1 and (delimiter := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        return f"The file seems to be separated by {delimiter!r}: save it with commas."
+    if len(columns) < 2:
+        return "Each row needs a question and an answer: messages, or two columns."
+    if {"role", "content"} <= {*columns} or {"from", "value"} <= {*columns}:
+        return "Each turn stands alone. Put a conversation's turns into one row: " + ROW_EXAMPLE
+    if any(map(reads_like_a_cell, columns)):
+        return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
+    # Names come from the data set, and a fix is pasted into a shell.
+    return "Name the two columns, such as: --prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
+
+
+def reads_like_a_cell(name: str) -> bool:
+    """Whether what should be a column's name is rather a sentence or a number, as in a table without names."""
+    return len(name) > 40 or len(name.split()) > 3 or bool(re.search(r"[?!.]$|^[\d.,]+$", name))
+
+
+ROW_EXAMPLE = (
+    'Write an object into each line: {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
+)
+
+
+def media_columns(features: Mapping[str, Any] | None) -> list[str]:
+    """The columns whose type is pictures, sound or video, alone or in a list."""
+    return [name for name, feature in (features or {}).items() if holds_media(feature)]
+
+
+def holds_media(feature: Any) -> bool:
+    if isinstance(feature, Mapping):
+        return any(map(holds_media, feature.values()))
+    if within := getattr(feature, "feature", None):
+        return holds_media(within)
+    return type(feature).__name__ in ("Image", "Audio", "Video", "Pdf", "Nifti")

@@ -1,0 +1,123 @@
+"""The data set: configuration, split, revision, rows, and which of them are held out."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .files import file_digest, file_rows, local_file, require_no_null, scan_file
+from .report import Stop
+from .settings import TrainingSettings
+
+
+def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
+    """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
+    if asked in available:
+        return asked
+    flag = "--dataset-" + kind
+    if asked:
+        raise Stop(
+            f"unknown_{kind}",
+            f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
+            f"Pass {flag} {shlex.quote(available[0])}.",
+        )
+    if preferred in available or len(available) == 1:
+        return preferred if preferred in available else available[0]
+    raise Stop(
+        f"{kind}_needed",
+        f"The data set has more than one {kind}: {', '.join(available)}.",
+        f"Pass one of them: {flag} {shlex.quote(available[0])}.",
+    )
+
+
+def load_rows(settings: TrainingSettings, streaming: bool = False) -> Any:
+    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming). Raises Stop."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    if (file := local_file(settings)) and not streaming:
+        return load_file(file)
+    try:
+        return load_dataset(**data_source(settings), streaming=streaming)
+    except Stop:
+        raise
+    except DatasetNotFoundError as error:
+        raise Stop(
+            "dataset_not_found",
+            f"The data set {settings.dataset} cannot be found: {error}",
+            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
+        ) from error
+    except Exception as error:  # each file format has its own errors: an empty file, a broken line, a wrong type
+        raise unreadable(settings, error) from error
+
+
+def load_file(file: Path) -> Any:
+    """A local file's rows as a Dataset of text: no type is inferred, so rows may differ as they like. Raises Stop."""
+    from datasets import Dataset, Features, Value
+
+    features = Features({name: Value("string") for name in scan_file(file, 0).columns})
+    # The digest makes a file that has changed another data set to the cache.
+    return Dataset.from_generator(digested_rows, features=features, gen_kwargs={"path": str(file), "digest": file_digest(file)})
+
+
+def digested_rows(path: str, digest: str) -> Iterator[dict[str, str | None]]:
+    yield from file_rows(Path(path))
+
+
+def unreadable(settings: TrainingSettings, error: Exception) -> Stop:
+    return Stop(
+        "dataset_unreadable",
+        f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
+        "Write its file again: it is empty, cut off, or not of the kind that its name says."
+        if Path(os.path.expanduser(settings.dataset)).is_file()
+        else "Look at its files: an empty one, or rows whose columns differ, cannot be loaded. A copy of them as one local "
+        ".jsonl file is read line by line, and the line that is wrong is named.",
+    )
+
+
+def data_source(settings: TrainingSettings) -> dict[str, Any]:
+    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub."""
+    from datasets import get_dataset_config_names, get_dataset_split_names
+
+    path = Path(os.path.expanduser(settings.dataset))
+    if path.is_file():
+        return {"path": "parquet", "data_files": str(path), "split": "train"}
+    if settings.dataset.startswith((".", "/", "~")) and not path.exists():
+        raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
+    if path.is_dir():
+        require_no_null(path)
+    revision = settings.dataset_revision or None
+    names = get_dataset_config_names(settings.dataset, revision=revision)
+    config = choose("config", settings.dataset_config, names, "default")
+    splits = get_dataset_split_names(settings.dataset, config, revision=revision)
+    split = choose("split", settings.dataset_split, splits, "train")
+    return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
+
+
+def data_revision(settings: TrainingSettings) -> str | None:
+    """The data set's commit on the Hub, or a local file's sha256; what was asked for where the Hub does not say."""
+    from huggingface_hub import HfApi
+
+    if (path := Path(os.path.expanduser(settings.dataset))).is_file():
+        return file_digest(path)
+    asked = settings.dataset_revision or None
+    try:
+        return HfApi().dataset_info(settings.dataset, revision=asked).sha
+    except Exception:  # a local folder, or rows from the cache of a machine without a network: they are there all the same
+        return asked
+
+
+def split_rows(rows: Any, settings: TrainingSettings) -> tuple[Any, Any]:
+    """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
+    if settings.num_samples:
+        rows = rows.select(range(min(settings.num_samples, len(rows))))
+    held_out = min(round(len(rows) * settings.eval_split), settings.max_eval_rows, len(rows) - 1)
+    if len(rows) == 0:
+        raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
+    if held_out < 1:
+        return rows, None
+    parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
+    return parts["train"], parts["test"]

@@ -1,0 +1,82 @@
+"""The machine: its GPU, driver and library versions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable
+from typing import Any
+
+from .report import Stop
+
+
+def require_gpu_where_paid(planned_gb: float) -> None:
+    """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
+
+    Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
+    """
+    import torch
+
+    accelerator = os.environ.get("ACCELERATOR", "")
+    if accelerator and not accelerator.startswith("cpu") and not torch.cuda.is_available():
+        raise Stop(
+            "no_gpu",
+            f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU (driver: {driver_version() or 'none'}).",
+            "Submit it again; if it happens twice, choose another flavor.",
+        )
+    if torch.cuda.is_available():
+        found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
+        require_planned_memory(found / 1e9, planned_gb)
+
+
+def require_planned_memory(found: float, planned: float) -> None:
+    """Stop where a machine's GPUs have less memory than the plan assumed, in GB; a driver keeps some of it to itself."""
+    if found < 0.9 * planned:
+        raise Stop(
+            "small_gpu",
+            f"The GPU has {found:.1f} GB of memory, and the run was planned for {planned:.1f} GB.",
+            "Submit it again; if it happens twice, choose another flavor.",
+        )
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
+    asking = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(asking, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said[0] if said else None
+
+
+def hardware() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"device": "cpu", "cpus": os.cpu_count(), "driver": driver_version()}
+    device = torch.cuda.get_device_properties(0)
+    return {
+        "device": device.name,
+        "gpus": torch.cuda.device_count(),
+        "vram_gb": round(device.total_memory / 1e9, 1),
+        "cuda": torch.version.cuda,
+        "driver": driver_version(),
+    }
+
+
+def peak_gb() -> float | None:
+    """GB of GPU memory that the tensors of this run took at most; None without a GPU."""
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1e9, 3) if torch.cuda.is_available() else None
+
+
+def training_libraries(backend: str) -> tuple[str, ...]:
+    """The libraries that decide what training does."""
+    return (*(("unsloth",) if backend == "unsloth" else ()), "torch", "transformers", "trl", "peft", "datasets")
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in libraries}

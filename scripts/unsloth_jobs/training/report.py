@@ -1,0 +1,66 @@
+"""What a run says: events, a reason to stop, and how a failed run ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from .secrets import redacted
+
+
+class Stop(Exception):
+    """The run cannot go on, for a reason its user can mend: a code, what is wrong, and what to do about it."""
+
+    def __init__(self, code: str, message: str, fix: str):
+        super().__init__(message)
+        self.code, self.message, self.fix = code, message, fix
+
+
+LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card tells what the log told
+# JSON leaves these as they are, and some readers end a line there: an event is one line.
+SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
+
+def emit(event: str, **values: Any) -> None:
+    """One line for status, logs and people, without secrets."""
+    LAST_EVENTS[event] = values
+    line = json.dumps({"event": event, "time": round(time.time(), 1), **values}, ensure_ascii=False, default=str)
+    print("EVENT " + redacted(line.translate(SEPARATORS)), flush=True)
+
+
+def print_traceback() -> None:
+    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files."""
+    print(redacted(traceback.format_exc()).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+
+
+# As Python, safetensors and torch put it; a quota and a limit of a file's size are as good as full.
+DISK_FULL = re.compile(
+    r"No space left|File too large|quota exceeded|os error (28|27|122)|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+"
+)
+
+
+def exit_code(run: Callable[[], None], again: str) -> int:
+    """Run to the end; 0, or 1 after a `failed` event. again: how it is taken up again, for the event's fix."""
+    if not sys.stderr.isatty():  # in a log, each refresh of a progress bar is a line
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+    try:
+        run()
+        return 0
+    except Stop as stop:
+        emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
+    except KeyboardInterrupt:
+        emit("failed", code="cancelled", message="The run was told to end.", fix=f"{again[0].upper()}{again[1:]}.")
+    except Exception as error:
+        if DISK_FULL.search(str(error)):
+            room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
+            emit("failed", code="disk_full", message=f"The disk is full: {error}", fix=f"{room}; {again}.")
+        else:
+            emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log has the traceback.")
+            print_traceback()
+    return 1

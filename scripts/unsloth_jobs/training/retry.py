@@ -1,0 +1,53 @@
+"""Training that goes on in less memory where a GPU runs out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from .batching import Batching, use_less_memory
+from .checkpoints import load_if_finished
+from .memory import free_memory, recompute_activations
+from .run import StopSignal
+
+
+def train_with_oom_retry(
+    trainer: Any,
+    make_trainer: Any,
+    checkpoint: Path | None,
+    stop_signal: StopSignal,
+    kept: bool,
+    ways: Callable[[], Iterable[Batching]],
+) -> tuple[Any, float | None]:
+    """Train, from a checkpoint where there is one: the trainer that came to the end, and the base model's loss before.
+
+    Out of GPU memory a step is computed in smaller passes, then with its activations recomputed; it still sees the same
+    rows, and training goes on from the newest checkpoint. Raises Stop where one row does not fit.
+    """
+    import torch
+
+    trainable = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
+    first = {name: value.detach().cpu().clone() for name, value in trainable.items()}
+    base_loss = trainer.evaluate().get("eval_loss")
+    while True:
+        try:
+            stop_signal.training = True
+            if not (checkpoint and load_if_finished(trainer, checkpoint)):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            return trainer, base_loss
+        except torch.OutOfMemoryError as error:
+            batching, keeps = use_less_memory(trainer.batching, kept, ways(), error)
+            checkpoint, evaluates = trainer.timer.checkpoint or checkpoint, trainer.eval_dataset is not None
+        model = trainer.model
+        del trainer
+        free_memory()
+        if kept and not keeps:
+            recompute_activations(model)
+        kept = keeps
+        with torch.no_grad():
+            for name, value in trainable.items():  # where no checkpoint was reached, the run begins anew
+                value.copy_(first[name])
+        trainer = make_trainer(batching, kept)
+        if not evaluates:
+            trainer.eval_dataset = None

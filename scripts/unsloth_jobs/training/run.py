@@ -1,0 +1,108 @@
+"""The run as it was submitted: its plan, its price, its timeout, and whether it must stop before its last step."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from .report import Stop
+from .settings import TrainingSettings
+
+
+def this_run() -> dict[str, Any]:
+    """What tells one submission from another, also of the same plan: the job keeps its id when it is started again."""
+    return {"plan_id": run_facts().get("plan_id"), "job_id": os.environ.get("JOB_ID")}
+
+
+def run_facts() -> dict[str, Any]:
+    """What submit.py told of this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
+    try:
+        return json.loads(os.environ.get("UNSLOTH_JOBS_RUN", "{}"))
+    except ValueError:
+        return {}
+
+
+def billed_since() -> float:
+    """Epoch seconds at which this job began: what the local place states, or when uv began to install its libraries."""
+    import psutil
+
+    if started := run_facts().get("started"):
+        return started
+    process = psutil.Process()
+    parent = process.parent()
+    return (parent if parent and parent.name().startswith("uv") else process).create_time()
+
+
+class StopSignal:
+    """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM, Ctrl-C)."""
+
+    MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
+    LOOKS_EVERY_S = 1.0
+    SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.training = False
+        self.told_at = 0.0
+        timeout = run_facts().get("timeout_s")
+        self.deadline = billed_since() + timeout if timeout else None
+        least, most = self.MARGINS_S
+        self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+
+    def on_signal(self, number: int, _: Any) -> None:
+        if self.reason == "cancelled":  # uv passes on what a whole group of processes was sent already
+            if number == signal.SIGINT and time.monotonic() > self.told_at + self.SAME_SIGNAL_S:
+                raise KeyboardInterrupt  # Ctrl-C once more: at once, whatever is lost
+            return
+        self.reason, self.told_at = "cancelled", time.monotonic()
+        if not self.training:  # nothing new has been learned that could be saved
+            raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
+
+    def due(self, saving_s: float) -> bool:
+        """Whether to stop now, when what comes before the next such question takes this many seconds."""
+        if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
+            self.reason = "deadline"
+        return bool(self.reason)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; False where the machine is taken away before, or may be any moment."""
+        until = time.time() + seconds
+        if self.deadline and until > self.deadline:
+            return False
+        while self.reason != "cancelled" and (left := until - time.time()) > 0:
+            time.sleep(min(left, self.LOOKS_EVERY_S))
+        return self.reason != "cancelled"
+
+    def require_none(self, state: Any, where: str) -> None:
+        """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
+        if state.global_step >= state.max_steps or self.reason == "early_stopped":
+            return
+        cause = self.reason or "stopped"
+        why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}.get(self.reason, "For no known reason")
+        raise Stop(
+            cause,
+            f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
+            "Submit the same command with --resume at its end: it goes on from there.",
+        )
+
+
+def cost_usd() -> float | None:
+    """Dollars of this job up to now, at the price it was submitted at; None where that is unknown, or nothing."""
+    price = run_facts().get("usd_per_minute")
+    return round((time.time() - billed_since()) / 60 * price, 4) if price else None
+
+
+def run_name(settings: TrainingSettings) -> str:
+    """The run's name, and its repository's where none is given: model and data set, as the Hub allows names."""
+    dataset = settings.dataset.removesuffix(Path(settings.dataset).suffix if Path(settings.dataset).is_file() else "")
+    parts = (Path(settings.base_model).name, Path(dataset).name)
+    return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]

@@ -1,0 +1,81 @@
+"""Settings of all training: fill them in here, or pass the flag of the same name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .flags import as_flag_name, setting
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    # Model
+    base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
+    base_model_revision: str = setting("", "commit or branch of the model (default: main)")
+    load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
+    backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not take")
+    # Data
+    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .parquet .txt")
+    dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
+    dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
+    dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
+    num_samples: int = setting(0, "use only the first N rows (0: all)")
+    eval_split: float = setting(0.1, "share of the rows held out for evaluation (0: no evaluation)")
+    max_eval_rows: int = setting(200, "hold out at most N rows: evaluation is paid for too, and the rest is trained on")
+    # Training
+    num_epochs: float = setting(1.0, "epochs: passes over the training rows")
+    max_steps: int = setting(0, "stop after N optimizer steps, whatever --num-epochs says (0: no limit)")
+    batch_size: int = setting(4, "micro-batch size at most: rows of full length in one forward pass")
+    gradient_accumulation: int = setting(4, "micro-batches per step; effective batch size: --batch-size × this, in rows")
+    learning_rate: float = setting(2e-4, "peak learning rate")
+    max_seq_length: int = setting(2048, "tokens per row; what is longer is cut, and said")
+    packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
+    gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
+    lora_r: int = setting(16, "rank of the LoRA matrices")
+    lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
+    target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
+    min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of what was asked for")
+    save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
+    resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
+    early_stopping: int = setting(0, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never)")
+    seed: int = setting(3407, "seed of the split, the order of rows and the adapter's first values")
+    # Results
+    output_repo: str = setting("", "Hub repository that receives checkpoints, adapter and card; created where missing")
+    public: bool = setting(False, "create the repository public instead of private")
+    card_samples: bool = setting(True, "quote held-out questions and answers in the model card")
+    save_local: str = setting("unsloth-output", "folder for checkpoints and adapter on the machine that trains")
+    merge_model: bool = setting(False, "also push the 16-bit merged model, to OUTPUT_REPO-merged")
+    trackio_space: str = setting("", "Trackio Space for live curves, you/NAME (default: kept on the training machine)")
+    run_name: str = setting("", "name of the run in Trackio (default: from model and data set)")
+
+
+def training_problems(settings: TrainingSettings) -> Iterable[str]:
+    """What is wrong with the values of the settings above, each as a sentence."""
+    if not settings.dataset:
+        yield "--dataset is needed: a Hub id such as mlabonne/FineTome-100k, or a local file"
+    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "max_eval_rows", "lora_r", "lora_alpha"):
+        if getattr(settings, name) < 1:
+            yield f"{as_flag_name(name)} must be at least 1, not {getattr(settings, name)}"
+    for name in ("num_epochs", "learning_rate", "save_steps"):
+        if not 0 < getattr(settings, name) < math.inf:
+            yield f"{as_flag_name(name)} must be above 0, not {getattr(settings, name)}"
+    for name in ("num_samples", "max_steps", "seed"):
+        if getattr(settings, name) < 0:
+            yield f"{as_flag_name(name)} must be at least 0, not {getattr(settings, name)}"
+    if not 0 <= settings.min_coverage <= 1:
+        yield f"--min-coverage is a share from 0 to 1, not {settings.min_coverage}"
+    if not 0 <= settings.eval_split < 1:
+        yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
+    if settings.early_stopping < 0:
+        yield f"--early-stopping is a number of evaluations, or 0, not {settings.early_stopping}"
+    if settings.early_stopping and not settings.eval_split:
+        yield "--early-stopping needs rows held out: --eval-split 0.1"
+    if settings.backend not in ("unsloth", "trl"):
+        yield f"--backend is unsloth or trl, not {settings.backend}"
+    if settings.gradient_checkpointing not in ("auto", "off", "offload"):
+        yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
+    if settings.output_repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.output_repo, re.ASCII):
+        yield f"--output-repo is OWNER/NAME, not {settings.output_repo!r}"
