@@ -106,7 +106,7 @@ def fit(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
 def predicted(row: dict[str, str], model: Model) -> float:
     kept = row["checkpointing"] == "off"
     fewer = int(row["trainable"]) * (memory.OPTIMIZER_BYTES - OPTIMIZER_BYTES[row["optimizer"]])
-    peak = memory.memory(model, sft, settings_of(row), tokens_of(row), kept).peak
+    peak = memory.memory(model, settings_of(row), tokens_of(row), kept).peak
     return (peak * memory.GB - fewer) / GIB
 
 

@@ -138,7 +138,7 @@ def estimate(
     pinned = replace(settings, base_model_revision=model_found.revision or "", dataset_revision=found.settings.dataset_revision)
     key = ledger.key(pinned, script)
     past = ledger.Ledger(ledger.entries(records.runs()), key.pace)
-    ranked = cost.candidates(chosen, model_found, module, settings, run, past)
+    ranked = cost.candidates(chosen, model_found, settings, run, past)
     best = cost.recommend(ranked, flavors)
     shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])
     digest = {"digest": counted.digest} if counted.digest else {}

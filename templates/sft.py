@@ -222,6 +222,12 @@ def to_messages(row: dict[str, Any]) -> list[dict[str, str]] | None:
     return None
 
 
+def find_format(settings: Settings, columns: list[str], first: Mapping[str, Any], media: Iterable[str]) -> Format:
+    """How rows are read: as to_messages says, given the first of them, or by their columns' names. Raises Stop."""
+    custom = custom_format(to_messages, first) if first else None
+    return custom or detect_format(columns, settings.prompt_column, settings.completion_column, media)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # The run.
 
@@ -241,10 +247,8 @@ def train(settings: Settings) -> None:
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
     rows = load_rows(settings)
-    media = media_columns(rows.features)
-    layout = (custom_format(to_messages, rows[0]) if len(rows) else None) or detect_format(
-        rows.column_names, settings.prompt_column, settings.completion_column, media
-    )
+    first_row = rows[0] if len(rows) else {}
+    layout = find_format(settings, rows.column_names, first_row, media_columns(rows.features))
     train_rows, eval_rows = split_rows(rows, settings)
     unused = sorted(set(rows.column_names) - set(layout.columns.values()))
     emit(

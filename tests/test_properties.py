@@ -386,7 +386,7 @@ trained = st.builds(
 
 
 def estimated(run: cost.Run, settings: sft.Settings) -> dict[str, cost.Candidate]:
-    return {one.flavor: one for one in cost.candidates(FLAVORS, MODEL, sft, settings, run, ledger.Ledger())}
+    return {one.flavor: one for one in cost.candidates(FLAVORS, MODEL, settings, run, ledger.Ledger())}
 
 
 @how(max_examples=40, deadline=None)

@@ -16,6 +16,9 @@ from . import memory
 from .hardware import Flavor
 from .hub import Model, text_config
 from .ledger import Ledger, Range
+from .training.batching import Batching, choose_batching
+from .training.models import needs_bf16
+from .training.settings import TrainingSettings
 
 UTILISATION = (0.45, 0.20)  # share of peak arithmetic that a step reaches: best, worst
 LAUNCH_S = (0.006, 0.014)  # seconds per decoder layer and micro-batch: best, worst, as in benchmarks/speed.csv
@@ -97,19 +100,19 @@ class Recommended:
     max_usd: float
 
 
-def step_tokens(run: Run, settings: Any) -> float:
+def step_tokens(run: Run, settings: TrainingSettings) -> float:
     """What a packed optimizer step takes, padding included."""
     return settings.batch_size * settings.gradient_accumulation * run.tokens_per_row / FILLED
 
 
-def choose_batching(run: Run, settings: Any, template: Any, keeps: Callable[[int], bool]) -> tuple[Any, bool]:
+def divide_step(run: Run, settings: TrainingSettings, keeps: Callable[[int], bool]) -> tuple[Batching, bool]:
     """How the template will divide a step, and whether it keeps the activations: its own rule, over the mean row."""
     longest, tokens = run.longest or settings.max_seq_length, step_tokens(run, settings)
     length_for = lambda sequences: max(longest, math.ceil(tokens / sequences))  # noqa: E731
-    return template.choose_batching(settings, length_for, keeps, run.packed)
+    return choose_batching(settings, length_for, keeps, run.packed)
 
 
-def work(run: Run, settings: Any, batching: Any) -> Work:
+def work(run: Run, settings: TrainingSettings, batching: Batching) -> Work:
     """The work of a run whose steps are divided like this."""
     rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
     held_out = max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
@@ -119,33 +122,32 @@ def work(run: Run, settings: Any, batching: Any) -> Work:
     if settings.max_steps:  # then the number of epochs does not count
         steps = settings.max_steps
         trained = steps * min(each, rows - held_out)
-    micro_batch_size, passes_per_step, length = batching
-    at_once = computed = micro_batch_size * length
+    at_once, computed = batching.tokens, float(batching.tokens)
     evaluated = float(held_out)
     if run.packed:
-        usual = step_tokens(run, settings) / passes_per_step
+        usual = step_tokens(run, settings) / batching.gradient_accumulation
         computed = usual if usual < SHORT * at_once else at_once
         evaluated *= run.tokens_per_row / FILLED / at_once
-    passes = steps * passes_per_step
+    passes = steps * batching.gradient_accumulation
     return Work(trained * run.tokens_per_row, passes, at_once, passes * computed, evaluated, rows - held_out, held_out)
 
 
 def candidates(
-    flavors: Iterable[Flavor], model: Model, template: Any, settings: Any, run: Run, ledger: Ledger
+    flavors: Iterable[Flavor], model: Model, settings: TrainingSettings, run: Run, ledger: Ledger
 ) -> list[Candidate]:
     """Each flavor with its time and price, those that fit first, cheapest run first (by its upper end)."""
-    found = [candidate(flavor, model, template, settings, run, ledger) for flavor in flavors]
+    found = [candidate(flavor, model, settings, run, ledger) for flavor in flavors]
     return sorted(found, key=lambda one: (not one.fits, one.usd_high))
 
 
-def candidate(flavor: Flavor, model: Model, template: Any, settings: Any, run: Run, ledger: Ledger) -> Candidate:
+def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run, ledger: Ledger) -> Candidate:
     vram = flavor.vram_gb / max(flavor.gpus, 1)
-    batching, kept = choose_batching(run, settings, template, memory.room_for(model, template, settings, vram))
+    batching, kept = divide_step(run, settings, memory.room_for(model, settings, vram))
     size = work(run, settings, batching)
-    needed = memory.memory(model, template, settings, size.at_once, kept)
+    needed = memory.memory(model, settings, size.at_once, kept)
     sizes = vram, round(needed.needed, 2), needed, size.tokens
     rows: dict[str, Any] = {"rows": size.rows, "held_out": size.held_out, "steps": steps(size, settings, batching)}
-    if found := misfits(flavor, needed.needed, disk_gb(model, settings), bf16_for(model, template)):
+    if found := misfits(flavor, needed.needed, disk_gb(model, settings), bf16_for(model)):
         return Candidate(flavor.name, False, found[0].reason, *sizes, code=found[0].code, **rows)
     pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend)
     known = ledger.sharpen(flavor.name, pace)
@@ -181,9 +183,9 @@ def starting(model: Model) -> Range:
     return Range(STARTUP.low + model.file_bytes / fast, STARTUP.high + model.file_bytes / slow)
 
 
-def steps(size: Work, settings: Any, batching: Any) -> int:
+def steps(size: Work, settings: TrainingSettings, batching: Batching) -> int:
     """Optimizer steps of the run; 0 where they are beyond counting."""
-    passes = size.micro_batches / batching[1]
+    passes = size.micro_batches / batching.gradient_accumulation
     return settings.max_steps or (math.ceil(passes) if passes < 1e9 else 0)
 
 
@@ -213,17 +215,17 @@ def misfits(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: st
     return [misfit for misfit, applies in found.items() if applies]
 
 
-def least_memory(model: Model, template: Any, settings: Any) -> memory.Memory:
+def least_memory(model: Model, settings: TrainingSettings) -> memory.Memory:
     """With one sequence at a time, which is what a run comes down to where more do not fit."""
     kept = settings.gradient_checkpointing == "off"
-    return memory.memory(model, template, settings, settings.max_seq_length, kept)
+    return memory.memory(model, settings, settings.max_seq_length, kept)
 
 
-def bf16_for(model: Model, template: Any) -> str:
-    return text_config(model.config).get("model_type", "its model") if template.needs_bf16(model.config) else ""
+def bf16_for(model: Model) -> str:
+    return text_config(model.config).get("model_type", "its model") if needs_bf16(model.config) else ""
 
 
-def disk_gb(model: Model, settings: Any) -> float:
+def disk_gb(model: Model, settings: TrainingSettings) -> float:
     """GB: the libraries, the weights as they are downloaded, and once more where a merged copy is asked for."""
     return LIBRARIES_GB + model.parameters * 2 / 1e9 * (2 if settings.merge_model else 1)
 

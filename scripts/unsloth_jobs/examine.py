@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
@@ -16,6 +15,9 @@ from huggingface_hub import HfApi
 from . import hub, rows
 from .errors import FAILED, HUB, Problem, UserError
 from .redaction import holds_secret
+from .template import Template
+from .training.lora import EXPERTS, leaf, lora_size
+from .training.settings import TrainingSettings
 
 T = TypeVar("T")
 MIN_COVERAGE = 0.9
@@ -46,8 +48,8 @@ class Lora:
 class Examination:
     """What was found; a part that could not be looked at is None, and `problems` says why."""
 
-    template: ModuleType
-    settings: Any
+    template: Template
+    settings: TrainingSettings
     identity: hub.Identity | None
     owner: str  # who would pay and own the result; "" where the token was not looked at
     model: hub.Model | None
@@ -69,7 +71,7 @@ class Examination:
 
 
 def examine(
-    api: HfApi, template: ModuleType, settings: Any, limit: int, needs_token: bool, namespace: str | None = None
+    api: HfApi, template: Template, settings: TrainingSettings, limit: int, needs_token: bool, namespace: str | None = None
 ) -> Examination:
     """Look at token, model and data at once, then at what follows from them."""
     with ThreadPoolExecutor() as pool:
@@ -100,7 +102,9 @@ def examine(
     return replace(found, problems=problems)
 
 
-def look_at_data(api: HfApi, template: ModuleType, settings: Any, limit: int) -> tuple[Any, rows.Table | None, list[UserError]]:
+def look_at_data(
+    api: HfApi, template: Template, settings: TrainingSettings, limit: int
+) -> tuple[Any, rows.Table | None, list[UserError]]:
     """The settings with the data set's revision pinned, its table at that revision, and what could not be looked at."""
     revision, missing = attempt(lambda: hub.dataset_revision(api, settings.dataset, settings.dataset_revision or None))
     if missing:
@@ -118,7 +122,7 @@ def attempt(look: Callable[[], T]) -> tuple[T | None, list[UserError]]:
         return None, [error]
 
 
-def require_decoder(template: ModuleType, model: hub.Model) -> None:
+def require_decoder(template: Template, model: hub.Model) -> None:
     """Raises UserError where the template itself would refuse the model."""
     try:
         template.require_decoder(model.config)
@@ -126,7 +130,7 @@ def require_decoder(template: ModuleType, model: hub.Model) -> None:
         raise UserError(stop.code, f"{model.id}: {stop.message}", stop.fix) from stop
 
 
-def require_trainable(template: ModuleType, model: hub.Model) -> None:
+def require_trainable(template: Template, model: hub.Model) -> None:
     """Raises UserError where the template, or the transformers that Unsloth builds on, would refuse the model."""
     require_decoder(template, model)
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -154,22 +158,20 @@ def require_trainable(template: ModuleType, model: hub.Model) -> None:
         )
 
 
-def lora(template: ModuleType, settings: Any, model: hub.Model | None) -> tuple[Lora, list[Problem]]:
+def lora(template: Template, settings: TrainingSettings, model: hub.Model | None) -> tuple[Lora, list[Problem]]:
     """What the adapter would reach, and what is wrong with that."""
     nothing = Lora([], 0.0, 0.0)
     if model is None:
         return nothing, []
-    layers = template.adaptable({name: shape for name, shape in model.linears.items() if not hub.EXPERTS.search(name)})
+    layers = template.adaptable({name: shape for name, shape in model.linears.items() if not EXPERTS.search(name)})
     experts = [shape for shapes in model.experts.values() for shape in shapes]
     try:
         targets = template.lora_targets(layers, settings.target_modules)
     except template.Stop as stop:
         return nothing, [Problem(stop.code, "error", stop.message, stop.fix)]
-    reached = {name: shape for name, shape in layers.items() if template.leaf(name) in targets}
+    reached = {name: shape for name, shape in layers.items() if leaf(name) in targets}
     everything = [*layers.values(), *experts]
-    adapter = Lora(
-        targets, share(template.lora_size, reached.values(), everything), share(weights, reached.values(), everything)
-    )
+    adapter = Lora(targets, share(lora_size, reached.values(), everything), share(weights, reached.values(), everything))
     of_layers = template.coverage(layers, reached)
     problems = []
     if of_layers < MIN_COVERAGE:

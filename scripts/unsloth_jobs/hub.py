@@ -38,6 +38,7 @@ from huggingface_hub.utils._http import default_client_factory
 
 from .errors import HUB, UserError
 from .redaction import plain
+from .training.lora import EXPERTS
 
 T = TypeVar("T")
 TIMEOUT_S = 30
@@ -442,7 +443,6 @@ class Model:
 NO_PARAMETER = re.compile(
     r"\.weight\.(absmax|quant_map|quant_state|nested_)|_scales$|\.(weight|input)_scale(_inv)?$|rotary_emb\.inv_freq$"
 )
-EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 

@@ -11,7 +11,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .hub import EXPERTS, Model, text_config
+from .hub import Model, text_config
+from .training.lora import EXPERTS, adaptable, leaf, lora_size, lora_targets
+from .training.memory import activation_bytes, keeps_activations, logits_bytes
+from .training.settings import TrainingSettings
 
 GB = 1e9
 NF4_BYTES = 0.516  # per weight: 4 bits and double-quantised scales
@@ -66,22 +69,21 @@ class Memory:
         return self.peak + self.cuda
 
 
-def room_for(model: Model, template: Any, settings: Any, vram_gb: float) -> Callable[[int], bool]:
+def room_for(model: Model, settings: TrainingSettings, vram_gb: float) -> Callable[[int], bool]:
     """Whether a GPU of this size has the room to keep the activations of so many tokens: what the template will ask."""
-    weights = weights_bytes(model, template.adaptable(model.linears), settings.load_in_16bit)
-    keeps = template.keeps_activations
-    return lambda tokens: keeps(settings, model.linears, model.config, tokens, weights, vram_gb * GB)
+    weights = weights_bytes(model, adaptable(model.linears), settings.load_in_16bit)
+    return lambda tokens: keeps_activations(settings, model.linears, model.config, tokens, weights, vram_gb * GB)
 
 
-def memory(model: Model, template: Any, settings: Any, tokens: int, kept: bool) -> Memory:
+def memory(model: Model, settings: TrainingSettings, tokens: int, kept: bool) -> Memory:
     """The memory that a run takes at its peak, with `tokens` tokens at once and their activations kept or offloaded."""
-    linears = {name: shape for name, shape in template.adaptable(model.linears).items() if not EXPERTS.search(name)}
-    targets = template.lora_targets(model.linears, settings.target_modules)
-    adapter = template.lora_size((shape for name, shape in linears.items() if template.leaf(name) in targets), settings.lora_r)
-    weights = weights_bytes(model, template.adaptable(model.linears), settings.load_in_16bit)
-    logits = template.logits_bytes(model.config, tokens)
+    linears = {name: shape for name, shape in adaptable(model.linears).items() if not EXPERTS.search(name)}
+    targets = lora_targets(model.linears, settings.target_modules)
+    adapter = lora_size((shape for name, shape in linears.items() if leaf(name) in targets), settings.lora_r)
+    weights = weights_bytes(model, adaptable(model.linears), settings.load_in_16bit)
+    logits = logits_bytes(model.config, tokens)
     if kept:
-        activations = kept_bytes(model, template, linears, tokens, settings.backend)
+        activations = kept_bytes(model, linears, tokens, settings.backend)
     else:  # a layer's backward pass and the loss are never at work at once
         activations = offloaded_bytes(model, linears, tokens, settings.packing, settings.backend)
         logits = max(logits - activations, 0)
@@ -95,13 +97,13 @@ def weights_bytes(model: Model, linears: dict[str, tuple[int, int]], in_16bit: b
     return quantised * NF4_BYTES + (model.parameters - quantised) * 2 + WEIGHTS_SLACK
 
 
-def kept_bytes(model: Model, template: Any, linears: dict[str, tuple[int, int]], tokens: int, backend: str) -> float:
+def kept_bytes(model: Model, linears: dict[str, tuple[int, int]], tokens: int, backend: str) -> float:
     """All activations of a forward pass, and the loss on top of them."""
     inner, width = widths(linears)
     if backend == "trl":
         return tokens * layers(model) * (PER_TOKEN_TRL_INNER * inner + PER_TOKEN_TRL_WIDTH * width)
     if not own_forward(model):
-        return template.activation_bytes(linears, tokens) + COMPILATION
+        return activation_bytes(linears, tokens) + COMPILATION
     normed = any(name.endswith("q_norm.weight") for name in model.tensors)
     values = 2 * inner + (PER_TOKEN_KEPT + PER_TOKEN_NORMED * normed) * width
     return tokens * 2 * values * layers(model) + vocabulary(model) * LOSS_SLICE

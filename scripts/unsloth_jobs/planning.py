@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from huggingface_hub import HfApi
@@ -100,7 +99,7 @@ def prepare(api: HfApi, wish: Wish) -> Prepared:
         return with_arguments(base, export(api, settings, identity, owner), module, wish.arguments)
     run = training(api, module, settings, owner, wish)
     if owner and run.parameters:
-        preflight.require_fit(machine, flavors, run.parameters, module, run.settings)
+        preflight.require_fit(machine, flavors, run.parameters, run.settings)
     key = ledger.key(run.settings, script)
     whole = arguments.render(run.settings, wish.arguments)
     if wish.smoke:
@@ -125,7 +124,7 @@ def as_it_is(plan: Plan) -> Prepared:
     return Prepared(replace(plan, files=arguments.local_files(words)), problems=tuple(problems))
 
 
-def with_arguments(plan: Plan, run: Run, module: ModuleType, typed: list[str]) -> Prepared:
+def with_arguments(plan: Plan, run: Run, module: template.Template, typed: list[str]) -> Prepared:
     """The plan of a template's run, its arguments in their canonical form."""
     settings = run.settings
     words = arguments.render(settings, typed)
@@ -155,7 +154,7 @@ def with_arguments(plan: Plan, run: Run, module: ModuleType, typed: list[str]) -
     return Prepared(made, settings, run.repositories)
 
 
-def training(api: HfApi, module: ModuleType, settings: Any, owner: str | None, wish: Wish) -> Run:
+def training(api: HfApi, module: template.Template, settings: Any, owner: str | None, wish: Wish) -> Run:
     """What a run of templates/sft.py left open, filled in, so that the job does what was checked and keeps what it makes."""
     if owner and hub.is_local(settings.base_model):
         raise UserError(

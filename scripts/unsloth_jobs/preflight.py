@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from huggingface_hub import HfApi
@@ -23,6 +22,8 @@ from .errors import USAGE, UserError
 from .examine import require_decoder
 from .hardware import Flavor
 from .plan import Plan
+from .template import Template
+from .training.settings import TrainingSettings
 
 CPU_PARAMETERS = 100e6  # up to so many a processor trains in reasonable time
 MEDIA = re.compile(r"\b(image|audio|video)\b", re.IGNORECASE)
@@ -32,18 +33,18 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # ---- the model
 
 
-def model(api: HfApi, template: ModuleType, settings: Any) -> hub.Model:
+def model(api: HfApi, template: Template, settings: TrainingSettings) -> hub.Model:
     """The model to train, its revision as a commit. Raises UserError where it cannot be trained."""
     found = hub.model(api, settings.base_model, settings.base_model_revision or None)
     require_decoder(template, found)
     return found
 
 
-def require_fit(machine: Flavor, flavors: list[Flavor], found: hub.Model, template: ModuleType, settings: Any) -> None:
+def require_fit(machine: Flavor, flavors: list[Flavor], found: hub.Model, settings: TrainingSettings) -> None:
     """Raises UserError where the run would fail on this machine or waste it."""
-    if not (reason := misfit(machine, found, template, settings)):
+    if not (reason := misfit(machine, found, settings)):
         return
-    fitting = [one for one in flavors if one.gpus and not misfit(one, found, template, settings)]
+    fitting = [one for one in flavors if one.gpus and not misfit(one, found, settings)]
     instead = " or ".join(f"--flavor {one.name}" for one in sorted(fitting, key=lambda one: one.usd_per_minute)[:2])
     fix = "Lower --max-seq-length or --lora-r, pass --gradient-checkpointing offload, or choose a smaller model."
     if instead:
@@ -51,16 +52,16 @@ def require_fit(machine: Flavor, flavors: list[Flavor], found: hub.Model, templa
     raise UserError(reason.code, f"{found.id} cannot be trained on {machine.name}: {reason.reason}.", fix, USAGE)
 
 
-def misfit(machine: Flavor, found: hub.Model, template: ModuleType, settings: Any) -> cost.Misfit | None:
+def misfit(machine: Flavor, found: hub.Model, settings: TrainingSettings) -> cost.Misfit | None:
     """Why this machine is none for the run, by the estimate's own figures for one sequence at a time."""
-    needed = cost.least_memory(found, template, settings).needed
+    needed = cost.least_memory(found, settings).needed
     method = (found.config.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
     tolerated = {"unknown_gpu"}
     if method != "bitsandbytes":  # check.py warns that the memory of these is not known
         tolerated.add("too_little_vram")
     if found.parameters <= CPU_PARAMETERS:
         tolerated.add("cpu_flavor")
-    reasons = cost.misfits(machine, needed, cost.disk_gb(found, settings), cost.bf16_for(found, template))
+    reasons = cost.misfits(machine, needed, cost.disk_gb(found, settings), cost.bf16_for(found))
     return next((one for one in reasons if one.code not in tolerated), None)
 
 

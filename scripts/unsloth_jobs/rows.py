@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from huggingface_hub import HfApi
@@ -24,6 +23,9 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 from . import hub, limits
 from .errors import HUB, UserError
 from .redaction import plain, redact
+from .template import Template
+from .training.columns import Format
+from .training.settings import TrainingSettings
 
 DRIFT = 4  # standard errors; chance goes beyond them once in ten thousand data sets
 
@@ -48,7 +50,7 @@ class Table:
 
     config: str | None  # as chosen; None for a file on this machine
     split: str | None
-    layout: Any  # the template's Format
+    layout: Format
     columns: list[str]
     rows: int | None  # of the whole split, where that can be known
     rows_source: str | None  # "counted", "metadata", "viewer" or "estimated"
@@ -187,20 +189,20 @@ class Sample(Table):
         return 1.96 * spread / math.sqrt(len(self.lengths)) / self.tokens_per_row(max_length)
 
 
-def table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> Table:
+def table(api: HfApi, template: Template, settings: TrainingSettings, limit: int) -> Table:
     """Read up to `limit` rows and find how they are laid out. Raises UserError."""
     with hub.asking(f"data set {settings.dataset}"), reasons(template):
         return read_table(api, template, settings, limit)
 
 
-def sample(template: ModuleType, settings: Any, table: Table) -> Sample:
+def sample(template: Template, settings: TrainingSettings, table: Table) -> Sample:
     """Normalise, render, tokenise and mask a table's first rows. Raises UserError."""
     with hub.asking(f"model {settings.base_model}"), reasons(template):
         return tokenise(template, settings, table)
 
 
 @contextlib.contextmanager
-def reasons(template: ModuleType) -> Iterator[None]:
+def reasons(template: Template) -> Iterator[None]:
     """Turn the template's reason to stop into a UserError, or into the fault of the Hub that it comes from."""
     try:
         yield
@@ -266,14 +268,12 @@ def end_soon() -> None:
     config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 0
 
 
-def read_table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> Table:
+def read_table(api: HfApi, template: Template, settings: TrainingSettings, limit: int) -> Table:
     if file := template.local_file(settings):
         return read_file(template, settings, file, limit)
     end_soon()
     stream = template.load_rows(settings, streaming=True)
     media = template.media_columns(stream.features)
-    if media:
-        template.detect_format(stream.features, settings.prompt_column, settings.completion_column, media)
     taken = first_rows(template, settings, stream, limit + 1)
     if not taken:
         raise template.Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
@@ -287,23 +287,24 @@ def read_table(api: HfApi, template: ModuleType, settings: Any, limit: int) -> T
     return Table(None if alone else config, None if alone else split, layout, columns, count, source, size, taken[:limit])
 
 
-def read_file(template: ModuleType, settings: Any, file: Path, limit: int) -> Table:
+def read_file(template: Template, settings: TrainingSettings, file: Path, limit: int) -> Table:
     """A local file, read to its end as the job reads it: a row that would end the job is found before it is paid for."""
     columns, count, first = template.scan_file(file, limit)
-    layout = find_format(template, settings, columns, first[0])
+    layout = find_format(template, settings, columns, first[0], ())
     return Table(None, None, layout, columns, count, "counted", file.stat().st_size, first)
 
 
 def find_format(
-    template: ModuleType, settings: Any, columns: list[str], first: dict[str, Any], media: Iterable[str] = ()
-) -> Any:
-    """How the template reads the rows: as its own to_messages says, or by their columns' names."""
-    custom = getattr(template, "custom_format", None)  # a copy of an earlier version has none
-    found = custom(template.to_messages, first) if custom else None
-    return found or template.detect_format(columns, settings.prompt_column, settings.completion_column, media)
+    template: Template, settings: TrainingSettings, columns: list[str], first: dict[str, Any], media: Iterable[str]
+) -> Format:
+    """How the template reads the rows."""
+    if hasattr(template, "find_format"):
+        return template.find_format(settings, columns, first, media)
+    # A copy from before 0.3 has only the columns' names to go by.
+    return template.detect_format(columns, settings.prompt_column, settings.completion_column, media)  # type: ignore[attr-defined]
 
 
-def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
+def tokenise(template: Template, settings: TrainingSettings, table: Table) -> Sample:
     tokenizer = load_tokenizer(template, settings)
     with limits.bounded(settings.base_model, limits.TEMPLATE_S):
         renderer = template.make_renderer(tokenizer, table.layout)
@@ -321,7 +322,7 @@ def tokenise(template: ModuleType, settings: Any, table: Table) -> Sample:
     return Sample(**vars(table), looked_at=looked_at, segments=shown, max_length=settings.max_seq_length, digest=digest)
 
 
-def first_rows(template: ModuleType, settings: Any, stream: Any, count: int) -> list[dict[str, Any]]:
+def first_rows(template: Template, settings: TrainingSettings, stream: Any, count: int) -> list[dict[str, Any]]:
     """The first rows, without their pictures and sound, which are not learned. Raises the template's Stop."""
     try:
         return list(itertools.islice(stream.remove_columns(template.media_columns(stream.features)), count))
@@ -329,7 +330,7 @@ def first_rows(template: ModuleType, settings: Any, stream: Any, count: int) -> 
         raise template.unreadable(settings, error) from error
 
 
-def load_tokenizer(template: ModuleType, settings: Any) -> Any:
+def load_tokenizer(template: Template, settings: TrainingSettings) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -346,7 +347,7 @@ def load_tokenizer(template: ModuleType, settings: Any) -> Any:
         ) from error
 
 
-def look(template: ModuleType, renderer: Any, layout: Any, special: set[int], raw: Any, max_length: int) -> tuple[Row, Any]:
+def look(template: Template, renderer: Any, layout: Any, special: set[int], raw: Any, max_length: int) -> tuple[Row, Any]:
     """What becomes of one row, and the example that is trained on (None where there is none)."""
     try:
         row = template.normalise_row(raw, layout)
@@ -371,7 +372,7 @@ def look(template: ModuleType, renderer: Any, layout: Any, special: set[int], ra
     ), example
 
 
-def dropped_text(template: ModuleType, row: dict[str, Any], learned: str) -> str:
+def dropped_text(template: Template, row: dict[str, Any], learned: str) -> str:
     """The first text of an answer, thoughts included, that is not among what is learned."""
     turns = [] if "text" in row else template.as_messages(row)
     # What is not learned for its tool calls or its weight has a reason of its own.
@@ -385,7 +386,7 @@ def dropped_text(template: ModuleType, row: dict[str, Any], learned: str) -> str
 
 
 def count_rows(
-    api: HfApi, settings: Any, stream: Any, files: list[str], size: int | None, taken: list[dict[str, Any]]
+    api: HfApi, settings: TrainingSettings, stream: Any, files: list[str], size: int | None, taken: list[dict[str, Any]]
 ) -> tuple[int | None, str | None]:
     """Rows of the split and who says so: the data set's own metadata, the viewer, or else the size of its files."""
     split, splits = str(stream.split), stream.info.splits or {}
@@ -400,7 +401,7 @@ def count_rows(
     return round(size / statistics.fmean(map(stored_bytes, taken))), "estimated"
 
 
-def files_of(template: ModuleType, settings: Any, split: str) -> list[str]:
+def files_of(template: Template, settings: TrainingSettings, split: str) -> list[str]:
     """Paths or URLs of the files that a split is read from."""
     from datasets import load_dataset_builder
 
@@ -408,7 +409,7 @@ def files_of(template: ModuleType, settings: Any, split: str) -> list[str]:
     return [str(file) for file in (load_dataset_builder(**source).config.data_files or {}).get(split, ())]
 
 
-def bytes_of(api: HfApi, settings: Any, files: list[str]) -> int | None:
+def bytes_of(api: HfApi, settings: TrainingSettings, files: list[str]) -> int | None:
     """Size of these files; None where it is not known."""
     if not files:
         return None

@@ -8,25 +8,69 @@ import inspect
 import io
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import is_dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, cast
 
 from huggingface_hub import get_token
 
 from .errors import USAGE, UserError
 from .output import visible
 from .redaction import SECRETS
+from .training import report
+from .training.columns import Format
+from .training.masks import Example, Renderer
+from .training.settings import TrainingSettings
 
 TOKEN = re.compile(r"hf_(?:oauth_)?[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
 LEAVE_OUT = "Leave it out: the job gets the token of `hf auth login` or HF_TOKEN as a secret."
-READERS = ("parse_args", "read_arguments")  # what reads the settings: of a template that trains, of templates/export.py
+READERS = ("parse_args", "read_arguments")  # the second: of copies of export.py before 0.3
 SFT = Path(__file__).resolve().parents[2] / "templates" / "sft.py"
 
 
-def load(path: Path = SFT) -> ModuleType:
+class Template(Protocol):
+    """What the commands take from the very file that will run: how its rows become tokens, and what its adapter reaches.
+
+    An assistant may have edited a copy of it, so these are asked of the file. Rules that no copy may change (memory, cost,
+    secrets) are imported from unsloth_jobs.training.
+    """
+
+    DIGESTED: int
+    IGNORE: int
+
+    @property
+    def Stop(self) -> type[report.Stop]: ...
+    def parse_args(self, argv: list[str] | None = None) -> TrainingSettings: ...
+
+    # ---- rows
+    def local_file(self, settings: TrainingSettings) -> Path | None: ...
+    def scan_file(self, file: Path, keep: int) -> Any: ...
+    def load_rows(self, settings: TrainingSettings, streaming: bool = False) -> Any: ...
+    def data_source(self, settings: TrainingSettings) -> dict[str, Any]: ...
+    def unreadable(self, settings: TrainingSettings, error: Exception) -> report.Stop: ...
+    def media_columns(self, features: Any) -> list[str]: ...
+    def find_format(self, settings: TrainingSettings, columns: list[str], first: Any, media: Iterable[str]) -> Format: ...
+    def normalise_row(self, row: Any, layout: Format) -> dict[str, Any]: ...
+    def as_messages(self, row: Any) -> list[dict]: ...
+
+    # ---- loss masks
+    def make_renderer(self, tokenizer: Any, layout: Format) -> Renderer: ...
+    def segments(self, tokenizer: Any, example: Example) -> list[dict[str, Any]]: ...
+    def digest_of(self, renderer: Renderer, layout: Format, rows: Iterable[Any]) -> str: ...
+    def may_pack(self, settings: TrainingSettings, config: Any) -> bool: ...
+
+    # ---- model and adapter
+    def require_decoder(self, config: Any) -> None: ...
+    def adaptable(self, linears: Any) -> dict[str, tuple[int, int]]: ...
+    def lora_targets(self, linears: Any, asked: str = "auto") -> list[str]: ...
+    def coverage(self, linears: Any, adapted: Iterable[str]) -> float: ...
+    def run_name(self, settings: TrainingSettings) -> str: ...
+
+
+def load(path: Path = SFT) -> Template:
     """The template as a module. Its heavy imports stand inside functions, so this needs no torch. Raises UserError."""
     if not path.is_file():
         raise UserError("no_script", f"There is no script {path}.", f"Pass the path of a script, {SFT} for one.", USAGE)
@@ -43,7 +87,7 @@ def load(path: Path = SFT) -> ModuleType:
             "Keep heavy imports inside functions, as templates/sft.py does.",
             USAGE,
         ) from error
-    return module
+    return cast(Template, module)
 
 
 def takes_settings(script: Path) -> bool:
@@ -56,9 +100,9 @@ def takes_settings(script: Path) -> bool:
     return "Settings" in names and not names.isdisjoint(READERS)
 
 
-def trains(module: ModuleType) -> bool:
-    """Whether a template trains a model on rows; templates/export.py reads its settings under another name."""
-    return hasattr(module, READERS[0])
+def trains(module: Template) -> bool:
+    """Whether a template trains a model on rows."""
+    return getattr(module, "METHOD", "sft") != "export" and hasattr(module, READERS[0])
 
 
 def holds_token(text: str, in_code: bool = False) -> bool:
@@ -98,14 +142,14 @@ def require_no_token(script: Path) -> None:
         )
 
 
-def settings(module: ModuleType, arguments: list[str]) -> Any:
+def settings(module: Template, arguments: list[str]) -> Any:
     """The template's Settings for these arguments. Raises UserError (usage) with argparse's own words.
 
     Where they ask for its help, that is printed and the command ends with exit code 0.
     """
     require_harmless(arguments)
     read = next(getattr(module, name) for name in READERS if hasattr(module, name))
-    script, said = Path(inspect.getfile(module)), io.StringIO()
+    script, said = Path(inspect.getfile(cast(ModuleType, module))), io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             made = read(arguments)
