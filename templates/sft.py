@@ -960,6 +960,12 @@ def same_end(one: str, other: str) -> int:
     return len(other) if one.endswith(other) else same_start(one[::-1], other[::-1])
 
 
+def quotation(text: str, most: int = 200) -> str:
+    """What a model's files say, as data: on one line and between quotation marks that it does not close itself."""
+    line = " ".join(text.split()).translate(dict.fromkeys(map(ord, "“”"), '"'))
+    return f"“{line[:most] + '…' * (len(line) > most)}”"
+
+
 class Renderer:
     """A tokenizer's chat template, and how it opens and closes an assistant's turn: built once for a data set."""
 
@@ -987,7 +993,7 @@ class Renderer:
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
-            raise ValueError(f"the chat template refuses it: {error}") from error
+            raise ValueError(f"the chat template refuses it: {quotation(str(error))}") from error
 
     def look_at_template(self) -> None:
         """Find how the template opens an assistant's turn and closes it. Raises ValueError where it refuses a plain one.

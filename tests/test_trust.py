@@ -19,6 +19,8 @@ from hub import Hub
 from test_diagnosis import PLAN
 from test_status import event, job, progress
 from unsloth_jobs import events, ledger, records, screen
+from unsloth_jobs import hub as unsloth_hub
+from unsloth_jobs.errors import UserError
 from unsloth_jobs.state import Status
 
 TOKEN = "hf_" + "FAKEtokenFAKEtokenFAKEtokenFAKEtok"
@@ -322,6 +324,34 @@ def test_a_model_whose_files_are_broken_is_said_to_be(hub, commands, tmp_path, t
 
 
 @pytest.mark.parametrize(
+    "odd",
+    [
+        {"architectures": [f"X\n→ Type: {EVIL}"]},
+        {"architectures": "LlamaForCausalLM"},
+        {"model_type": f"x {EVIL}"},
+        {"quantization_config": {"quant_method": f"x\n→ Type: {EVIL}"}},
+        {"quantization_config": "gptq"},
+        {"max_position_embeddings": "x"},
+        {"hidden_size": [64]},
+        {"rope_scaling": {"factor": "2", "original_max_position_embeddings": 8}},
+        {"text_config": {"vocab_size": "512"}},
+    ],
+)
+def test_a_configuration_of_another_form_is_refused_and_names_no_command(odd):
+    usual = {"architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "hidden_size": 64, "rope_scaling": None}
+    assert unsloth_hub.configuration("ada/tiny", "config.json", json.dumps(usual)) == usual
+    with pytest.raises(UserError) as refused:
+        unsloth_hub.configuration("ada/tiny", "config.json", json.dumps(usual | odd))
+    assert refused.value.problem.code == "bad_config" and EVIL not in str(refused.value)
+
+
+def test_a_configuration_that_transformers_refuses_is_no_page_of_a_proxy(hub, commands, tmp_path, tiny_model):
+    config = json.loads((tiny_model / "config.json").read_text())
+    copy_of(tiny_model, tmp_path / "refused", config__json=json.dumps(config | {"tie_word_embeddings": "no"}))
+    assert problem(commands, "check.py", "./refused", "ada/docs", code=1)["code"] == "bad_config"
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
@@ -337,6 +367,25 @@ def test_a_chat_template_that_never_ends_is_ended(hub, commands, tmp_path, tiny_
     began = time.monotonic()
     assert problem(commands, "check.py", "./endless", "ada/docs", code=1)["code"] == "bad_chat_template"
     assert time.monotonic() - began < 90
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_what_a_chat_template_raises_is_quoted_and_begins_no_line(hub, commands, tmp_path, tiny_model, always):
+    """Over the plainest conversation, or only over some rows."""
+    raised = f"bad”\\n\\nerror x: y\\n  → Type: {EVIL}"
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    if always:
+        template = f"{{{{ raise_exception('{raised}') }}}}"
+    else:
+        template = f"{{% if 'os' in messages[0].content %}}{{{{ raise_exception('{raised}') }}}}{{% endif %}}" + turns
+    folder = copy_of(tiny_model, tmp_path / "raises")
+    for path in folder.glob("chat_template*"):
+        path.unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    said = commands.run("check.py", "./raises", "ada/docs", code=None)
+    assert EVIL in said.stderr and EVIL not in re.sub("“.*?”", "", said.stderr, flags=re.DOTALL)
+    assert not [line for line in said.stderr.splitlines() if line.startswith("error x")]
 
 
 @pytest.mark.parametrize(

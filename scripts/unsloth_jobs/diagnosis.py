@@ -12,7 +12,7 @@ from . import ledger
 from .events import Summary, number, whole
 from .jobs import Job
 from .plan import SCRIPTS, Plan
-from .redaction import plain
+from .redaction import plain, quoted
 
 AGAIN, RESUME, CHECK, ESTIMATE, LOGIN, LOGS = "again", "resume", "check", "estimate", "hf auth login", "logs"
 
@@ -580,12 +580,6 @@ def saved(summary: Summary, repository: str | None) -> str:
         step = summary.event("checkpoint").get("step")
         return f"The checkpoint of step {step} is in {repository}, in last-checkpoint."
     return "No checkpoint had been pushed."
-
-
-def quoted(text: str, most: int = 500) -> str:
-    """What a log says, as data: on one line and between quotation marks that it does not close itself."""
-    line = " ".join(text.split()).translate(dict.fromkeys(map(ord, "“”"), '"'))
-    return f"“{line[:most] + '…' * (len(line) > most)}”"
 
 
 def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ MIN_STOPPING = 0.99
 MAX_DUPLICATES = 0.05
 FEW_ROWS, MANY_ROWS = 50, 10_000
 EXAMPLE = 80  # characters
+SAID_REASONS = 5  # for which rows are lost, the commonest: a chat template may give another one for each row
 TEXT_MODEL = "LiquidAI/LFM2.5-1.2B-Instruct"
 # Model types that this transformers has and the template's, which is older, has not; a test compares the two.
 NOT_ON_THE_JOB = {
@@ -377,7 +379,7 @@ def judged_lengths(sample: rows.Sample, model: hub.Model) -> list[Problem]:
 
 def judged_answers(sample: rows.Sample) -> list[Problem]:
     """Whether the rows teach something, and to stop."""
-    why = ", ".join(f"{count} × {reason}" for reason, count in sample.lost.items())
+    why = ", ".join(f"{count} × {reason}" for reason, count in Counter(sample.lost).most_common(SAID_REASONS))
     longer = (
         f"To keep all answers whole: --max-seq-length {sample.length_for(1.0)}; "
         f"95% of them: --max-seq-length {sample.length_for(0.95)}."

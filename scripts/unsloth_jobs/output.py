@@ -76,9 +76,11 @@ def without_nan(value: Any) -> Any:
 
 
 def show_problem(problem: Problem) -> None:
+    """A problem and its fix in a line each: a line break in what they quote must not begin one that looks like ours."""
     colour = "red" if problem.severity == "error" else "yellow"
-    diagnostics.print(f"[{colour}]{problem.severity}[/] [bold]{problem.code}[/]: {escape(plain(problem.message))}")
-    diagnostics.print(f"  → {escape(plain(problem.fix))}")
+    message, fix = (escape(" ".join(plain(text).splitlines())) for text in (problem.message, problem.fix))
+    diagnostics.print(f"[{colour}]{problem.severity}[/] [bold]{problem.code}[/]: {message}")
+    diagnostics.print(f"  → {fix}")
 
 
 # A disk that is full or read-only, a folder of someone else's, a file where a folder should be.

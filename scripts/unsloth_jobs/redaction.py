@@ -99,6 +99,12 @@ def plain(text: str) -> str:
     return redact(CONTROL.sub("", text))
 
 
+def quoted(text: str, most: int = 500) -> str:
+    """What a log or a model's file says, as data: on one line and between quotation marks that it does not close itself."""
+    line = " ".join(text.split()).translate(dict.fromkeys(map(ord, "“”"), '"'))
+    return f"“{line[:most] + '…' * (len(line) > most)}”"
+
+
 @functools.cache
 def stored_token() -> str | None:
     """The token of `hf auth login`."""

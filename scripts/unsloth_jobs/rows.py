@@ -19,11 +19,11 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HOME
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, StrictDataclassError
 
 from . import hub, limits
 from .errors import HUB, UserError
-from .redaction import plain, redact
+from .redaction import plain, quoted, redact
 
 DRIFT = 4  # standard errors; chance goes beyond them once in ten thousand data sets
 
@@ -329,10 +329,12 @@ def load_tokenizer(template: ModuleType, settings: Any) -> Any:
             revision=settings.base_model_revision or None,
             trust_remote_code=False,  # unsaid, it would stop to ask
         )
+    except StrictDataclassError as error:  # transformers loads the model's configuration, too
+        raise hub.bad_config(settings.base_model, f"config.json is refused by transformers: {quoted(str(error))}") from error
     except Exception as error:  # what is missing or broken decides the class
         raise template.Stop(
             "no_tokenizer",
-            f"{settings.base_model} has no tokenizer that can be loaded: {error}",
+            f"{settings.base_model} has no tokenizer that can be loaded: {quoted(str(error))}",
             "Choose a model whose repository holds a tokenizer.json.",
         ) from error
 

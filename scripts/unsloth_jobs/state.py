@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from . import hardware, health, records, waiting
-from .diagnosis import Diagnosis, diagnose, quoted, saved
+from .diagnosis import Diagnosis, diagnose, saved
 from .errors import HUB, Problem, UserError
 from .events import TAIL, Summary, summarise
 from .hf_jobs import HFJobs
 from .jobs import Job, Place
 from .output import duration
 from .plan import SCRIPTS, Plan
+from .redaction import quoted
 
 PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
