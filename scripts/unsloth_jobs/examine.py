@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections import Counter
@@ -16,7 +15,6 @@ from huggingface_hub import HfApi
 
 from . import hub, rows
 from .errors import FAILED, HUB, Problem, UserError
-from .redaction import holds_secret
 
 T = TypeVar("T")
 MIN_COVERAGE = 0.9
@@ -318,15 +316,6 @@ def judged_table(table: rows.Table, dataset: str) -> list[Problem]:
                 f"Keep one of each: awk '!seen[$0]++' {shlex.quote(dataset)} > unique.jsonl"
                 if dataset.endswith(".jsonl")
                 else "Keep one of each, or train fewer passes: --num-epochs 1.",
-            )
-        )
-    if told := sum(holds_secret(json.dumps(row, ensure_ascii=False, default=str)) for row in table.first):
-        problems.append(
-            Problem(
-                "secret_in_rows",
-                "warning",
-                f"{told} of the first {table.sampled} rows hold{'s' * (told == 1)} a password or token: who has the model may have it out of it.",
-                "Take it out of the rows, and revoke it where it is real.",
             )
         )
     if table.rows is not None and table.rows < FEW_ROWS:
