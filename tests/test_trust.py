@@ -356,6 +356,7 @@ def test_a_configuration_that_transformers_refuses_is_no_page_of_a_proxy(hub, co
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
         "{{ 'a' * 20000000000 }}",
+        "{{ 10 ** (10 ** 9) }}",  # one operation, amid which Python does nothing else
     ],
 )
 def test_a_chat_template_that_never_ends_is_ended(hub, commands, tmp_path, tiny_model, template):
@@ -365,7 +366,7 @@ def test_a_chat_template_that_never_ends_is_ended(hub, commands, tmp_path, tiny_
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
     began = time.monotonic()
-    assert problem(commands, "check.py", "./endless", "ada/docs", code=1)["code"] == "bad_chat_template"
+    assert "error bad_chat_template: " in commands.run("check.py", "./endless", "ada/docs", code=1).stderr
     assert time.monotonic() - began < 90
 
 

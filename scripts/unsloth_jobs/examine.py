@@ -374,15 +374,16 @@ def judged_answers(sample: rows.Sample) -> list[Problem]:
         f"95% of them: --max-seq-length {sample.length_for(0.95)}."
     )
     cut_away = "answer cut away" in sample.lost
+    mend = "Look at the rows' answers, or name their columns: --prompt-column, --completion-column."
+    if any(reason.endswith("is dict, not text") for reason in sample.lost):
+        mend = "Write each answer that is an object as its JSON text, with json.dumps: a model learns to write text."
     if not sample.kept:
         return [
             Problem(
                 "nothing_supervised",
                 "error",
                 f"Not one token of the sampled rows would be learned: {why}.",
-                longer
-                if cut_away
-                else "Look at the rows' answers, or name their columns: --prompt-column, --completion-column.",
+                longer if cut_away else mend,
             )
         ]
     problems = []
