@@ -993,7 +993,7 @@ class Renderer:
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
-            raise ValueError(f"the chat template refuses it: {quotation(str(error))}") from error
+            raise ValueError(f"the chat template refuses it: {quotation(str(error) or type(error).__name__)}") from error
 
     def look_at_template(self) -> None:
         """Find how the template opens an assistant's turn and closes it. Raises ValueError where it refuses a plain one.
