@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import sft
 from conftest import ROOT, ROWS, Commands, make_tokenizer
@@ -607,6 +608,27 @@ def test_a_file_here_is_read_to_its_end_and_what_is_wrong_in_it_is_found(check, 
     assert check("ada/tiny", str(tmp_path / "rows.jsonl"))["dataset"]["rows"] == 60_000
     (tmp_path / "rows.jsonl").write_text("null\n")
     assert "is null" in check("ada/tiny", str(tmp_path / "rows.jsonl"))["codes"]["dataset_unreadable"]["message"]
+
+
+def test_a_line_on_the_hub_over_which_a_library_would_end_is_named(shared, check, tmp_path):
+    """`null` ends pyarrow without a word; a line of 100 MB would take many times its size."""
+    (tmp_path / "rows").mkdir()
+    line = json.dumps(chat("What is one?", "A number.")) + "\n"
+    contents = {"null": "null\n" + line, "later": line * 3 + "null\n" + line, "huge": line + '{"text": "' + "x" * 10**8 + '"}\n'}
+    for name, content in contents.items():
+        (tmp_path / "rows" / "train.jsonl").write_text(content)
+        shared.add_repo(f"lines/{name}", tmp_path / "rows", type="dataset")
+    began = time.monotonic()
+    found = {name: check("ada/tiny", f"lines/{name}") for name in contents}
+    assert {name: (one["exit_code"], list(one["codes"])) for name, one in found.items()} == dict.fromkeys(
+        contents, (1, ["dataset_unreadable"])
+    )
+    messages = {name: one["problems"][0]["message"] for name, one in found.items()}
+    assert messages["null"].startswith("Line 1 of train.jsonl is null")
+    assert messages["later"].startswith("Line 4 of train.jsonl is null")
+    assert messages["huge"].startswith("Line 2 of train.jsonl is longer than 5 MB")
+    assert time.monotonic() - began < 30
+    assert psutil.Process(check.process.pid).memory_info().rss < 2e9
 
 
 def test_rows_that_teach_something_else_than_their_owner_thinks_are_told(shared, check, tmp_path):
