@@ -289,6 +289,7 @@ PAIRS = (
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
+ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 
@@ -388,7 +389,7 @@ def plain_text(content: Any) -> str:
     for part in content:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
             kind = (part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
-            raise ValueError(f"a message holds {kind}, and only text can be learned")
+            raise ValueError(f"a message holds {kind}, and {ONLY_TEXT}")
     return "".join(part["text"] for part in content)
 
 
@@ -485,7 +486,7 @@ def cell_text(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(part, Mapping) and "type" in part for part in value):
         return plain_text(without_nulls(value))
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        raise ValueError("a column holds a picture or sound, and only text can be learned")
+        raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -988,7 +989,8 @@ class Renderer:
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
-            raise ValueError(f"the chat template refuses it: {error}") from error
+            said = json.dumps(str(error)[:300], ensure_ascii=False)  # the template's words are data
+            raise ValueError(f"the chat template refuses it: {said}") from error
 
     def look_at_template(self) -> None:
         """Find how the template opens an assistant's turn and closes it. Raises ValueError where it refuses a plain one.
@@ -1583,7 +1585,9 @@ def load_rows(settings: Settings, streaming: bool = False) -> Any:
     if (file := local_file(settings)) and not streaming:
         return load_file(file)
     try:
-        return load_dataset(**data_source(settings, require_sound_starts if streaming else require_no_null), streaming=streaming)
+        return load_dataset(
+            **data_source(settings, require_sound_starts if streaming else require_no_null), streaming=streaming
+        )
     except Stop:
         raise
     except DatasetNotFoundError as error:

@@ -391,5 +391,5 @@ def test_rows_that_are_dropped_come_first_and_the_others_are_encoded():
         "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     kept, summary = sft.encode_rows(rows, sft.Renderer(make_tokenizer(template)), layout, 100)
-    assert summary["dropped"] == {"the chat template refuses it: no": 150} and len(kept) == 3
+    assert summary["dropped"] == {'the chat template refuses it: "no"': 150} and len(kept) == 3
     assert kept[0]["input_ids"] and sft.IGNORE in kept[0]["labels"]

@@ -403,3 +403,29 @@ def test_ctrl_c_at_the_very_beginning_leaves_no_traceback(hub, commands, script)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert process.returncode in (-signal.SIGINT, 130, 1, 2, 4) and "Traceback" not in said, said
+
+
+def test_a_command_s_process_ends_with_its_code_whatever_the_interpreter_s_end_would_do(tmp_path):
+    """pyarrow's threads abort an interpreter that ends in the common way, now and then: here it always would."""
+    script = tmp_path / "said.py"
+    script.write_text(
+        "import atexit, os, sys, typer\n"
+        "from unsloth_jobs import output\n"
+        "app = output.application('')\n"
+        "@app.command()\n"
+        "def said(code: int) -> None:\n"
+        "    sys.stdout.write('all of it')\n"
+        "    if code < 0: raise RuntimeError('with hf_adaadaadaada')\n"
+        "    raise typer.Exit(code)\n"
+        "atexit.register(os.abort)\n"
+        "output.run(app)\n"
+    )
+    for given, code in (("0", 0), ("1", 1), ("4", 4), ("no", 2), ("--help", 0), ("-1", 2), ("--", 2)):
+        done = subprocess.run([sys.executable, script, given], env={"PYTHONPATH": str(ROOT / "scripts")}, capture_output=True)
+        assert done.returncode == code, done.stderr
+        assert done.stdout.endswith(b"all of it") == given.isdigit()
+    done = subprocess.run([sys.executable, script, "--", "-1"], env={"PYTHONPATH": str(ROOT / "scripts")}, capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"all of it")
+    assert b"RuntimeError" in done.stderr and b"hf_ada" not in done.stderr
+    scripts = sorted((ROOT / "scripts").glob("*.py"))
+    assert len(scripts) == 5 and all(path.read_text().endswith("    run(app)\n") for path in scripts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -53,8 +54,27 @@ def application(help: str) -> typer.Typer:
     for stream in (sys.stdout, sys.stderr):  # a pipe on Windows knows few characters: ? in the place of the others
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.excepthook = lambda *error: print(redact("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
     return typer.Typer(help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run a script's command, and end its process at once, with its exit code. A traceback has no secrets.
+
+    pyarrow's threads go on reading ahead in what was streamed: in the common way, some interpreters abort while they end
+    (SIGABRT, exit code -6), after all was said and whatever the command had found.
+    """
+    code: Any = 1
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        with contextlib.suppress(OSError, AttributeError):
+            print(redact(traceback.format_exc()), end="", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed by its reader, or there is none
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def print_json(data: dict[str, Any]) -> None:
