@@ -1672,21 +1672,18 @@ def require_sound_starts(files: Iterable[str]) -> None:
 
 
 def require_no_null(files: Iterable[str]) -> None:
-    """Every line that the job will read; what is downloaded for it is where datasets looks for it."""
-    from huggingface_hub import HfFileSystem, hf_hub_download
+    """Every line that the job will read, of the copies that datasets reads. Raises Stop on a null."""
+    from datasets.utils.file_utils import cached_path
 
     for file in files:
-        if file.startswith("hf://"):
-            at = HfFileSystem().resolve_path(file)
-            file = hf_hub_download(at.repo_id, at.path_in_repo, repo_type=at.repo_type, revision=at.revision)
-        scan_lines(file)
+        scan_lines(cached_path(file))
 
 
 def scan_lines(file: str, most: int | None = None) -> None:
     """Raises Stop on a line `null` among the first `most` bytes (of all): pyarrow may end the process over it, without a
     word, wherever it stands. Where `most` is given, also on a line that is longer than a row may be.
     """
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     system, path = fsspec.url_to_fs(file)
     with system.open(path, "rb", compression="infer", block_size=min(most or START_BYTES, 5_000_000)) as opened:

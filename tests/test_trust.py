@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -372,6 +373,35 @@ def test_a_home_that_cannot_be_written_to_is_named(hub, commands, tmp_path):
     for script in ("check.py", "estimate.py"):
         said = problem(commands, script, "ada/tiny", "ada/docs", code=1)
         assert said["code"] in ("cache_unwritable", "records_unwritable") and str(tmp_path / "file") in said["message"]
+
+
+def on_a_full_disk() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="a place in which nobody may make a folder")
+@pytest.mark.parametrize("script", ["check.py", "estimate.py"])
+@pytest.mark.parametrize("what", ["full", "read-only", "full later"])
+def test_a_disk_that_is_full_or_read_only_is_named(hub, commands, script, what):
+    if what == "read-only":
+        commands.env["HF_HOME"] = "/sys/unsloth-test"
+    if what == "full later":  # when all is downloaded
+        commands.run("check.py", "ada/tiny", "ada/docs")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), "ada/tiny", "ada/docs", "--json"],
+        env=commands.env,
+        cwd=commands.cwd,
+        capture_output=True,
+        text=True,
+        preexec_fn=None if what == "read-only" else on_a_full_disk,
+    )
+    said = json.loads(done.stdout)
+    if what == "full later" and done.returncode == 0:
+        return  # nothing had to be written
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    codes = {one["code"]: one for one in said["problems"] if one["severity"] == "error" or "ok" in said}
+    [problem] = [one for code, one in codes.items() if code in ("cache_unwritable", "records_unwritable")]
+    assert commands.env["HF_HOME"] in problem["message"] and "HF_HOME" in problem["fix"]
 
 
 def wait_for_default_handler(pid: int) -> None:
