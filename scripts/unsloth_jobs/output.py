@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 import typer
+from huggingface_hub.constants import HF_HOME
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
@@ -104,12 +105,19 @@ def show_problem(problem: Problem) -> None:
 # A disk that is full or read-only, a folder of someone else's, a file where a folder should be.
 NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
+NO_TEMPORARY = "No usable temporary directory"  # as Python says it
+
 
 def unwritable(error: OSError) -> UserError:
     """What to say where a library could not keep what it downloads."""
+    if NO_TEMPORARY in str(error):
+        said = "No folder for temporary files can be written to: the disk may be full or read-only."
+        return UserError(
+            "cache_unwritable", said, "Make room on it, or set TMPDIR and HF_HOME to folders that can be written to."
+        )
     return UserError(
         "cache_unwritable",
-        f"{error.filename or 'A file of the cache'} cannot be written or read: {error.strerror or error}.",
+        f"{error.filename or f'A file in {HF_HOME}'} cannot be written or read: {error.strerror or error}.",
         "Make room or give write access there, or set HF_HOME to a folder that can be written to.",
     )
 
@@ -135,7 +143,7 @@ def ends_clearly(command: Callable) -> Callable:
         except BrokenPipeError:  # the reader of our output has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            if error.errno not in NO_PLACE:
+            if error.errno not in NO_PLACE and NO_TEMPORARY not in str(error):
                 raise
             end(unwritable(error), bool(kwargs.get("json")))
         except KeyboardInterrupt:
