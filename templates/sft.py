@@ -57,6 +57,7 @@ import hashlib
 import heapq
 import html
 import inspect
+import io
 import itertools
 import json
 import math
@@ -288,6 +289,7 @@ PAIRS = (
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
+ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 
@@ -387,7 +389,7 @@ def plain_text(content: Any) -> str:
     for part in content:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
             kind = (part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
-            raise ValueError(f"a message holds {kind}, and only text can be learned")
+            raise ValueError(f"a message holds {kind}, and {ONLY_TEXT}")
     return "".join(part["text"] for part in content)
 
 
@@ -484,7 +486,7 @@ def cell_text(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(part, Mapping) and "type" in part for part in value):
         return plain_text(without_nulls(value))
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        raise ValueError("a column holds a picture or sound, and only text can be learned")
+        raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -1588,7 +1590,9 @@ def load_rows(settings: Settings, streaming: bool = False) -> Any:
     if (file := local_file(settings)) and not streaming:
         return load_file(file)
     try:
-        return load_dataset(**data_source(settings), streaming=streaming)
+        return load_dataset(
+            **data_source(settings, require_sound_starts if streaming else require_no_null), streaming=streaming
+        )
     except Stop:
         raise
     except DatasetNotFoundError as error:
@@ -1638,31 +1642,71 @@ def unreadable(settings: Settings, error: Exception) -> Stop:
     )
 
 
-def data_source(settings: Settings) -> dict[str, Any]:
-    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub."""
-    from datasets import get_dataset_config_names, get_dataset_split_names
+def data_source(settings: Settings, require_sound: Callable[[Iterable[str]], None] = lambda files: None) -> dict[str, Any]:
+    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
+
+    require_sound is called with the data set's JSON files before datasets reads the first byte of one.
+    """
+    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset_builder
 
     path = Path(os.path.expanduser(settings.dataset))
     if path.is_file():
         return {"path": "parquet", "data_files": str(path), "split": "train"}
     if settings.dataset.startswith((".", "/", "~")) and not path.exists():
         raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
-    if path.is_dir():
-        require_no_null(path)
     revision = settings.dataset_revision or None
     names = get_dataset_config_names(settings.dataset, revision=revision)
     config = choose("config", settings.dataset_config, names, "default")
+    built = load_dataset_builder(settings.dataset, config, revision=revision).config
+    files = (str(file) for files in (getattr(built, "data_files", None) or {}).values() for file in files)
+    require_sound(file for file in files if re.search(r"\.jsonl?(\.\w+)?$", file))
     splits = get_dataset_split_names(settings.dataset, config, revision=revision)
     split = choose("split", settings.dataset_split, splits, "train")
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
 
 
-def require_no_null(folder: Path) -> None:
-    """Raises Stop on a file that begins with the line null: datasets would end the process over it, without a word."""
-    for file in (*folder.rglob("*.json"), *folder.rglob("*.jsonl")):
-        with file.open("rb") as opened:
-            if opened.read(1000).split()[:1] == [b"null"]:
-                raise unsound(file, 1, "is null, not an object with the columns of a row", ROW_EXAMPLE)
+STARTS = 32  # files of which the start is read before datasets streams them
+START_BYTES = 11_000_000  # of the first one: datasets parses 10 MiB before it gives the first row
+NEXT_BYTES = 64_000  # of each other
+
+
+def require_sound_starts(files: Iterable[str]) -> None:
+    """What the first rows are streamed from. Raises Stop on a null, and on a line that takes too much memory."""
+    for number, file in enumerate(itertools.islice(files, STARTS)):
+        scan_lines(file, START_BYTES if number == 0 else NEXT_BYTES)
+
+
+def require_no_null(files: Iterable[str]) -> None:
+    """Every line that the job will read, of the copies that datasets reads. Raises Stop on a null."""
+    from datasets.utils.file_utils import cached_path
+
+    for file in files:
+        scan_lines(cached_path(file))
+
+
+def scan_lines(file: str, most: int | None = None) -> None:
+    """Raises Stop on a line `null` among the first `most` bytes (of all): pyarrow may end the process over it, without a
+    word, wherever it stands. Where `most` is given, also on a line that is longer than a row may be.
+    """
+    import fsspec  # type: ignore[import-untyped]
+
+    system, path = fsspec.url_to_fs(file)
+    with system.open(path, "rb", compression="infer", block_size=min(most or START_BYTES, 5_000_000)) as opened:
+        lines = io.BufferedReader(opened)
+        start = lines.peek(100).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if re.match(rb"\[\s*null\b", start):
+            raise unsound(Path(path), 1, "begins with null, not with an object with the columns of a row", ROW_EXAMPLE)
+        if re.match(rb"\[|\{\s*\n", start):
+            return  # a document, in which a null may well have a line of its own
+        number, at, is_start = 0, 0, True
+        while (most is None or at < most) and (piece := lines.readline(ROW_LIMIT + 1)):
+            number, at = number + is_start, at + len(piece)
+            if is_start and piece[:100].strip(b"\xef\xbb\xbf \t\r\n") == b"null":
+                raise unsound(Path(path), number, "is null, not an object with the columns of a row", ROW_EXAMPLE)
+            if most and len(piece) > ROW_LIMIT:
+                what = f"is longer than {ROW_LIMIT // 10**6} MB, and no model reads that much at once"
+                raise unsound(Path(path), number, what, "Split it into shorter rows, or train on a copy without it.")
+            is_start = piece.endswith(b"\n")
 
 
 def file_digest(file: Path) -> str:

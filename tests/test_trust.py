@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -424,6 +425,33 @@ def test_a_home_that_cannot_be_written_to_is_named(hub, commands, tmp_path):
         assert said["code"] in ("cache_unwritable", "records_unwritable") and str(tmp_path / "file") in said["message"]
 
 
+def on_a_full_disk() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="a place in which nobody may make a folder")
+@pytest.mark.parametrize("script", ["check.py", "estimate.py"])
+@pytest.mark.parametrize("what", ["full", "read-only", "full later"])
+def test_a_disk_that_is_full_or_read_only_is_named(hub, commands, script, what):
+    if what == "read-only":
+        commands.env["HF_HOME"] = "/sys/unsloth-test"
+    if what == "full later":  # when all is downloaded
+        commands.run("check.py", "ada/tiny", "ada/docs")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), "ada/tiny", "ada/docs", "--json"],
+        env=commands.env,
+        cwd=commands.cwd,
+        capture_output=True,
+        text=True,
+        preexec_fn=None if what == "read-only" else on_a_full_disk,
+    )
+    assert "Traceback" not in done.stderr
+    problems = {one["code"]: one for one in json.loads(done.stdout)["problems"]}
+    said = problems.get("cache_unwritable") or problems["records_unwritable"]
+    assert done.returncode == 1 and "HF_HOME" in said["fix"]
+    assert commands.env["HF_HOME"] in said["message"] or "temporary" in said["message"]
+
+
 def wait_for_default_handler(pid: int) -> None:
     """Until Python has set its own handler of Ctrl-C and the command the system's: before that no line of it has run."""
     caught = False
@@ -453,3 +481,29 @@ def test_ctrl_c_at_the_very_beginning_leaves_no_traceback(hub, commands, script)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert process.returncode in (-signal.SIGINT, 130, 1, 2, 4) and "Traceback" not in said, said
+
+
+def test_a_command_s_process_ends_with_its_code_whatever_the_interpreter_s_end_would_do(tmp_path):
+    """pyarrow's threads abort an interpreter that ends in the common way, now and then: here it always would."""
+    script = tmp_path / "said.py"
+    script.write_text(
+        "import atexit, os, sys, typer\n"
+        "from unsloth_jobs import output\n"
+        "app = output.application('')\n"
+        "@app.command()\n"
+        "def said(code: int) -> None:\n"
+        "    sys.stdout.write('all of it')\n"
+        "    if code < 0: raise RuntimeError('with hf_adaadaadaada')\n"
+        "    raise typer.Exit(code)\n"
+        "atexit.register(os.abort)\n"
+        "output.run(app)\n"
+    )
+    for given, code in (("0", 0), ("1", 1), ("4", 4), ("no", 2), ("--help", 0), ("-1", 2), ("--", 2)):
+        done = subprocess.run([sys.executable, script, given], env={"PYTHONPATH": str(ROOT / "scripts")}, capture_output=True)
+        assert done.returncode == code, done.stderr
+        assert done.stdout.endswith(b"all of it") == given.isdigit()
+    done = subprocess.run([sys.executable, script, "--", "-1"], env={"PYTHONPATH": str(ROOT / "scripts")}, capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"all of it")
+    assert b"RuntimeError" in done.stderr and b"hf_ada" not in done.stderr
+    scripts = sorted((ROOT / "scripts").glob("*.py"))
+    assert len(scripts) == 5 and all(path.read_text().endswith("    run(app)\n") for path in scripts)

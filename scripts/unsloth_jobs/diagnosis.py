@@ -556,6 +556,7 @@ STOPS = {
     "not_a_decoder": OTHER_MODEL,
     "quantized_model": Known("Choose the original 16-bit model, or its bitsandbytes 4-bit version."),
     "no_adapter": Known("Pass what templates/sft.py made as --adapter.", LOGS),
+    "too_little_memory": Known("Choose a flavor with more memory: --flavor cpu-xl.", LOGS),
     "not_lora": Known("Only LoRA adapters can be merged.", LOGS),
     "no_base_model": Known("Pass --base-model.", LOGS),
     "quantized_base": Known("Pass the original 16-bit model as --base-model.", LOGS),

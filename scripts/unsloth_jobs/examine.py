@@ -20,6 +20,7 @@ T = TypeVar("T")
 MIN_COVERAGE = 0.9
 MIN_STOPPING = 0.99
 MAX_DUPLICATES = 0.05
+MOST = 0.5  # of the rows
 FEW_ROWS, MANY_ROWS = 50, 10_000
 EXAMPLE = 80  # characters
 SAID_REASONS = 5  # for which rows are lost, the commonest: a chat template may give another one for each row
@@ -387,6 +388,8 @@ def judged_answers(sample: rows.Sample) -> list[Problem]:
             )
         ]
     problems = []
+    if sample.with_pictures:
+        problems.append(pictures(sample))
     if sample.lost:
         problems.append(
             Problem(
@@ -409,6 +412,23 @@ def judged_answers(sample: rows.Sample) -> list[Problem]:
             )
         )
     return problems
+
+
+def pictures(sample: rows.Sample) -> Problem:
+    """Some rows with pictures are left out; where most have them, the run is not what its owner wants."""
+    count, sampled = sample.with_pictures, sample.sampled
+    share = count / sampled
+    of_all = f" (about {share * sample.rows:,.0f} of all {sample.rows:,})" if sample.rows and sample.rows > sampled else ""
+    most = share > MOST
+    return Problem(
+        "picture_rows",
+        "error" if most else "warning",
+        f"{count} of {sampled} rows{of_all} hold pictures or sound, and only text can be learned: each of these rows would be "
+        f"left out whole, and {sampled - count} of {sampled} remain at most.",
+        "Choose a data set of text, or train on a copy whose messages hold text alone."
+        if most
+        else "Fine where the other rows are what you want to teach. To learn these too, train on a copy without the pictures.",
+    )
 
 
 def judged_texts(sample: rows.Sample) -> list[Problem]:

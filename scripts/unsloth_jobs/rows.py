@@ -40,6 +40,7 @@ class Row:
     stops: bool = False  # whether the last thing learned is a special token
     dropped: str = ""  # text of an answer that the chat template leaves out or changes
     calls_not_rendered: int = 0  # turns that are not learned because the chat template does not render their tool calls
+    pictures: bool = False  # whether a picture or a sound is why it teaches nothing
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,13 @@ class Sample(Table):
 
     @property
     def calls_not_rendered(self) -> int:
-        """Rows of which a turn is not learned because the chat template does not render its tool calls."""
+        """Rows of which a turn, or all, is not learned because the chat template does not render its tool calls."""
         return sum(row.calls_not_rendered > 0 for row in self.looked_at)
+
+    @property
+    def with_pictures(self) -> int:
+        """Rows that are left out because a message of theirs holds a picture or a sound."""
+        return sum(row.pictures for row in self.looked_at)
 
     @property
     def mean(self) -> float:
@@ -345,7 +351,9 @@ def look(template: ModuleType, renderer: Any, layout: Any, special: set[int], ra
         row = template.normalise_row(raw, layout)
         text, spans, calls_not_rendered = renderer.rendered(row)
     except ValueError as error:
-        return Row(lost=str(error)), None
+        reason = str(error)
+        refused = int(reason == template.CALL_NOT_RENDERED)
+        return Row(lost=reason, calls_not_rendered=refused, pictures=reason.endswith(template.ONLY_TEXT)), None
     whole = renderer.tokens_of(text, spans)
     example = whole.cut(max_length)
     learned = [token for token in example.labels if token != template.IGNORE]
