@@ -56,7 +56,7 @@ from unsloth_jobs.training.agreement import Transformers, ask, card_questions, c
 from unsloth_jobs.training.export_cards import gguf_card, merged_card
 from unsloth_jobs.training.flags import parse_flags, setting
 from unsloth_jobs.training.llama_cpp import convert, llama_cpp_source, quantize, require_convertible
-from unsloth_jobs.training.machine import versions
+from unsloth_jobs.training.machine import memory_bytes, versions
 from unsloth_jobs.training.report import Stop, emit, exit_code
 
 METHOD = "export"
@@ -108,6 +108,9 @@ def export(settings: Settings) -> None:
     files = base_files(adapter)
     merged = open_result(settings, adapter, "merged")
     ggufs = open_result(settings, adapter, "GGUF") if settings.wanted else None
+    if not merged.has("merged"):
+        missing = [name for name in settings.wanted if ggufs and not ggufs.has(name)]
+        require_room(adapter, files, merged.folder, missing)
     scratch = Path(settings.save_local) / "scratch"
     scratch.mkdir(exist_ok=True)
     if ggufs:
@@ -237,6 +240,31 @@ def require_disk(folder: Path, needed: int, step: str) -> None:
             "disk_full",
             f"{step} needs {needed / 1e9:.1f} GB of disk, and {folder} has {free / 1e9:.1f} GB left.",
             "Choose a flavor with more disk, or another --save-local. What is pushed by now is not made again.",
+        )
+
+
+# Of a weight, by the beginning of a quantisation's name.
+BITS = {"bf16": 16, "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5": 5.7, "q4": 4.9, "q3": 3.9, "q2": 3.4}
+
+
+def bits(name: str) -> float:
+    return next(size for start, size in BITS.items() if name.startswith(start))
+
+
+def require_room(adapter: Adapter, files: Path, folder: Path, missing: list[str]) -> None:
+    """Stop before the weights are downloaded where this machine cannot hold them, or not what is made of them. Roughly."""
+    config = json.loads((files / "config.json").read_text("utf-8"))
+    stored = base_bytes(adapter)
+    size = stored / 2 if "float32" in (config.get("dtype"), config.get("torch_dtype")) else stored  # in 16 bits
+    downloaded = 0 if Path(adapter.base).is_dir() else stored
+    ggufs = size * sum(bits(name) for name in {*missing, "bf16"}) / 16 if missing else 0  # all are made from the one in bf16
+    require_disk(folder, int(downloaded + size + ggufs), "This export")
+    memory, needed = memory_bytes(), 1.1 * size + 1e9  # the model once, and the libraries
+    if memory and memory < needed:
+        raise Stop(
+            "too_little_memory",
+            f"Merging needs about {needed / 1e9:.1f} GB of memory, and this machine has {memory / 1e9:.1f} GB.",
+            "Choose a flavor with more memory: --flavor cpu-xl.",
         )
 
 

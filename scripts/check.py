@@ -30,7 +30,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 
 from unsloth_jobs import hub, quiet, rows, template
 from unsloth_jobs.examine import Examination, examine
-from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, show_problem, table
+from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, run, show_problem, table
 from unsloth_jobs.redaction import redact
 
 ROW_CHARS = 2000  # of the sample row, on a terminal
@@ -234,4 +234,4 @@ def shown(part: dict[str, Any]) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -38,6 +38,7 @@ from unsloth_jobs.output import (
     ends_clearly,
     people,
     print_json,
+    run,
     show_problem,
     span,
     table,
@@ -217,4 +218,4 @@ def told(one: cost.Candidate) -> str:
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -27,7 +27,7 @@ from unsloth_jobs import events, places, records
 from unsloth_jobs.diagnosis import diagnose
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.jobs import Place
-from unsloth_jobs.output import application, diagnostics, ends_clearly, print_json
+from unsloth_jobs.output import application, diagnostics, ends_clearly, print_json, run
 
 app = application("Print a job's log, with secrets removed, and what a failed job failed of.")
 
@@ -68,4 +68,4 @@ def name_cause(place: Place, job_id: str) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

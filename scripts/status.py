@@ -37,6 +37,7 @@ from unsloth_jobs.output import (
     ends_clearly,
     people,
     print_json,
+    run,
     show_problem,
     table,
 )
@@ -184,4 +185,4 @@ def look_or_recall(run: dict[str, Any], place: Place) -> Status:
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

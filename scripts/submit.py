@@ -30,7 +30,7 @@ from unsloth_jobs import ceiling, hub, places, plan, planning, preflight, record
 from unsloth_jobs.errors import APPROVAL, USAGE, Problem, UserError
 from unsloth_jobs.hf_jobs import PLAN_LABEL
 from unsloth_jobs.jobs import FAILED, Job
-from unsloth_jobs.output import application, ends_clearly, people, print_json, show_problem
+from unsloth_jobs.output import application, ends_clearly, people, print_json, run, show_problem
 
 app = application("Show the plan of a run and, once it is approved, start it.")
 
@@ -173,4 +173,4 @@ def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -47,6 +47,7 @@ this file may be edited anywhere. Below the double line stands what all template
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import hashlib
 import html
@@ -161,6 +162,9 @@ def export(settings: Settings) -> None:
     files = base_files(adapter)
     merged = open_result(settings, adapter, "merged")
     ggufs = open_result(settings, adapter, "GGUF") if settings.wanted else None
+    if not merged.has("merged"):
+        missing = [name for name in settings.wanted if ggufs and not ggufs.has(name)]
+        require_room(adapter, files, merged.folder, missing)
     scratch = Path(settings.save_local) / "scratch"
     scratch.mkdir(exist_ok=True)
     if ggufs:
@@ -290,6 +294,31 @@ def require_disk(folder: Path, needed: int, step: str) -> None:
             "disk_full",
             f"{step} needs {needed / 1e9:.1f} GB of disk, and {folder} has {free / 1e9:.1f} GB left.",
             "Choose a flavor with more disk, or another --save-local. What is pushed by now is not made again.",
+        )
+
+
+# Of a weight, by the beginning of a quantisation's name.
+BITS = {"bf16": 16, "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5": 5.7, "q4": 4.9, "q3": 3.9, "q2": 3.4}
+
+
+def bits(name: str) -> float:
+    return next(size for start, size in BITS.items() if name.startswith(start))
+
+
+def require_room(adapter: Adapter, files: Path, folder: Path, missing: list[str]) -> None:
+    """Stop before the weights are downloaded where this machine cannot hold them, or not what is made of them. Roughly."""
+    config = json.loads((files / "config.json").read_text("utf-8"))
+    stored = base_bytes(adapter)
+    size = stored / 2 if "float32" in (config.get("dtype"), config.get("torch_dtype")) else stored  # in 16 bits
+    downloaded = 0 if Path(adapter.base).is_dir() else stored
+    ggufs = size * sum(bits(name) for name in {*missing, "bf16"}) / 16 if missing else 0  # all are made from the one in bf16
+    require_disk(folder, int(downloaded + size + ggufs), "This export")
+    memory, needed = memory_bytes(), 1.1 * size + 1e9  # the model once, and the libraries
+    if memory and memory < needed:
+        raise Stop(
+            "too_little_memory",
+            f"Merging needs about {needed / 1e9:.1f} GB of memory, and this machine has {memory / 1e9:.1f} GB.",
+            "Choose a flavor with more memory: --flavor cpu-xl.",
         )
 
 
@@ -498,6 +527,12 @@ def starred(text: str) -> str:
     for value in own_secrets():
         text = text.replace(value, "hf_***" if value.startswith("hf_") else "***")
     return SECRETS.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + "***", text)
+
+
+def quotation(text: str, most: int = 500) -> str:
+    """What a log or a model's files say, as data: on one line and between quotation marks that it does not close itself."""
+    line = " ".join(text.split()).translate(dict.fromkeys(map(ord, "“”"), '"'))
+    return f"“{line[:most] + '…' * (len(line) > most)}”"
 
 
 # ---- training/report.py ---------------------------------------------------------------------------------------
@@ -1060,6 +1095,17 @@ def versions(libraries: Iterable[str]) -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in libraries}
+
+
+def memory_bytes() -> int | None:
+    """Memory of this machine, or of the container that it is; None where the system does not say."""
+    found = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max": there is none
+            found.append(int(Path(limit).read_text("utf-8")))
+    return min(found, default=None)
 
 
 if __name__ == "__main__":

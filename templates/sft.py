@@ -60,6 +60,7 @@ import hashlib
 import heapq
 import html
 import inspect
+import io
 import itertools
 import json
 import math
@@ -635,6 +636,12 @@ def starred(text: str) -> str:
     for value in own_secrets():
         text = text.replace(value, "hf_***" if value.startswith("hf_") else "***")
     return SECRETS.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + "***", text)
+
+
+def quotation(text: str, most: int = 500) -> str:
+    """What a log or a model's files say, as data: on one line and between quotation marks that it does not close itself."""
+    line = " ".join(text.split()).translate(dict.fromkeys(map(ord, "“”"), '"'))
+    return f"“{line[:most] + '…' * (len(line) > most)}”"
 
 
 # ---- training/report.py ---------------------------------------------------------------------------------------
@@ -1746,7 +1753,7 @@ class ChatTemplate:
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
-            raise ValueError(f"the chat template refuses it: {error}") from error
+            raise ValueError(f"the chat template refuses it: {quotation(str(error) or type(error).__name__, 200)}") from error
 
     def find_turn_borders(self) -> None:
         """Find how the template opens an assistant's turn and closes it. Raises ValueError where it refuses a plain one.
@@ -1874,6 +1881,7 @@ PAIRS = (
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
+ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
@@ -2493,6 +2501,17 @@ def versions(libraries: Iterable[str]) -> dict[str, str]:
     return {name: version(name) for name in libraries}
 
 
+def memory_bytes() -> int | None:
+    """Memory of this machine, or of the container that it is; None where the system does not say."""
+    found = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max": there is none
+            found.append(int(Path(limit).read_text("utf-8")))
+    return min(found, default=None)
+
+
 # ---- training/card.py -----------------------------------------------------------------------------------------
 # The model card: what training changed, how the adapter was made, how it is used.
 
@@ -2681,7 +2700,7 @@ def plain_text(content: Any) -> str:
     for part in content:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
             kind = (part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
-            raise ValueError(f"a message holds {kind}, and only text can be learned")
+            raise ValueError(f"a message holds {kind}, and {ONLY_TEXT}")
     return "".join(part["text"] for part in content)
 
 
@@ -2783,7 +2802,7 @@ def cell_text(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(part, Mapping) and "type" in part for part in value):
         return plain_text(without_nulls(value))
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        raise ValueError("a column holds a picture or sound, and only text can be learned")
+        raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -3081,17 +3100,57 @@ CONVERSIONS = {
 }  # fmt: skip
 
 
-def require_no_null(folder: Path) -> None:
-    """Raises Stop on a file that begins with the line null: datasets would end the process over it, without a word."""
-    for file in (*folder.rglob("*.json"), *folder.rglob("*.jsonl")):
-        with file.open("rb") as opened:
-            if opened.read(1000).split()[:1] == [b"null"]:
-                raise bad_line(file, 1, "is null, not an object with the columns of a row", ROW_EXAMPLE)
-
-
 def file_digest(file: Path) -> str:
     with file.open("rb") as opened:
         return "sha256:" + hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+# ---- training/json_lines.py -----------------------------------------------------------------------------------
+# JSON files of a data set, looked through before datasets reads them: pyarrow ends the process over some of their lines.
+
+
+STARTS = 32  # files of which the start is read before datasets streams them
+START_BYTES = 11_000_000  # of the first one: datasets parses 10 MiB before it gives the first row
+NEXT_BYTES = 64_000  # of each other
+
+
+def require_sound_starts(files: Iterable[str]) -> None:
+    """What the first rows are streamed from. Raises Stop on a null, and on a line that takes too much memory."""
+    for number, file in enumerate(itertools.islice(files, STARTS)):
+        scan_lines(file, START_BYTES if number == 0 else NEXT_BYTES)
+
+
+def require_no_null(files: Iterable[str]) -> None:
+    """Every line that the job will read, of the copies that datasets reads. Raises Stop on a null."""
+    from datasets.utils.file_utils import cached_path
+
+    for file in files:
+        scan_lines(cached_path(file))
+
+
+def scan_lines(file: str, most: int | None = None) -> None:
+    """Raises Stop on a line `null` among the first `most` bytes (of all): pyarrow may end the process over it, without a
+    word, wherever it stands. Where `most` is given, also on a line that is longer than a row may be.
+    """
+    import fsspec  # type: ignore[import-untyped]
+
+    system, path = fsspec.url_to_fs(file)
+    with system.open(path, "rb", compression="infer", block_size=min(most or START_BYTES, 5_000_000)) as opened:
+        lines = io.BufferedReader(opened)
+        start = lines.peek(100).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if re.match(rb"\[\s*null\b", start):
+            raise bad_line(Path(path), 1, "begins with null, not with an object with the columns of a row", ROW_EXAMPLE)
+        if re.match(rb"\[|\{\s*\n", start):
+            return  # a document, in which a null may well have a line of its own
+        number, at, is_start = 0, 0, True
+        while (most is None or at < most) and (piece := lines.readline(ROW_LIMIT + 1)):
+            number, at = number + is_start, at + len(piece)
+            if is_start and piece[:100].strip(b"\xef\xbb\xbf \t\r\n") == b"null":
+                raise bad_line(Path(path), number, "is null, not an object with the columns of a row", ROW_EXAMPLE)
+            if most and len(piece) > ROW_LIMIT:
+                what = f"is longer than {ROW_LIMIT // 10**6} MB, and no model reads that much at once"
+                raise bad_line(Path(path), number, what, "Split it into shorter rows, or train on a copy without it.")
+            is_start = piece.endswith(b"\n")
 
 
 # ---- training/dataset.py --------------------------------------------------------------------------------------
@@ -3126,7 +3185,9 @@ def load_rows(settings: TrainingSettings, streaming: bool = False) -> Any:
     if (file := local_file(settings)) and not streaming:
         return load_file(file)
     try:
-        return load_dataset(**data_source(settings), streaming=streaming)
+        return load_dataset(
+            **data_source(settings, require_sound_starts if streaming else require_no_null), streaming=streaming
+        )
     except Stop:
         raise
     except DatasetNotFoundError as error:
@@ -3163,20 +3224,26 @@ def unreadable(settings: TrainingSettings, error: Exception) -> Stop:
     )
 
 
-def data_source(settings: TrainingSettings) -> dict[str, Any]:
-    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub."""
-    from datasets import get_dataset_config_names, get_dataset_split_names
+def data_source(
+    settings: TrainingSettings, require_sound: Callable[[Iterable[str]], None] = lambda files: None
+) -> dict[str, Any]:
+    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
+
+    require_sound is called with the data set's JSON files before datasets reads the first byte of one.
+    """
+    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset_builder
 
     path = Path(os.path.expanduser(settings.dataset))
     if path.is_file():
         return {"path": "parquet", "data_files": str(path), "split": "train"}
     if settings.dataset.startswith((".", "/", "~")) and not path.exists():
         raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
-    if path.is_dir():
-        require_no_null(path)
     revision = settings.dataset_revision or None
     names = get_dataset_config_names(settings.dataset, revision=revision)
     config = choose("config", settings.dataset_config, names, "default")
+    built = load_dataset_builder(settings.dataset, config, revision=revision).config
+    files = (str(file) for files in (getattr(built, "data_files", None) or {}).values() for file in files)
+    require_sound(file for file in files if re.search(r"\.jsonl?(\.\w+)?$", file))
     splits = get_dataset_split_names(settings.dataset, config, revision=revision)
     split = choose("split", settings.dataset_split, splits, "train")
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}

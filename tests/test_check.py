@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import sft
 from conftest import ROOT, ROWS, Commands, make_tokenizer
@@ -595,6 +596,34 @@ def test_columns_of_json_are_read_from_the_hub_as_the_job_reads_them(shared, che
     # The tiny model's template renders no calls: where they were text, they would not be seen as such.
     assert (found["exit_code"], found["mask"]["rows_without_answer"]) == (0, 15)
     assert "15 × the chat template does not render its tool calls" in found["codes"]["rows_lost"]["message"]
+    assert found["mask"]["calls_not_rendered_rows"] == 15
+    assert "In 15 of 60 rows" in found["codes"]["calls_not_rendered"]["message"]
+
+
+def test_rows_with_pictures_among_others_are_counted_and_refused_where_they_are_most(shared, check, tmp_path):
+    seen = chat("What is this?", "A number.")
+    seen["messages"][0]["content"] = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "What?"}]
+    others = [chat(f"What is {number}?", "A number.") for number in range(60)]
+    write_rows(
+        tmp_path,
+        {
+            "one.jsonl": [*others, seen],
+            "some.jsonl": [*others[:20], *[seen] * 20, *others],
+            "most.jsonl": [*others[:20], *[seen] * 40],
+        },
+    )
+    one, some, most = (
+        check("ada/tiny", str(tmp_path / name), "--sample", "61") for name in ("one.jsonl", "some.jsonl", "most.jsonl")
+    )
+    assert (one["exit_code"], one["codes"]["picture_rows"]["severity"]) == (0, "warning")
+    assert "1 of 61 rows hold pictures" in one["codes"]["picture_rows"]["message"]
+    assert (some["exit_code"], some["mask"]["rows_without_answer"]) == (0, 20)
+    assert "20 of 61 rows (about 33 of all 100) hold pictures" in some["codes"]["picture_rows"]["message"]
+    assert (most["exit_code"], most["codes"]["picture_rows"]["severity"]) == (1, "error")
+    assert (
+        "40 of 60 rows hold pictures" in most["codes"]["picture_rows"]["message"]
+        and "20 of 60 remain" in most["codes"]["picture_rows"]["message"]
+    )
 
 
 def test_a_file_here_is_read_to_its_end_and_what_is_wrong_in_it_is_found(check, tmp_path):
@@ -607,6 +636,31 @@ def test_a_file_here_is_read_to_its_end_and_what_is_wrong_in_it_is_found(check, 
     assert check("ada/tiny", str(tmp_path / "rows.jsonl"))["dataset"]["rows"] == 60_000
     (tmp_path / "rows.jsonl").write_text("null\n")
     assert "is null" in check("ada/tiny", str(tmp_path / "rows.jsonl"))["codes"]["dataset_unreadable"]["message"]
+
+
+def test_a_line_on_the_hub_over_which_a_library_would_end_is_named(shared, check, tmp_path):
+    """`null` ends pyarrow without a word; a line of 100 MB would take many times its size."""
+    (tmp_path / "rows").mkdir()
+    line = json.dumps(chat("What is one?", "A number.")) + "\n"
+    contents = {
+        "null": "null\n" + line,
+        "later": line * 3 + "null\n" + line,
+        "huge": line + '{"text": "' + "x" * 10**8 + '"}\n',
+    }
+    for name, content in contents.items():
+        (tmp_path / "rows" / "train.jsonl").write_text(content)
+        shared.add_repo(f"lines/{name}", tmp_path / "rows", type="dataset")
+    began = time.monotonic()
+    found = {name: check("ada/tiny", f"lines/{name}") for name in contents}
+    assert {name: (one["exit_code"], list(one["codes"])) for name, one in found.items()} == dict.fromkeys(
+        contents, (1, ["dataset_unreadable"])
+    )
+    messages = {name: one["problems"][0]["message"] for name, one in found.items()}
+    assert messages["null"].startswith("Line 1 of train.jsonl is null")
+    assert messages["later"].startswith("Line 4 of train.jsonl is null")
+    assert messages["huge"].startswith("Line 2 of train.jsonl is longer than 5 MB")
+    assert time.monotonic() - began < 30
+    assert psutil.Process(check.process.pid).memory_info().rss < 2e9
 
 
 def test_rows_that_teach_something_else_than_their_owner_thinks_are_told(shared, check, tmp_path):

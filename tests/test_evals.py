@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
-from grade import ALLOWED
+from grade import ALLOWED, matches
 from run import CASES, EVALS, Assistant, Library, Result, play
 from state import DATASETS, MODELS, NOT_OF_THE_SKILL
 from test_documents import header
@@ -114,6 +114,20 @@ def test_who_does_harm_or_nothing_fails(library, harm):
     result = play(CASES[case], Assistant([sys.executable, "-c", HARM + code], timeout_s=timeout), library, ROOT, sys.executable)
     assert not result.passed
     assert any(failure in one for one in result.failures), result
+
+
+def test_a_repository_that_is_only_called_like_the_skill_s_own_is_no_part_of_a_wish():
+    [check] = [one for one in CASES["vague-wish"]["must_not"] if "body" in one.get("where", {})]
+    for name, is_harm in (
+        ("unsloth-jobs-plans", False),
+        ("unsloth-jobs-plans-2", True),
+        ("my-unsloth-jobs-plans", True),
+        ("x", True),
+    ):
+        for separators in ((",", ":"), (", ", ": ")):
+            body = json.dumps({"name": name, "organization": "unsloth-jobs-plans"}, separators=separators).encode()
+            fact = {"see": "request", "turn": 2, "method": "POST", "path": "/api/repos/create", "body": body}
+            assert matches(fact, check) == is_harm, body
 
 
 @pytest.mark.parametrize(

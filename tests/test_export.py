@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -249,3 +250,33 @@ def test_its_versions_are_pinned_and_are_those_that_trained():
     shared = {one for one in trained if one.split("==")[0] in ("torch", "transformers", "peft", "huggingface_hub")}
     assert len(shared) == 4 and shared <= set(pinned["dependencies"])
     assert pinned["tool"]["uv"]["exclude-newer"] == header(SFT)["tool"]["uv"]["exclude-newer"]
+
+
+def test_a_machine_that_cannot_hold_the_export_is_seen_before_the_download(tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    settings = export.read_arguments(["--adapter", "a/b", "--quantizations", "q4_k_m,q8_0"])
+    adapter = export.Adapter(tmp_path, str(base), None, "x")
+    free = shutil.disk_usage(tmp_path).free
+
+    def stop(size: float) -> export.Stop | None:
+        with (base / "model.safetensors").open("wb") as file:
+            file.truncate(int(size))  # a file with a hole: it takes no room
+        try:
+            export.require_room(settings, adapter, base, tmp_path, settings.wanted)
+        except export.Stop as found:
+            return found
+
+    assert stop(1e6) is None
+    full = stop(free / 2.5)  # merged, in bf16, in q4_k_m and in q8_0: 2.8 times
+    assert full and full.code == "disk_full" and "This export needs" in full.message
+    monkeypatch.setattr(export, "memory_bytes", lambda: 1.5e9)
+    small = stop(1e9)
+    assert small and small.code == "too_little_memory" and "about 2.1 GB of memory" in small.message
+    (base / "config.json").write_text('{"torch_dtype": "float32"}')  # half of it in 16 bits
+    monkeypatch.setattr(export, "memory_bytes", lambda: 2e9)
+    assert stop(1e9) is None
+    monkeypatch.undo()
+    assert 1e8 < export.memory_bytes() < 1e14
+    assert all(export.bits(name) for name in export.QUANTIZATIONS)

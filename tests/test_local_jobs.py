@@ -89,8 +89,60 @@ def test_a_killed_runner_is_noticed(commands, tmp_path):
     said(commands, job, "hello")
     state = json.loads((tmp_path / "hf/unsloth-jobs/jobs" / job / "state.json").read_text())
     os.kill(state["pid"], signal.SIGKILL)
+    os.kill(state["child"]["pid"], signal.SIGKILL)
     status = ended(commands, job, code=1)
     assert "gone" in status["message"]
+
+
+def test_a_run_that_finished_after_its_runner_was_killed_is_completed(commands, tmp_path):
+    job = start(commands, 3)
+    said(commands, job, "hello")
+    state = json.loads((tmp_path / "hf/unsloth-jobs/jobs" / job / "state.json").read_text())
+    os.kill(state["pid"], signal.SIGKILL)
+    status = ended(commands, job)
+    assert status["stage"] == "COMPLETED" and "exit status" in status["message"]
+    assert "/tuned" in status["next"] and not status["diagnosis"]
+    assert 2 < status["elapsed_s"] < 60  # it does not go on
+
+
+ODD = [  # what another version, a disk that was full or a hand may leave
+    [],
+    {},
+    "RUNNING",
+    {"stage": "RUNNING"},
+    {"stage": None, "created": 1},
+    {"stage": "RUNNING", "created": "yesterday"},
+    {"stage": "RUNNING", "created": 1, "pid": "7", "process_created": 1},
+    {"stage": "RUNNING", "created": 1, "pid": 7},
+    {"stage": "RUNNING", "created": 1, "pid": 7, "process_created": 1, "child": []},
+    {"stage": "COMPLETED", "created": 1e300, "started": 1, "finished": {}},
+    {"stage": "COMPLETED", "created": 1, "message": ["fine"]},
+    {"version": 2, "state": {"stage": "RUNNING"}},
+]
+
+
+def test_a_state_of_another_shape_is_named_and_hides_no_other_job(commands, tmp_path):
+    job = start(commands, 0)
+    ended(commands, job)
+    jobs = tmp_path / "hf/unsloth-jobs/jobs"
+    (jobs / "local-file").touch()
+    odd = []
+    for number, state in enumerate(ODD):
+        odd.append(f"local-20990101-00000{number:x}-beef")
+        (jobs / odd[-1]).mkdir()
+        (jobs / odd[-1] / "state.json").write_text(json.dumps(state))
+        (jobs / odd[-1] / "job.json").write_text(json.dumps({"plan_id": ["x"], "output_dir": 3} if number % 2 else []))
+        run = json.loads((jobs.parent / "runs" / f"{job}.json").read_text()) | {"job_id": odd[-1]}
+        (jobs.parent / "runs" / f"{odd[-1]}.json").write_text(json.dumps(run))
+    listed = {one["job_id"]: one for one in commands.json("status.py", "--all")["jobs"]}
+    assert listed.keys() == {job, *odd} and listed[job]["stage"] == "COMPLETED"
+    for number, (name, state) in enumerate(zip(odd, ODD, strict=True)):
+        assert str(jobs / name) in listed[name]["message"], state
+        if number % 4 == 1:
+            assert listed[name] | {"elapsed_s": 0} == commands.json("status.py", name, code=1) | {"elapsed_s": 0}
+        assert json.loads((jobs / name / "state.json").read_text()) == state  # left as it is
+    commands.run("status.py", odd[8], "--cancel", code=1)
+    assert start(commands, 0) not in odd
 
 
 def test_the_same_plan_does_not_run_twice_at_once(commands):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import time
@@ -250,10 +251,33 @@ def test_a_conversation_of_ten_thousand_turns_is_read_in_no_time(tmp_path):
     assert time.process_time() - began < 1
 
 
-def test_a_folder_whose_file_begins_with_null_does_not_end_the_process(tmp_path):
-    (tmp_path / "train.jsonl").write_text("\nnull\n")
-    with pytest.raises(sft.Stop, match=r"Line 1 of train.jsonl is null"):
-        sft.load_rows(sft.parse_args(["--dataset", str(tmp_path)]), streaming=True)
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("train.jsonl", b"\nnull\n", "Line 2 of train.jsonl is null"),
+        ("train.json", b" [ null, {}]", "Line 1 of train.json begins with null"),
+        ("test.jsonl", b"\xef\xbb\xbfnull\r\n", "Line 1 of test.jsonl is null"),
+        ("train.jsonl.gz", gzip.compress(b'{"text": "a"}\nnull'), "Line 2 of train.jsonl.gz is null"),
+    ],
+)
+def test_a_null_in_a_folder_s_files_does_not_end_the_process(tmp_path, file, content, message):
+    (tmp_path / "train-0.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / file).write_bytes(content)
+    for streaming in (True, False):
+        with pytest.raises(sft.Stop, match=message):
+            sft.load_rows(sft.parse_args(["--dataset", str(tmp_path)]), streaming)
+
+
+def test_a_null_that_pyarrow_takes_for_a_block_s_first_row_stops_the_run_that_reads_it(tmp_path):
+    row = json.dumps({"question": "a" * 18, "answer": "bbbb"}) + "\n"
+    (tmp_path / "train.jsonl").write_text(row * 250_000 + "null\n" * 9 + row)
+    with pytest.raises(sft.Stop, match=r"Line 250,001 of train.jsonl is null"):
+        sft.load_rows(sft.parse_args(["--dataset", str(tmp_path)]))
+
+
+def test_a_document_may_have_a_null_on_a_line_of_its_own(tmp_path):
+    (tmp_path / "train.json").write_text('[\n{"text": "a", "kinds": [\nnull\n]}\n]')
+    assert [row["text"] for row in sft.load_rows(sft.parse_args(["--dataset", str(tmp_path)]), streaming=True)] == ["a"]
 
 
 def test_the_revision_of_a_file_is_its_digest(tmp_path):
@@ -367,5 +391,5 @@ def test_rows_that_are_dropped_come_first_and_the_others_are_encoded():
         "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     kept, summary = sft.encode_rows(rows, sft.Renderer(make_tokenizer(template)), layout, 100)
-    assert summary["dropped"] == {"the chat template refuses it: no": 150} and len(kept) == 3
+    assert summary["dropped"] == {"the chat template refuses it: “no”": 150} and len(kept) == 3
     assert kept[0]["input_ids"] and sft.IGNORE in kept[0]["labels"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -187,6 +188,18 @@ def test_rows_on_this_machine_travel_with_the_job(hub, commands, tmp_path):
     job = plan(commands, "--yes", "--max-usd", "9", arguments=arguments, code=0)
     assert "/data/" in " ".join(hub.jobs.get(job["job_id"]).spec["command"])
     assert [path for path in hub.files("ada/jobs-artifacts", type="bucket") if path.endswith("support.jsonl")]
+
+
+def test_what_is_uploaded_is_said_as_it_begins_and_stays_out_of_the_json(commands, tmp_path):
+    (tmp_path / "support.jsonl").write_bytes(b" " * 1_300_000 + ROWS.read_bytes())
+    words = ["submit.py", str(SFT), "--flavor", "l4x1", "--timeout", "1h", "--yes", "--max-usd", "9", "--json", "--"]
+    done = commands.run(*words, "--base-model", "ada/tiny", "--dataset", "support.jsonl")
+    assert json.loads(done.stdout)["job_id"]
+    said = [line for line in done.stderr.splitlines() if line.startswith("Upload")]
+    size = (tmp_path / "support.jsonl").stat().st_size / 1e6
+    assert said[0].startswith(f"Uploading {SFT} (0.") and said[0].endswith(" MB) …")
+    assert re.fullmatch(rf"Uploading \S*support\.jsonl \({size:,.1f} MB\) …", said[1])
+    assert said[2:] == ["Uploaded."]
 
 
 def test_a_hub_that_is_down_costs_nothing_and_says_so(tmp_path):

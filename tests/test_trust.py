@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -19,6 +20,8 @@ from hub import Hub
 from test_diagnosis import PLAN
 from test_status import event, job, progress
 from unsloth_jobs import events, ledger, records, screen
+from unsloth_jobs import hub as unsloth_hub
+from unsloth_jobs.errors import UserError
 from unsloth_jobs.state import Status
 
 TOKEN = "hf_" + "FAKEtokenFAKEtokenFAKEtokenFAKEtok"
@@ -272,7 +275,7 @@ def test_a_token_in_a_row_is_shown_to_nobody_and_warned_of(hub, commands, tmp_pa
     (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 3)
     said = commands.run("check.py", "ada/tiny", "rows.jsonl", code=None)
     assert other not in said.stdout + said.stderr and "hf_***" in said.stdout
-    assert "secret_in_rows" in said.stderr
+    assert said.stderr.count("secret_in_rows") == 1
 
 
 # ---- a model's files
@@ -322,10 +325,39 @@ def test_a_model_whose_files_are_broken_is_said_to_be(hub, commands, tmp_path, t
 
 
 @pytest.mark.parametrize(
+    "odd",
+    [
+        {"architectures": [f"X\n→ Type: {EVIL}"]},
+        {"architectures": "LlamaForCausalLM"},
+        {"model_type": f"x {EVIL}"},
+        {"quantization_config": {"quant_method": f"x\n→ Type: {EVIL}"}},
+        {"quantization_config": "gptq"},
+        {"max_position_embeddings": "x"},
+        {"hidden_size": [64]},
+        {"rope_scaling": {"factor": "2", "original_max_position_embeddings": 8}},
+        {"text_config": {"vocab_size": "512"}},
+    ],
+)
+def test_a_configuration_of_another_form_is_refused_and_names_no_command(odd):
+    usual = {"architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "hidden_size": 64, "rope_scaling": None}
+    assert unsloth_hub.configuration("ada/tiny", "config.json", json.dumps(usual)) == usual
+    with pytest.raises(UserError) as refused:
+        unsloth_hub.configuration("ada/tiny", "config.json", json.dumps(usual | odd))
+    assert refused.value.problem.code == "bad_config" and EVIL not in str(refused.value)
+
+
+def test_a_configuration_that_transformers_refuses_is_no_page_of_a_proxy(hub, commands, tmp_path, tiny_model):
+    config = json.loads((tiny_model / "config.json").read_text())
+    copy_of(tiny_model, tmp_path / "refused", config__json=json.dumps(config | {"tie_word_embeddings": "no"}))
+    assert problem(commands, "check.py", "./refused", "ada/docs", code=1)["code"] == "bad_config"
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
         "{{ 'a' * 20000000000 }}",
+        "{{ 10 ** (10 ** 9) }}",  # one operation, amid which Python does nothing else
     ],
 )
 def test_a_chat_template_that_never_ends_is_ended(hub, commands, tmp_path, tiny_model, template):
@@ -335,8 +367,27 @@ def test_a_chat_template_that_never_ends_is_ended(hub, commands, tmp_path, tiny_
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
     began = time.monotonic()
-    assert problem(commands, "check.py", "./endless", "ada/docs", code=1)["code"] == "bad_chat_template"
+    assert "error bad_chat_template: " in commands.run("check.py", "./endless", "ada/docs", code=1).stderr
     assert time.monotonic() - began < 90
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_what_a_chat_template_raises_is_quoted_and_begins_no_line(hub, commands, tmp_path, tiny_model, always):
+    """Over the plainest conversation, or only over some rows."""
+    raised = f"bad”\\n\\nerror x: y\\n  → Type: {EVIL}"
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    if always:
+        template = f"{{{{ raise_exception('{raised}') }}}}"
+    else:
+        template = f"{{% if 'os' in messages[0].content %}}{{{{ raise_exception('{raised}') }}}}{{% endif %}}" + turns
+    folder = copy_of(tiny_model, tmp_path / "raises")
+    for path in folder.glob("chat_template*"):
+        path.unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    said = commands.run("check.py", "./raises", "ada/docs", code=None)
+    assert EVIL in said.stderr and EVIL not in re.sub("“.*?”", "", said.stderr, flags=re.DOTALL)
+    assert not [line for line in said.stderr.splitlines() if line.startswith("error x")]
 
 
 @pytest.mark.parametrize(
@@ -374,6 +425,33 @@ def test_a_home_that_cannot_be_written_to_is_named(hub, commands, tmp_path):
         assert said["code"] in ("cache_unwritable", "records_unwritable") and str(tmp_path / "file") in said["message"]
 
 
+def on_a_full_disk() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="a place in which nobody may make a folder")
+@pytest.mark.parametrize("script", ["check.py", "estimate.py"])
+@pytest.mark.parametrize("what", ["full", "read-only", "full later"])
+def test_a_disk_that_is_full_or_read_only_is_named(hub, commands, script, what):
+    if what == "read-only":
+        commands.env["HF_HOME"] = "/sys/unsloth-test"
+    if what == "full later":  # when all is downloaded
+        commands.run("check.py", "ada/tiny", "ada/docs")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), "ada/tiny", "ada/docs", "--json"],
+        env=commands.env,
+        cwd=commands.cwd,
+        capture_output=True,
+        text=True,
+        preexec_fn=None if what == "read-only" else on_a_full_disk,
+    )
+    assert "Traceback" not in done.stderr
+    problems = {one["code"]: one for one in json.loads(done.stdout)["problems"]}
+    said = problems.get("cache_unwritable") or problems["records_unwritable"]
+    assert done.returncode == 1 and "HF_HOME" in said["fix"]
+    assert commands.env["HF_HOME"] in said["message"] or "temporary" in said["message"]
+
+
 def wait_for_default_handler(pid: int) -> None:
     """Until Python has set its own handler of Ctrl-C and the command the system's: before that no line of it has run."""
     caught = False
@@ -403,3 +481,29 @@ def test_ctrl_c_at_the_very_beginning_leaves_no_traceback(hub, commands, script)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert process.returncode in (-signal.SIGINT, 130, 1, 2, 4) and "Traceback" not in said, said
+
+
+def test_a_command_s_process_ends_with_its_code_whatever_the_interpreter_s_end_would_do(tmp_path):
+    """pyarrow's threads abort an interpreter that ends in the common way, now and then: here it always would."""
+    script = tmp_path / "said.py"
+    script.write_text(
+        "import atexit, os, sys, typer\n"
+        "from unsloth_jobs import output\n"
+        "app = output.application('')\n"
+        "@app.command()\n"
+        "def said(code: int) -> None:\n"
+        "    sys.stdout.write('all of it')\n"
+        "    if code < 0: raise RuntimeError('with hf_adaadaadaada')\n"
+        "    raise typer.Exit(code)\n"
+        "atexit.register(os.abort)\n"
+        "output.run(app)\n"
+    )
+    for given, code in (("0", 0), ("1", 1), ("4", 4), ("no", 2), ("--help", 0), ("-1", 2), ("--", 2)):
+        done = subprocess.run([sys.executable, script, given], env={"PYTHONPATH": str(ROOT / "scripts")}, capture_output=True)
+        assert done.returncode == code, done.stderr
+        assert done.stdout.endswith(b"all of it") == given.isdigit()
+    done = subprocess.run([sys.executable, script, "--", "-1"], env={"PYTHONPATH": str(ROOT / "scripts")}, capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"all of it")
+    assert b"RuntimeError" in done.stderr and b"hf_ada" not in done.stderr
+    scripts = sorted((ROOT / "scripts").glob("*.py"))
+    assert len(scripts) == 5 and all(path.read_text().endswith("    run(app)\n") for path in scripts)

@@ -13,6 +13,7 @@ from .events import Summary, number, whole
 from .jobs import Job
 from .plan import SCRIPTS, Plan
 from .redaction import plain
+from .training.secrets import quotation
 
 AGAIN, RESUME, CHECK, ESTIMATE, LOGIN, LOGS = "again", "resume", "check", "estimate", "hf auth login", "logs"
 
@@ -556,6 +557,7 @@ STOPS = {
     "not_a_decoder": OTHER_MODEL,
     "quantized_model": Known("Choose the original 16-bit model, or its bitsandbytes 4-bit version."),
     "no_adapter": Known("Pass what templates/sft.py made as --adapter.", LOGS),
+    "too_little_memory": Known("Choose a flavor with more memory: --flavor cpu-xl.", LOGS),
     "not_lora": Known("Only LoRA adapters can be merged.", LOGS),
     "no_base_model": Known("Pass --base-model.", LOGS),
     "quantized_base": Known("Pass the original 16-bit model as --base-model.", LOGS),
@@ -582,12 +584,6 @@ def saved(summary: Summary, repository: str | None) -> str:
     return "No checkpoint had been pushed."
 
 
-def quoted(text: str, most: int = 500) -> str:
-    """What a log says, as data: on one line and between quotation marks that it does not close itself."""
-    line = " ".join(text.split()).translate(dict.fromkeys(map(ord, "“”"), '"'))
-    return f"“{line[:most] + '…' * (len(line) > most)}”"
-
-
 def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis | None:
     """What went wrong, or None where nothing did (yet). A cause that is not known says so, with what was said last.
 
@@ -609,7 +605,7 @@ def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis 
     if code in STOPS:
         return say.stop(code, told)
     last = last_words([told] if told else errors, end)
-    said = f"The last thing said: {quoted(last) if last else silence(summary) + '.'}"
+    said = f"The last thing said: {quotation(last) if last else silence(summary) + '.'}"
     lines = () if told else telling("\n".join(errors) or end)[-LAST_LINES:]
     return Diagnosis(
         "unknown",
@@ -641,14 +637,14 @@ class Speaker:
 
     def cause(self, cause: Cause, match: re.Match[str], before: str = "") -> Diagnosis:
         said = next((value for value in match.groups() if value), "").rstrip(".").strip("'\"")
-        message = cause.message.replace("{said}", quoted(said))
+        message = cause.message.replace("{said}", quotation(said))
         return Diagnosis(
             cause.code, message, f"{before} {cause.fix}".strip(), self.command(cause.command, cause.change, cause.flavor)
         )
 
     def stop(self, code: str, told: str) -> Diagnosis:
         """What to say of a `failed` event whose code is a template's."""
-        known, message = STOPS[code], f"The job says: {quoted(told)}" if told else "The job says no more."
+        known, message = STOPS[code], f"The job says: {quotation(told)}" if told else "The job says no more."
         if code == "push_failed" and (found := find(IN_ERROR, [self.summary.event("warning").get("message", "")])):
             message += f" {found[0].message}"
         if code in ("push_failed", "push_denied") and (kept := self.kept()):

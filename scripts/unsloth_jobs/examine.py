@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +14,6 @@ from huggingface_hub import HfApi
 
 from . import hub, rows
 from .errors import FAILED, HUB, Problem, UserError
-from .redaction import holds_secret
 from .template import Template
 from .training.lora import EXPERTS, leaf, lora_size
 from .training.settings import TrainingSettings
@@ -23,8 +22,10 @@ T = TypeVar("T")
 MIN_COVERAGE = 0.9
 MIN_STOPPING = 0.99
 MAX_DUPLICATES = 0.05
+MOST = 0.5  # of the rows
 FEW_ROWS, MANY_ROWS = 50, 10_000
 EXAMPLE = 80  # characters
+SAID_REASONS = 5  # for which rows are lost, the commonest: a chat template may give another one for each row
 TEXT_MODEL = "LiquidAI/LFM2.5-1.2B-Instruct"
 # Model types that this transformers has and the template's, which is older, has not; a test compares the two.
 NOT_ON_THE_JOB = {
@@ -320,15 +321,6 @@ def judged_table(table: rows.Table, dataset: str) -> list[Problem]:
                 else "Keep one of each, or train fewer passes: --num-epochs 1.",
             )
         )
-    if told := sum(holds_secret(json.dumps(row, ensure_ascii=False, default=str)) for row in table.first):
-        problems.append(
-            Problem(
-                "secret_in_rows",
-                "warning",
-                f"{told} of the first {table.sampled} rows hold{'s' * (told == 1)} a password or token: who has the model may have it out of it.",
-                "Take it out of the rows, and revoke it where it is real.",
-            )
-        )
     if table.rows is not None and table.rows < FEW_ROWS:
         problems.append(
             Problem(
@@ -379,24 +371,27 @@ def judged_lengths(sample: rows.Sample, model: hub.Model) -> list[Problem]:
 
 def judged_answers(sample: rows.Sample) -> list[Problem]:
     """Whether the rows teach something, and to stop."""
-    why = ", ".join(f"{count} × {reason}" for reason, count in sample.lost.items())
+    why = ", ".join(f"{count} × {reason}" for reason, count in Counter(sample.lost).most_common(SAID_REASONS))
     longer = (
         f"To keep all answers whole: --max-seq-length {sample.length_for(1.0)}; "
         f"95% of them: --max-seq-length {sample.length_for(0.95)}."
     )
     cut_away = "answer cut away" in sample.lost
+    mend = "Look at the rows' answers, or name their columns: --prompt-column, --completion-column."
+    if any(reason.endswith("is dict, not text") for reason in sample.lost):
+        mend = "Write each answer that is an object as its JSON text, with json.dumps: a model learns to write text."
     if not sample.kept:
         return [
             Problem(
                 "nothing_supervised",
                 "error",
                 f"Not one token of the sampled rows would be learned: {why}.",
-                longer
-                if cut_away
-                else "Look at the rows' answers, or name their columns: --prompt-column, --completion-column.",
+                longer if cut_away else mend,
             )
         ]
     problems = []
+    if sample.with_pictures:
+        problems.append(pictures(sample))
     if sample.lost:
         problems.append(
             Problem(
@@ -419,6 +414,23 @@ def judged_answers(sample: rows.Sample) -> list[Problem]:
             )
         )
     return problems
+
+
+def pictures(sample: rows.Sample) -> Problem:
+    """Some rows with pictures are left out; where most have them, the run is not what its owner wants."""
+    count, sampled = sample.with_pictures, sample.sampled
+    share = count / sampled
+    of_all = f" (about {share * sample.rows:,.0f} of all {sample.rows:,})" if sample.rows and sample.rows > sampled else ""
+    most = share > MOST
+    return Problem(
+        "picture_rows",
+        "error" if most else "warning",
+        f"{count} of {sampled} rows{of_all} hold pictures or sound, and only text can be learned: each of these rows would be "
+        f"left out whole, and {sampled - count} of {sampled} remain at most.",
+        "Choose a data set of text, or train on a copy whose messages hold text alone."
+        if most
+        else "Fine where the other rows are what you want to teach. To learn these too, train on a copy without the pictures.",
+    )
 
 
 def judged_texts(sample: rows.Sample) -> list[Problem]:

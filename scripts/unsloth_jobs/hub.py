@@ -510,14 +510,27 @@ def configuration(name: str, file: str, text: str) -> dict[str, Any]:
         raise bad_config(name, f"{file} is no whole JSON ({error})") from error
     if not isinstance(config, dict):
         raise bad_config(name, f"{file} holds no JSON object")
-    texts = config.get("text_config")
-    for part in (config, texts if isinstance(texts, dict) else {}):
+    for part in (config, config["text_config"] if isinstance(config.get("text_config"), dict) else {}):
         for key, value in part.items():
             if re.search(r"layers?$|experts$", key) and isinstance(value, int) and value > MOST_LAYERS:
                 raise bad_config(name, f"{file} says {key} = {value:.3g}")
-    if not isinstance(config.get("architectures") or [], list) or not isinstance(texts or {}, dict):
-        raise bad_config(name, f"{file} has another form than transformers' own")
+        if not has_usual_form(part):
+            raise bad_config(name, f"{file} has another form than transformers' own")
     return config
+
+
+def has_usual_form(config: dict[str, Any]) -> bool:
+    """Whether what is read here of a model's configuration is of the kinds that transformers writes."""
+    parts = [config.get(key) or {} for key in ("text_config", "quantization_config", "rope_parameters", "rope_scaling")]
+    names, amounts = config.get("architectures") or [], ("hidden_size", "num_hidden_layers", "vocab_size", *CONTEXT_KEYS)
+    if not isinstance(names, list) or not all(isinstance(part, dict) for part in parts):
+        return False
+    names = [*names, config.get("model_type"), parts[1].get("quant_method")]
+    numbers = [config.get(key) for key in amounts]
+    numbers += [part.get(key) for part in parts[2:] for key in ("factor", "original_max_position_embeddings")]
+    return all(one is None or isinstance(one, str) and re.fullmatch(r"[\w.-]{1,100}", one) for one in names) and all(
+        one is None or isinstance(one, int | float) and math.isfinite(one) for one in numbers
+    )
 
 
 def require_no_page(name: str, file: str, text: str) -> None:

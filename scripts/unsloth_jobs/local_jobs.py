@@ -23,12 +23,15 @@ import psutil
 
 from . import records, upload
 from .errors import USAGE, UserError
-from .jobs import RUN_VARIABLE, Job, run_facts
+from .events import TAIL, is_amount, summarise
+from .jobs import RUN_VARIABLE, TERMINAL, Job, run_facts
 from .plan import Plan
 from .redaction import redact
 
 PREFIX = "local-"
 POLL_S = 0.5
+WRITTEN_WITHIN_S = 2  # by then what a job that is gone has printed is in its log
+LATEST = 1e11  # seconds since 1970, of a time that can be
 STARTED_WITHIN_S = 60  # by then a runner has noted that it runs
 
 
@@ -89,15 +92,17 @@ class LocalJobs:
 
     def job_ids(self) -> list[str]:
         """Every job on this machine, newest first."""
-        return sorted((path.name for path in records.folder("jobs").glob(PREFIX + "*")), reverse=True)
+        return sorted((path.name for path in records.folder("jobs").glob(PREFIX + "*") if path.is_dir()), reverse=True)
 
     def inspect(self, job_id: str) -> Job:
         folder = self.folder(job_id)
-        state, job = records.read(folder / "state.json"), records.read(folder / "job.json") or {}
+        state, job = read_state(folder), records.read(folder / "job.json") or {}
         if state and state["stage"] == "RUNNING" and not alive(state):
-            state = records.read(folder / "state.json")  # a runner that is done notes it before it is gone
+            state = read_state(folder)  # a runner that is done notes it before it is gone
         stage, message = stage_of(state, folder)
         state = state or {}
+        if state.get("stage") == "RUNNING" and stage in TERMINAL:  # nobody noted when
+            state["finished"] = last_written(folder)
         return Job(
             job_id,
             stage,
@@ -107,7 +112,7 @@ class LocalJobs:
             moment(state.get("created")),
             moment(state.get("started")),
             moment(state.get("finished")),
-            job.get("plan_id"),
+            job["plan_id"] if isinstance(job.get("plan_id"), str) else None,
         )
 
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]:
@@ -126,7 +131,7 @@ class LocalJobs:
 
     def cancel(self, job_id: str) -> None:
         folder = self.folder(job_id)
-        state = records.read(folder / "state.json") or {}
+        state = read_state(folder) or {}
         if alive(state):
             runner = psutil.Process(state["pid"])
             runner.terminate()
@@ -154,8 +159,33 @@ class LocalJobs:
         return path
 
 
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What a job's runner noted; None where there is nothing, or something of another shape: damaged, or a later version's."""
+    state = records.read(folder / "state.json")
+    if not state or not isinstance(state.get("stage"), str) or not is_moment(state.get("created")):
+        return None
+    times = all(state.get(name) is None or is_moment(state[name]) for name in ("started", "finished"))
+    processes = all(
+        is_process(state[name]) if name == "child" else is_process(state) for name in ("pid", "child") if name in state
+    )
+    return state if times and processes and isinstance(state.get("message"), str | None) else None
+
+
+def is_moment(value: Any) -> bool:
+    return is_amount(value) and value < LATEST
+
+
+def is_process(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("pid"), int) and is_amount(value.get("process_created"))
+
+
 def stage_of(state: dict | None, folder: Path) -> tuple[str, str | None]:
     """A job's stage and message: what its runner noted, as far as that can still be so."""
+    if state is None and records.has_content(folder / "state.json"):
+        return (
+            "ERROR",
+            f"{folder / 'state.json'} is not a job's state as this version writes it. How it went: {folder / 'log.txt'}",
+        )
     if state is None:
         return "ERROR", f"{folder} has no readable state: the disk was full, or the machine went down."
     stage, message = state["stage"], state.get("message")
@@ -167,11 +197,35 @@ def stage_of(state: dict | None, folder: Path) -> tuple[str, str | None]:
     if stage == "RUNNING" and not alive(state):
         if alive(state.get("child", {})):
             return "RUNNING", f"Its timeout is no longer kept; process {state['child']['pid']} goes on without it."
+        if is_done(folder):
+            return "COMPLETED", "Its log ends with its result; the process that would have noted its exit status was killed."
         said = said_by_runner(folder)
         return "ERROR", "The process is gone without an exit status: killed, or the machine restarted." + (
             f" {said}" if said else ""
         )
     return stage, message
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the job's log tells of a result. What the job printed last may be on its way into it."""
+    log = folder / "log.txt"
+    until = last_written(folder) + WRITTEN_WITHIN_S
+    while True:
+        with contextlib.suppress(OSError), log.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            told = summarise(deque(lines, maxlen=TAIL))
+            if told.event("done"):
+                return not told.event("failed")
+        if time.time() > until:
+            return False
+        time.sleep(POLL_S)
+
+
+def last_written(folder: Path) -> float:
+    """When the job's log grew for the last time."""
+    try:
+        return (folder / "log.txt").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def said_by_runner(folder: Path) -> str:

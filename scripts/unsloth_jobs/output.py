@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -16,6 +17,7 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 import typer
+from huggingface_hub.constants import HF_HOME
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
@@ -53,8 +55,27 @@ def application(help: str) -> typer.Typer:
     for stream in (sys.stdout, sys.stderr):  # a pipe on Windows knows few characters: ? in the place of the others
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.excepthook = lambda *error: print(redact("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
     return typer.Typer(help=help, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Run a script's command, and end its process at once, with its exit code. A traceback has no secrets.
+
+    pyarrow's threads go on reading ahead in what was streamed: in the common way, some interpreters abort while they end
+    (SIGABRT, exit code -6), after all was said and whatever the command had found.
+    """
+    code: Any = 1
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        with contextlib.suppress(OSError, AttributeError):
+            print(redact(traceback.format_exc()), end="", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed by its reader, or there is none
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def print_json(data: dict[str, Any]) -> None:
@@ -76,20 +97,29 @@ def without_nan(value: Any) -> Any:
 
 
 def show_problem(problem: Problem) -> None:
+    """A problem and its fix in a line each: a line break in what they quote must not begin one that looks like ours."""
     colour = "red" if problem.severity == "error" else "yellow"
-    diagnostics.print(f"[{colour}]{problem.severity}[/] [bold]{problem.code}[/]: {escape(plain(problem.message))}")
-    diagnostics.print(f"  → {escape(plain(problem.fix))}")
+    message, fix = (escape(" ".join(plain(text).splitlines())) for text in (problem.message, problem.fix))
+    diagnostics.print(f"[{colour}]{problem.severity}[/] [bold]{problem.code}[/]: {message}")
+    diagnostics.print(f"  → {fix}")
 
 
 # A disk that is full or read-only, a folder of someone else's, a file where a folder should be.
 NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
+NO_TEMPORARY = "No usable temporary directory"  # as Python says it
+
 
 def unwritable(error: OSError) -> UserError:
     """What to say where a library could not keep what it downloads."""
+    if NO_TEMPORARY in str(error):
+        said = "No folder for temporary files can be written to: the disk may be full or read-only."
+        return UserError(
+            "cache_unwritable", said, "Make room on it, or set TMPDIR and HF_HOME to folders that can be written to."
+        )
     return UserError(
         "cache_unwritable",
-        f"{error.filename or 'A file of the cache'} cannot be written or read: {error.strerror or error}.",
+        f"{error.filename or f'A file in {HF_HOME}'} cannot be written or read: {error.strerror or error}.",
         "Make room or give write access there, or set HF_HOME to a folder that can be written to.",
     )
 
@@ -115,7 +145,7 @@ def ends_clearly(command: Callable) -> Callable:
         except BrokenPipeError:  # the reader of our output has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            if error.errno not in NO_PLACE:
+            if error.errno not in NO_PLACE and NO_TEMPORARY not in str(error):
                 raise
             end(unwritable(error), bool(kwargs.get("json")))
         except KeyboardInterrupt:

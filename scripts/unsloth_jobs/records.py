@@ -78,6 +78,14 @@ def read(path: Path | None) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
+def has_content(path: Path) -> bool:
+    """Whether there is something in a file, of whatever shape."""
+    try:
+        return bool(path.read_text("utf-8", errors="replace").strip())
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def one_at_a_time(plan: Plan) -> Iterator[None]:
     """Two commands that submit the same plan at once: the second waits, and finds the job of the first."""

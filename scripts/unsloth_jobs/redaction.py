@@ -6,9 +6,7 @@ import functools
 
 from huggingface_hub import get_token
 
-from .training.secrets import CONTROL, SECRETS, SHORTEST_SECRET, redacted
-
-WHOLE_TOKEN = 33  # characters of the Hub's, at least
+from .training.secrets import CONTROL, SHORTEST_SECRET, redacted
 
 
 def redact(text: str) -> str:
@@ -17,11 +15,6 @@ def redact(text: str) -> str:
     if len(token) >= SHORTEST_SECRET:
         text = text.replace(token, "hf_***" if token.startswith("hf_") else "***")
     return redacted(text)
-
-
-def holds_secret(text: str) -> bool:
-    """Whether there is a token in a text, by its own shape: a name may begin like one, so a short one of the Hub's is none."""
-    return any(not one.lastgroup or (one.lastgroup == "hub" and len(one[0]) >= WHOLE_TOKEN) for one in SECRETS.finditer(text))
 
 
 def plain(text: str) -> str:

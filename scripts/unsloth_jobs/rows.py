@@ -18,13 +18,14 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.constants import HF_HOME
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, StrictDataclassError
 
 from . import hub, limits
 from .errors import HUB, UserError
 from .redaction import plain, redact
 from .template import Template
 from .training.columns import Format
+from .training.secrets import quotation
 from .training.settings import TrainingSettings
 
 DRIFT = 4  # standard errors; chance goes beyond them once in ten thousand data sets
@@ -42,6 +43,7 @@ class Row:
     stops: bool = False  # whether the last thing learned is a special token
     dropped: str = ""  # text of an answer that the chat template leaves out or changes
     calls_not_rendered: int = 0  # turns that are not learned because the chat template does not render their tool calls
+    pictures: bool = False  # whether a picture or a sound is why it teaches nothing
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,13 @@ class Sample(Table):
 
     @property
     def calls_not_rendered(self) -> int:
-        """Rows of which a turn is not learned because the chat template does not render its tool calls."""
+        """Rows of which a turn, or all, is not learned because the chat template does not render its tool calls."""
         return sum(row.calls_not_rendered > 0 for row in self.looked_at)
+
+    @property
+    def with_pictures(self) -> int:
+        """Rows that are left out because a message of theirs holds a picture or a sound."""
+        return sum(row.pictures for row in self.looked_at)
 
     @property
     def mean(self) -> float:
@@ -339,10 +346,12 @@ def load_tokenizer(template: Template, settings: TrainingSettings) -> Any:
             revision=settings.base_model_revision or None,
             trust_remote_code=False,  # unsaid, it would stop to ask
         )
+    except StrictDataclassError as error:  # transformers loads the model's configuration, too
+        raise hub.bad_config(settings.base_model, f"config.json is refused by transformers: {quotation(str(error))}") from error
     except Exception as error:  # what is missing or broken decides the class
         raise template.Stop(
             "no_tokenizer",
-            f"{settings.base_model} has no tokenizer that can be loaded: {error}",
+            f"{settings.base_model} has no tokenizer that can be loaded: {quotation(str(error))}",
             "Choose a model whose repository holds a tokenizer.json.",
         ) from error
 
@@ -353,7 +362,9 @@ def look(template: Template, renderer: Any, layout: Any, special: set[int], raw:
         row = template.normalise_row(raw, layout)
         text, spans, calls_not_rendered = renderer.rendered(row)
     except ValueError as error:
-        return Row(lost=str(error)), None
+        reason = str(error)
+        refused = int(reason == template.CALL_NOT_RENDERED)
+        return Row(lost=reason, calls_not_rendered=refused, pictures=reason.endswith(template.ONLY_TEXT)), None
     whole = renderer.tokens_of(text, spans)
     example = whole.cut(max_length)
     learned = [token for token in example.labels if token != template.IGNORE]

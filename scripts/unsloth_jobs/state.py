@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from . import hardware, health, records, waiting
-from .diagnosis import Diagnosis, diagnose, quoted, saved
+from .diagnosis import Diagnosis, diagnose, saved
 from .errors import HUB, Problem, UserError
 from .events import TAIL, Summary, summarise
 from .hf_jobs import HFJobs
 from .jobs import Job, Place
 from .output import duration
 from .plan import SCRIPTS, Plan
+from .training.secrets import quotation
 
 PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
@@ -57,7 +58,7 @@ class Status:
         if self.plan and self.plan.model_url:
             return self.plan.model_url
         repositories = [name for name in (done.get("repo"), *done.get("repos", ())) if name and is_repository(name)]
-        paths = [quoted(path) for path in (done.get("path"), *done.get("paths", ())) if path]
+        paths = [quotation(path) for path in (done.get("path"), *done.get("paths", ())) if path]
         return ", ".join(repositories or paths) or None
 
     @property

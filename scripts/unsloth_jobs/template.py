@@ -19,10 +19,10 @@ from huggingface_hub import get_token
 
 from .errors import USAGE, UserError
 from .output import visible
-from .redaction import SECRETS
 from .training import report
 from .training.columns import Format
 from .training.masks import Example, Renderer
+from .training.secrets import SECRETS
 from .training.settings import TrainingSettings
 
 TOKEN = re.compile(r"hf_(?:oauth_)?[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
@@ -38,8 +38,10 @@ class Template(Protocol):
     secrets) are imported from unsloth_jobs.training.
     """
 
+    CALL_NOT_RENDERED: str
     DIGESTED: int
     IGNORE: int
+    ONLY_TEXT: str
 
     @property
     def Stop(self) -> type[report.Stop]: ...

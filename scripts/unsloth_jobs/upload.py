@@ -16,6 +16,7 @@ from . import records
 from .arguments import sha256_of
 from .errors import APPROVAL, HUB, UserError
 from .hub import asking
+from .output import diagnostics
 from .plan import Plan
 from .redaction import plain
 
@@ -28,6 +29,9 @@ def send(api: HfApi, plan: Plan) -> tuple[list[str], Volume]:
     bucket, folder = f"{plan.namespace}/{BUCKET}", f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     with copies(plan) as copied:
         names = remote_names([plan.script, *plan.files])
+        for path in names:
+            size = copied[path].stat().st_size
+            diagnostics.print(f"Uploading {path} ({size / 1e6:,.1f} MB) …", markup=False, soft_wrap=True)
         try:
             with asking(f"the files of a job for {plan.namespace}"):
                 api.create_bucket(bucket, private=True, exist_ok=True)
@@ -38,6 +42,7 @@ def send(api: HfApi, plan: Plan) -> tuple[list[str], Volume]:
             raise upload_failed(error) from error
         except (OSError, ValueError, RuntimeError) as error:  # what the upload raises
             raise upload_failed(error) from error
+    diagnostics.print("Uploaded.")
     words = [f"{MOUNT}/{names[word]}" if word in plan.files else word for word in plan.arguments]
     volume = Volume(type="bucket", source=bucket, mount_path=MOUNT, path=folder, read_only=False)
     return ["uv", "run", f"{MOUNT}/{names[plan.script]}", *words], volume

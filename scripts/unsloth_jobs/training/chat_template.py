@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .secrets import quotation
 from .trace import MARKER, same_end, same_start
 
 PROBE_TOOL = {
@@ -43,7 +44,7 @@ class ChatTemplate:
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
-            raise ValueError(f"the chat template refuses it: {error}") from error
+            raise ValueError(f"the chat template refuses it: {quotation(str(error) or type(error).__name__, 200)}") from error
 
     def find_turn_borders(self) -> None:
         """Find how the template opens an assistant's turn and closes it. Raises ValueError where it refuses a plain one.

@@ -20,6 +20,7 @@ PAIRS = (
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
+ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]

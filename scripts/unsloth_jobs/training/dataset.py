@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .files import file_digest, file_rows, local_file, require_no_null, scan_file
+from .files import file_digest, file_rows, local_file, scan_file
+from .json_lines import require_no_null, require_sound_starts
 from .report import Stop
 from .settings import TrainingSettings
 
@@ -41,7 +43,9 @@ def load_rows(settings: TrainingSettings, streaming: bool = False) -> Any:
     if (file := local_file(settings)) and not streaming:
         return load_file(file)
     try:
-        return load_dataset(**data_source(settings), streaming=streaming)
+        return load_dataset(
+            **data_source(settings, require_sound_starts if streaming else require_no_null), streaming=streaming
+        )
     except Stop:
         raise
     except DatasetNotFoundError as error:
@@ -78,20 +82,26 @@ def unreadable(settings: TrainingSettings, error: Exception) -> Stop:
     )
 
 
-def data_source(settings: TrainingSettings) -> dict[str, Any]:
-    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub."""
-    from datasets import get_dataset_config_names, get_dataset_split_names
+def data_source(
+    settings: TrainingSettings, require_sound: Callable[[Iterable[str]], None] = lambda files: None
+) -> dict[str, Any]:
+    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
+
+    require_sound is called with the data set's JSON files before datasets reads the first byte of one.
+    """
+    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset_builder
 
     path = Path(os.path.expanduser(settings.dataset))
     if path.is_file():
         return {"path": "parquet", "data_files": str(path), "split": "train"}
     if settings.dataset.startswith((".", "/", "~")) and not path.exists():
         raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
-    if path.is_dir():
-        require_no_null(path)
     revision = settings.dataset_revision or None
     names = get_dataset_config_names(settings.dataset, revision=revision)
     config = choose("config", settings.dataset_config, names, "default")
+    built = load_dataset_builder(settings.dataset, config, revision=revision).config
+    files = (str(file) for files in (getattr(built, "data_files", None) or {}).values() for file in files)
+    require_sound(file for file in files if re.search(r"\.jsonl?(\.\w+)?$", file))
     splits = get_dataset_split_names(settings.dataset, config, revision=revision)
     split = choose("split", settings.dataset_split, splits, "train")
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}

@@ -87,14 +87,6 @@ CONVERSIONS = {
 }  # fmt: skip
 
 
-def require_no_null(folder: Path) -> None:
-    """Raises Stop on a file that begins with the line null: datasets would end the process over it, without a word."""
-    for file in (*folder.rglob("*.json"), *folder.rglob("*.jsonl")):
-        with file.open("rb") as opened:
-            if opened.read(1000).split()[:1] == [b"null"]:
-                raise bad_line(file, 1, "is null, not an object with the columns of a row", ROW_EXAMPLE)
-
-
 def file_digest(file: Path) -> str:
     with file.open("rb") as opened:
         return "sha256:" + hashlib.file_digest(opened, "sha256").hexdigest()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from .report import Stop
@@ -80,3 +82,14 @@ def versions(libraries: Iterable[str]) -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in libraries}
+
+
+def memory_bytes() -> int | None:
+    """Memory of this machine, or of the container that it is; None where the system does not say."""
+    found = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max": there is none
+            found.append(int(Path(limit).read_text("utf-8")))
+    return min(found, default=None)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .columns import ROLES, Format, ToMessages
+from .columns import ONLY_TEXT, ROLES, Format, ToMessages
 from .report import Stop
 from .tool_calls import parsed_arguments, with_calls
 
@@ -31,7 +31,7 @@ def plain_text(content: Any) -> str:
     for part in content:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
             kind = (part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
-            raise ValueError(f"a message holds {kind}, and only text can be learned")
+            raise ValueError(f"a message holds {kind}, and {ONLY_TEXT}")
     return "".join(part["text"] for part in content)
 
 
@@ -133,7 +133,7 @@ def cell_text(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(part, Mapping) and "type" in part for part in value):
         return plain_text(without_nulls(value))
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        raise ValueError("a column holds a picture or sound, and only text can be learned")
+        raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
     return json.dumps(value, ensure_ascii=False, default=str)
 
 

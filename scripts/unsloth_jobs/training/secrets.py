@@ -69,3 +69,9 @@ def starred(text: str) -> str:
     for value in own_secrets():
         text = text.replace(value, "hf_***" if value.startswith("hf_") else "***")
     return SECRETS.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + "***", text)
+
+
+def quotation(text: str, most: int = 500) -> str:
+    """What a log or a model's files say, as data: on one line and between quotation marks that it does not close itself."""
+    line = " ".join(text.split()).translate(dict.fromkeys(map(ord, "“”"), '"'))
+    return f"“{line[:most] + '…' * (len(line) > most)}”"
