@@ -3100,9 +3100,14 @@ CONVERSIONS = {
 }  # fmt: skip
 
 
+def sha256_of(file: Path | str) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def file_digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return "sha256:" + hashlib.file_digest(opened, "sha256").hexdigest()
+    """What a file on this machine has instead of a revision."""
+    return "sha256:" + sha256_of(file)
 
 
 # ---- training/json_lines.py -----------------------------------------------------------------------------------

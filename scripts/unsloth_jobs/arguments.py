@@ -7,13 +7,13 @@ file that a setting names is a word of its own, `--dataset rows.jsonl`, and any 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import FAILED, USAGE, Problem, UserError
+from .training.files import sha256_of
 
 # Settings whose value is a name and never a file of this machine: one that happens to be called so stays here.
 NAMES = {
@@ -60,16 +60,6 @@ def given(flag: str, arguments: list[str]) -> bool:
 def local_files(words: list[str]) -> dict[str, str]:
     """Each argument that is a file here, which the job is sent, with the hash of its content."""
     return {word: sha256_of(word) for word in words if os.path.isfile(word)}
-
-
-def content_hash(path: str | Path) -> str:
-    """What a file on this machine has instead of a revision."""
-    return "sha256:" + sha256_of(path)
-
-
-def sha256_of(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_visible(settings: Any) -> None:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .arguments import content_hash, sha256_of
 from .events import shaped
+from .training.files import file_digest, sha256_of
 
 # Settings that change nothing about a run's cost, and those that change its length but not its pace.
 FREE = {
@@ -64,7 +64,7 @@ def key(settings: Any, script: Path) -> Key:
     """The key of a run of this script with these settings, revisions and the content of local rows included."""
     said = {name: value for name, value in asdict(settings).items() if name not in FREE}
     if (rows := Path(os.path.expanduser(settings.dataset))).is_file():  # what a file holds counts, not where it lies
-        said |= {"dataset": rows.suffix, "dataset_revision": content_hash(rows)}
+        said |= {"dataset": rows.suffix, "dataset_revision": file_digest(rows)}
     said["script"] = sha256_of(script)
     return Key(digest(said), digest({name: value for name, value in said.items() if name not in LENGTH}))
 

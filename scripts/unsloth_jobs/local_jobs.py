@@ -65,7 +65,7 @@ class LocalJobs:
             # -B: the skill's folder stays as it was installed.
             with (folder / "runner.txt").open("wb") as errors:
                 runner = subprocess.Popen(
-                    [sys.executable, "-B", "-m", "unsloth_jobs.local_runner", str(folder)],
+                    [sys.executable, "-B", "-m", "unsloth_jobs.jobs.local_runner", str(folder)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,

@@ -69,7 +69,7 @@ def outcome(code: int, reasons: list[str]) -> tuple[str, str | None]:
 
 def log_writer(folder: Path) -> subprocess.Popen:
     """The process that writes the log, by its stdin; it ends with the last process that holds that."""
-    command = [sys.executable, "-B", "-m", "unsloth_jobs.local_runner", "--write-log", str(folder)]
+    command = [sys.executable, "-B", "-m", "unsloth_jobs.jobs.local_runner", "--write-log", str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 

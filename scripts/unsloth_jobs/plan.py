@@ -15,7 +15,7 @@ from typing import Any
 from . import hardware, hub
 from .errors import APPROVAL, USAGE, Problem, UserError
 
-SCRIPTS = Path(__file__).resolve().parents[1]  # the commands that fixes name
+SCRIPTS = Path(__file__).resolve().parents[2]  # the commands that fixes name
 DEFAULT_FLAVOR, DEFAULT_TIMEOUT_S = "l4x1", 4 * 3600
 SMOKE_STEPS, SMOKE_TIMEOUT_S, SMOKE_MAX_USD = 24, 20 * 60, 1.0
 LISTS = ("arguments", "secrets", "results", "whole_arguments")  # of a plan: tuples, which JSON does not know

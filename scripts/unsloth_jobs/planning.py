@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from . import arguments, hardware, hub, ledger, preflight, template
 from .errors import USAGE, Problem, UserError
 from .plan import DEFAULT_TIMEOUT_S, SMOKE_MAX_USD, SMOKE_STEPS, SMOKE_TIMEOUT_S, Plan, seconds
+from .training.files import file_digest, sha256_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def prepare(api: HfApi, wish: Wish) -> Prepared:
     base = Plan(
         where=wish.where,
         script=str(script.resolve()),
-        script_sha256=arguments.sha256_of(script),
+        script_sha256=sha256_of(script),
         arguments=tuple(wish.arguments),
         flavor=machine.name,
         timeout_s=limit,
@@ -134,7 +135,7 @@ def with_arguments(plan: Plan, run: Run, module: template.Template, typed: list[
         arguments.require_sendable(words)
     value = lambda name: getattr(settings, name, None) or None  # noqa: E731
     dataset, save_local = value("dataset"), value("save_local")
-    revision = arguments.content_hash(dataset) if dataset and Path(dataset).is_file() else value("dataset_revision")
+    revision = file_digest(Path(dataset)) if dataset and Path(dataset).is_file() else value("dataset_revision")
     # A repository that is there stays as it is, whatever --public says; one that is not is made as that says.
     public = bool(value("public")) and all(one.private is not True for one in run.repositories)
     made = replace(

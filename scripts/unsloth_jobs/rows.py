@@ -24,7 +24,8 @@ from . import hub, limits
 from .errors import HUB, UserError
 from .redaction import plain, redact
 from .template import Template
-from .training.columns import Format
+from .training.columns import ONLY_TEXT, Format
+from .training.masks import CALL_NOT_RENDERED
 from .training.secrets import quotation
 from .training.settings import TrainingSettings
 
@@ -363,8 +364,8 @@ def look(template: Template, renderer: Any, layout: Any, special: set[int], raw:
         text, spans, calls_not_rendered = renderer.rendered(row)
     except ValueError as error:
         reason = str(error)
-        refused = int(reason == template.CALL_NOT_RENDERED)
-        return Row(lost=reason, calls_not_rendered=refused, pictures=reason.endswith(template.ONLY_TEXT)), None
+        refused = int(reason == CALL_NOT_RENDERED)
+        return Row(lost=reason, calls_not_rendered=refused, pictures=reason.endswith(ONLY_TEXT)), None
     whole = renderer.tokens_of(text, spans)
     example = whole.cut(max_length)
     learned = [token for token in example.labels if token != template.IGNORE]

@@ -38,10 +38,8 @@ class Template(Protocol):
     secrets) are imported from unsloth_jobs.training.
     """
 
-    CALL_NOT_RENDERED: str
     DIGESTED: int
     IGNORE: int
-    ONLY_TEXT: str
 
     @property
     def Stop(self) -> type[report.Stop]: ...

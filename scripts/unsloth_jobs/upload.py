@@ -13,12 +13,12 @@ from pathlib import Path
 from huggingface_hub import HfApi, Volume, constants
 
 from . import records
-from .arguments import sha256_of
 from .errors import APPROVAL, HUB, UserError
 from .hub import asking
 from .output import diagnostics
 from .plan import Plan
 from .redaction import plain
+from .training.files import sha256_of
 
 # As the client's own run_uv_job does it: a folder of this bucket is mounted there, and what the job writes into it is kept.
 BUCKET, MOUNT = constants.HF_JOBS_ARTIFACTS_BUCKET_NAME, constants.HF_JOBS_ARTIFACTS_MOUNT_PATH
