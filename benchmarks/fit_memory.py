@@ -1,4 +1,4 @@
-"""Fit the memory model of scripts/unsloth_jobs/memory.py on benchmarks/memory.csv, and state its error.
+"""Fit the memory model of scripts/unsloth_jobs/estimate/memory.py on benchmarks/memory.csv, and state its error.
 
     python benchmarks/fit_memory.py     # in the environment of templates/sft.py
 
@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "templates"), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 import sft  # noqa: E402
 from memory import config_of  # noqa: E402
-from unsloth_jobs import memory  # noqa: E402
-from unsloth_jobs.hub import Model  # noqa: E402
+from unsloth_jobs.estimate import memory  # noqa: E402
+from unsloth_jobs.lookup.model_info import Model  # noqa: E402
 
 HELD_OUT = {"llama-8b", "qwen3-4b", "qwen3-0.6b"}
 TRL_MARGIN = 1.04  # few rows were measured without Unsloth, and families differ

@@ -4,7 +4,7 @@
 
 Models have random weights made from a config of the real shape: as large and as fast as the real one. Each row of
 the output is one (checkpointing, length, batch) of one process, packed as the template packs; every sequence is full,
-which is the worst case that a run can meet. `scripts/unsloth_jobs/memory.py` is fitted on the CSV by
+which is the worst case that a run can meet. `scripts/unsloth_jobs/estimate/memory.py` is fitted on the CSV by
 `benchmarks/fit_memory.py`.
 """
 

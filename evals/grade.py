@@ -22,7 +22,7 @@ from hub.hardware import HARDWARE
 from hub.jobs import DEFAULT_TIMEOUT, Job
 from hub.journal import Record
 from unsloth_jobs import template
-from unsloth_jobs.hf_jobs import CLAIMS, PLAN_LABEL
+from unsloth_jobs.jobs.hf import CLAIMS, PLAN_LABEL
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 PARSERS = {  # by script, what turns its arguments into its settings

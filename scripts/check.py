@@ -28,10 +28,15 @@ from rich.text import Text
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import hub, quiet, rows, template
-from unsloth_jobs.examine import Examination, examine
+from unsloth_jobs import template
+from unsloth_jobs.lookup import client
+from unsloth_jobs.lookup.checks import examine
+from unsloth_jobs.lookup.findings import Report
+from unsloth_jobs.lookup.sample import Sample
+from unsloth_jobs.lookup.table import Table
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, run, show_problem, table
 from unsloth_jobs.redaction import redact
+from unsloth_jobs.template import quiet_libraries
 
 ROW_CHARS = 2000  # of the sample row, on a terminal
 
@@ -63,7 +68,7 @@ def check(
 
     Example: check.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k
     """
-    quiet.libraries()
+    quiet_libraries()
     module = template.load(script)
     settings = template.settings(
         module,
@@ -77,7 +82,7 @@ def check(
             *context.args,
         ],
     )
-    found = examine(hub.connect(hub.LOOK_UP_S), module, settings, sample, where == "hf", namespace)
+    found = examine(client.connect(client.LOOK_UP_S), module, settings, sample, where == "hf", namespace)
     if json:
         print_json(as_json(found))
     else:
@@ -88,7 +93,7 @@ def check(
         raise typer.Exit(found.exit_code)
 
 
-def as_json(found: Examination) -> dict[str, Any]:
+def as_json(found: Report) -> dict[str, Any]:
     model, table, sample, settings = found.model, found.table, found.sample, found.settings
     total = sample and sample.total
     return {
@@ -161,7 +166,7 @@ def as_json(found: Examination) -> dict[str, Any]:
     }
 
 
-def show(found: Examination) -> None:
+def show(found: Report) -> None:
     facts = table("what", "found")
     if identity := found.identity:
         facts.add_row("token", escape(f"{identity.name}, {identity.role}; can pay: {', '.join(identity.payers) or 'nobody'}"))
@@ -183,7 +188,7 @@ def show(found: Examination) -> None:
     people.print("[green]Sound.[/]" if found.ok else f"[red]{'Could not be checked' if found.unanswered else 'Not sound'}:[/]")
 
 
-def described(data: rows.Table, name: str) -> str:
+def described(data: Table, name: str) -> str:
     """A data set in two lines: which part of it and how much, which columns are read and which are not."""
     part = f" ({data.config}, {data.split})" if data.split else ""
     about = "about " * (data.rows_source == "estimated")
@@ -193,7 +198,7 @@ def described(data: rows.Table, name: str) -> str:
     return f"{name}{part}: {count} rows{size}\nformat {data.format} ({', '.join(data.used.values())}){unused}"
 
 
-def lengths(sample: rows.Sample) -> str:
+def lengths(sample: Sample) -> str:
     """Tokens of the sampled rows and, from them, of all."""
     said = (
         f"mean {sample.mean:.0f}, median {sample.percentile(0.5)}, 95% under {sample.percentile(0.95)}, "

@@ -28,9 +28,14 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import cost, hardware, hub, ledger, quiet, records, template
+from unsloth_jobs import template
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
-from unsloth_jobs.examine import examine
+from unsloth_jobs.estimate import cost
+from unsloth_jobs.estimate.flavors import current_flavors, find_flavor
+from unsloth_jobs.estimate.history import History, entries, run_key
+from unsloth_jobs.jobs import records
+from unsloth_jobs.lookup import client
+from unsloth_jobs.lookup.checks import examine
 from unsloth_jobs.output import (
     EXTRA_ARGUMENTS,
     application,
@@ -43,6 +48,7 @@ from unsloth_jobs.output import (
     span,
     table,
 )
+from unsloth_jobs.template import quiet_libraries
 
 FRAMEWORKS = {  # by --backend, and why
     "unsloth": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
@@ -93,8 +99,8 @@ def estimate(
 
     Example: estimate.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k
     """
-    quiet.libraries()
-    api, module = hub.connect(hub.LOOK_UP_S), template.load(script)
+    quiet_libraries()
+    api, module = client.connect(client.LOOK_UP_S), template.load(script)
     passes = [f"--num-epochs={epochs}"] if epochs is not None else []
     settings = template.settings(module, [f"--base-model={model}", f"--dataset={dataset}", *passes, *context.args])
     if epochs is not None and settings.num_epochs != epochs:
@@ -112,8 +118,8 @@ def estimate(
         for problem in found.problems:
             show_problem(problem)
         raise typer.Exit(found.exit_code)
-    flavors, source = hardware.current(api)
-    chosen = [hardware.find(flavors, flavor)] if flavor else flavors
+    flavors, source = current_flavors(api)
+    chosen = [find_flavor(flavors, flavor)] if flavor else flavors
     chosen = [one for one in chosen if not more_than_gb or one.vram_gb / max(one.gpus, 1) > more_than_gb]
     if not chosen:
         raise UserError(
@@ -137,8 +143,8 @@ def estimate(
         min(counted.percentile(1.0), settings.max_seq_length) if counted.rows == counted.sampled else 0,
     )
     pinned = replace(settings, base_model_revision=model_found.revision or "", dataset_revision=found.settings.dataset_revision)
-    key = ledger.key(pinned, script)
-    past = ledger.Ledger(ledger.entries(records.runs()), key.pace)
+    key = run_key(pinned, script)
+    past = History(entries(records.runs()), key.pace)
     ranked = cost.candidates(chosen, model_found, settings, run, past)
     best = cost.recommend(ranked, flavors)
     shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])

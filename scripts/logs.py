@@ -23,11 +23,13 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import events, places, records
-from unsloth_jobs.diagnosis import diagnose
 from unsloth_jobs.errors import UserError
-from unsloth_jobs.jobs import Place
+from unsloth_jobs.jobs import records
+from unsloth_jobs.jobs.backends import find_backend, id_of
+from unsloth_jobs.jobs.job import Backend
 from unsloth_jobs.output import application, diagnostics, ends_clearly, print_json, run
+from unsloth_jobs.status.diagnosis import diagnose
+from unsloth_jobs.status.events import TAIL, clean, parse, summarise
 
 app = application("Print a job's log, with secrets removed, and what a failed job failed of.")
 
@@ -45,19 +47,19 @@ def logs(
 
     Example: logs.py 6871f2a0b0c4d5e6f7a8b9c0 --tail 50
     """
-    job_id, place = places.id_of(job), places.of(job, namespace)
+    job_id, place = id_of(job), find_backend(job, namespace)
     for line in place.logs(job_id, follow=follow, tail=tail):
-        text = events.clean(line)
+        text = clean(line)
         if json:
-            print_json({"line": text, "event": events.parse(text)})
+            print_json({"line": text, "event": parse(text)})
         else:
             print(text, flush=True)
     with contextlib.suppress(UserError):  # the log is what was asked for, and it is there
         name_cause(place, job_id)
 
 
-def name_cause(place: Place, job_id: str) -> None:
-    log = events.summarise(place.logs(job_id, tail=events.TAIL))
+def name_cause(place: Backend, job_id: str) -> None:
+    log = summarise(place.logs(job_id, tail=TAIL))
     if (found := diagnose(place.inspect(job_id), log, records.run_plan(job_id))) is None:
         return
     diagnostics.print(f"\n[red]cause[/] [bold]{found.code}[/]: {escape(found.message)}", soft_wrap=True)

@@ -25,10 +25,11 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import ceiling, places, records, submission
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
-from unsloth_jobs.events import Progress, Summary
-from unsloth_jobs.jobs import Job, Place
+from unsloth_jobs.jobs import records, submission
+from unsloth_jobs.jobs.backends import find_backend, id_of
+from unsloth_jobs.jobs.job import Backend, Job
+from unsloth_jobs.jobs.plan import SCRIPTS, Plan
 from unsloth_jobs.output import (
     application,
     diagnostics,
@@ -41,10 +42,10 @@ from unsloth_jobs.output import (
     show_problem,
     table,
 )
-from unsloth_jobs.plan import SCRIPTS, Plan
-from unsloth_jobs.screen import as_table, estimated_usd
-from unsloth_jobs.state import Status, as_json, look, set_aside
-from unsloth_jobs.watching import END_WITHIN_S, EVERY_S, Left, end, watch
+from unsloth_jobs.status.events import Progress, Summary
+from unsloth_jobs.status.status import Status, as_json, fetch_status, set_aside
+from unsloth_jobs.status.view import as_table, estimated_usd
+from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, Left, end, require_amount, watch
 
 app = application("How a job is doing.")
 AT_ONCE = 8  # jobs that --all asks about
@@ -86,17 +87,17 @@ def status(
         raise UserError("no_job", "No job was named.", "Pass a job id, or --all.", USAGE)
     if max_usd is not None and not watch_:
         raise UserError("no_watch", "Only a watcher ends a job at a ceiling.", "Add --watch, or --cancel to end it now.", USAGE)
-    ceiling.require_amount(max_usd)
+    require_amount(max_usd)
     if interval is not None and not math.isfinite(interval):
         raise UserError("bad_interval", f"--interval {interval} is no time.", "Pass seconds, such as --interval 10.", USAGE)
-    job_id, place = places.id_of(job), places.of(job, namespace)
+    job_id, place = id_of(job), find_backend(job, namespace)
     if cancel and (before := place.inspect(job_id)).ended:
         diagnostics.print(f"Nothing to cancel: {job_id} has ended already ({before.stage}).", markup=False)
     elif cancel:
         end(place, job_id, END_WITHIN_S)
     try:
         every = interval or EVERY_S["local" if job_id.startswith("local-") else "hf"]
-        found = watch(place, job_id, every, max_usd) if watch_ else look(place, job_id)
+        found = watch(place, job_id, every, max_usd) if watch_ else fetch_status(place, job_id)
     except Left as left:
         leave(left.status, max_usd, json)
         raise typer.Exit(LEFT) from left
@@ -118,7 +119,7 @@ def show_all(json: bool) -> None:
         submission.recover()
     except UserError as error:
         diagnostics.print(f"Whether a submission that was cut off has started a job is not known: {error}", markup=False)
-    runs = [(run, places.of(run["job_id"])) for run in records.runs()]
+    runs = [(run, find_backend(run["job_id"])) for run in records.runs()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         statuses = list(pool.map(lambda pair: look_or_recall(*pair), runs))
     damaged = records.damaged()
@@ -169,10 +170,10 @@ def cells(status: Status) -> list[str]:
     ]
 
 
-def look_or_recall(run: dict[str, Any], place: Place) -> Status:
+def look_or_recall(run: dict[str, Any], place: Backend) -> Status:
     """The state of a job submitted from here; what was kept of it where it can no longer be asked about."""
     try:
-        return look(place, run["job_id"])
+        return fetch_status(place, run["job_id"])
     except UserError as error:
         problem, plan = error.problem, Plan.from_json(run["plan"])
     outcome = run.get("outcome") or {"stage": "UNKNOWN", "elapsed_s": 0.0, "done": None}

@@ -26,11 +26,14 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs import ceiling, hub, places, plan, planning, preflight, records, submission, summary
 from unsloth_jobs.errors import APPROVAL, USAGE, Problem, UserError
-from unsloth_jobs.hf_jobs import PLAN_LABEL
-from unsloth_jobs.jobs import FAILED, Job
+from unsloth_jobs.jobs import plan, plan_text, planning, preflight, records, submission
+from unsloth_jobs.jobs.backends import backend_for
+from unsloth_jobs.jobs.hf import PLAN_LABEL
+from unsloth_jobs.jobs.job import FAILED, Job
+from unsloth_jobs.lookup import client
 from unsloth_jobs.output import application, ends_clearly, people, print_json, run, show_problem
+from unsloth_jobs.status.watch import require_amount
 
 app = application("Show the plan of a run and, once it is approved, start it.")
 
@@ -73,11 +76,11 @@ def submit(
         raise UserError("bad_place", f"--where is hf or local, not {where}.", "Pass --where hf or --where local.", USAGE)
     if yes and where == "hf" and max_usd is None:
         raise UserError("no_ceiling", "--yes starts a paid job without asking.", "Add --max-usd N.", USAGE)
-    ceiling.require_amount(max_usd)
-    api = hub.connect()
+    require_amount(max_usd)
+    api = client.connect()
     wish = planning.Wish(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
     prepared = planning.prepare(api, wish)
-    place = places.for_plan(api, prepared.plan)
+    place = backend_for(api, prepared.plan)
     made, earlier = submission.number(place, prepared.plan, approve, yes)
     prepared = replace(prepared, plan=made)
     preflight.require_unused(api, made, PLAN_LABEL)
@@ -95,7 +98,7 @@ def submit(
     if not approved:
         if json:
             shown = {"plan_id": made.plan_id, "plan": asdict(made), "estimate": estimate, "approved": False}
-            shown |= {"summary": summary.summarise(prepared, estimate)}
+            shown |= {"summary": plan_text.summarise(prepared, estimate)}
             print_json(shown | {"problems": [asdict(problem) for problem in problems]})
         else:
             people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
@@ -123,8 +126,8 @@ def asked(json: bool) -> bool:
 
 
 def show(prepared: planning.Prepared, estimate: dict[str, Any] | None, verbose: bool) -> None:
-    people.print(f"[bold]{summary.heading(prepared.plan)}[/]")
-    lines = summary.summarise(prepared, estimate) | (summary.details(prepared.plan) if verbose else {})
+    people.print(f"[bold]{plan_text.heading(prepared.plan)}[/]")
+    lines = plan_text.summarise(prepared, estimate) | (plan_text.details(prepared.plan) if verbose else {})
     for name, value in lines.items():
         for number, line in enumerate(value.split("\n")):
             people.print(f"  {'' if number else name:14} {escape(line)}", soft_wrap=True)

@@ -16,16 +16,17 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from unsloth_jobs import hub, submission
+from unsloth_jobs.jobs import submission
+from unsloth_jobs.lookup import client
 
 this = psutil.Process()
-connect = hub.connect
+connect = client.connect
 
 
 def call(script: str, words: list[str], patience_s: float, timeout_s: float) -> dict:
     sys.argv[1:] = words
-    hub.PATIENCE_S = patience_s
-    hub.connect = lambda _=None: connect(timeout_s)
+    client.PATIENCE_S = patience_s
+    client.connect = lambda _=None: connect(timeout_s)
     submission.LOOK_AFTER_S = (0.0, patience_s)
     said, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):

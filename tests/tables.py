@@ -16,7 +16,7 @@ from pathlib import Path
 from conftest import ROOT, SFT, python_of
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as pytest has it
-from unsloth_jobs import hardware  # noqa: E402
+from unsloth_jobs.estimate.flavors import snapshot_flavors  # noqa: E402
 
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "gemma3_text", "lfm2", "qwen3_5_text", "phi3", "phi",
@@ -27,7 +27,7 @@ OTHER = "instead of attention"  # convolutions, linear attention
 
 def prices(_: str) -> str:
     """The snapshot that estimate.py uses where the Hub does not answer, cheapest GPU first."""
-    flavors, source = hardware.snapshot()
+    flavors, source = snapshot_flavors()
     rows = [
         f"| {one.name} | {one.usd_per_hour:.2f} | {one.gpus} | {one.accelerator} | {one.vram_gb:.0f} |"
         for one in sorted(flavors, key=lambda one: (one.usd_per_hour, one.name))

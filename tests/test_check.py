@@ -18,8 +18,8 @@ import sft
 from conftest import ROOT, ROWS, Commands, make_tokenizer
 from hub import Hub, Organization
 from safetensors.numpy import save_file
-from unsloth_jobs.examine import NOT_ON_THE_JOB
-from unsloth_jobs.hub import Model
+from unsloth_jobs.lookup.checks import NOT_ON_THE_JOB
+from unsloth_jobs.lookup.model_info import Model
 
 ADA = "hf_adaadaadaada"
 CHECK_KEYS = {

@@ -20,10 +20,11 @@ from huggingface_hub import HfApi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_documents import help_of
-from unsloth_jobs import events
-from unsloth_jobs.diagnosis import CAUSES, LOGIN, STOPS, WRAPPERS, diagnose
-from unsloth_jobs.jobs import Job
-from unsloth_jobs.plan import Plan
+from unsloth_jobs.jobs.job import Job
+from unsloth_jobs.jobs.plan import Plan
+from unsloth_jobs.status.causes import CAUSES, LOGIN, STOPS, WRAPPERS
+from unsloth_jobs.status.diagnosis import diagnose
+from unsloth_jobs.status.events import summarise
 
 LOGS = sorted((ROOT / "tests" / "logs").glob("*.txt"))
 ADA = "hf_adaadaadaada"
@@ -76,7 +77,7 @@ PLAN = Plan(
 @pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
 def test_a_log_names_its_cause_and_no_other(path):
     log = Log.read(path)
-    found = diagnose(log.job, events.summarise(log.lines), PLAN)
+    found = diagnose(log.job, summarise(log.lines), PLAN)
     assert (found.code if found else "none") == log.cause
     if found:
         assert found.message.endswith((".", "!", "…", "”")), found.message
@@ -150,7 +151,7 @@ def test_every_flag_and_command_that_a_fix_names_exists():
     sft.parse_args([*PLAN.arguments, *changed])
     for path in LOGS:
         log = Log.read(path)
-        if found := diagnose(log.job, events.summarise(log.lines), PLAN):
+        if found := diagnose(log.job, summarise(log.lines), PLAN):
             words = shlex.split(found.command)
             assert found.command == LOGIN or (Path(words[2]).parent == ROOT / "scripts" and Path(words[2]).is_file())
     assert set(WRAPPERS) - {"error"} <= failed_codes()
@@ -159,23 +160,23 @@ def test_every_flag_and_command_that_a_fix_names_exists():
 
 def test_the_command_is_the_run_with_its_change():
     log = Log.read(ROOT / "tests" / "logs" / "template-error.txt")
-    words = shlex.split(diagnose(log.job, events.summarise(log.lines), PLAN).command)
+    words = shlex.split(diagnose(log.job, summarise(log.lines), PLAN).command)
     assert words[:4] == ["uv", "run", str(ROOT / "scripts" / "submit.py"), str(SFT)]
     made = sft.parse_args(words[words.index("--") + 1 :])
     assert (made.batch_size, made.gradient_accumulation, made.gradient_checkpointing) == (2, 8, "offload")
     assert (made.base_model, made.dataset) == ("ada/tiny", "ada/docs")
     other = Log.read(ROOT / "tests" / "logs" / "no_bf16.txt")
-    words = shlex.split(diagnose(other.job, events.summarise(other.lines), PLAN).command)
+    words = shlex.split(diagnose(other.job, summarise(other.lines), PLAN).command)
     assert words[words.index("--flavor") + 1] == "l4x1"
-    nowhere = diagnose(log.job, events.summarise(log.lines), None)  # submitted from another machine
+    nowhere = diagnose(log.job, summarise(log.lines), None)  # submitted from another machine
     assert nowhere.command.endswith(f"logs.py {log.job.job_id} --tail 50")
 
 
 def test_a_job_that_did_not_fail_has_no_cause():
     oom = ["Traceback (most recent call last):", '  File "a.py", line 1', "RuntimeError: CUDA out of memory."]
     for stage in ("SCHEDULING", "RUNNING", "COMPLETED", "CANCELED"):
-        assert diagnose(job(stage), events.summarise(oom)) is None
-    assert diagnose(job(), events.summarise(oom)).code == "out_of_vram"
+        assert diagnose(job(stage), summarise(oom)) is None
+    assert diagnose(job(), summarise(oom)).code == "out_of_vram"
 
 
 def test_the_words_of_an_unknown_failure_steer_no_terminal_and_are_no_progress_bar():
@@ -184,10 +185,10 @@ def test_the_words_of_an_unknown_failure_steer_no_terminal_and_are_no_progress_b
         '  File "a.py", line 1',
         "OddError: \x1b]8;;http://x\x07click\x1b]8;;\x07 \x9b2J",
     ]
-    found = diagnose(job(), events.summarise([*lines, "  7%|▋         | 2/30 [00:10<02:20,  5.01s/it]"]))
+    found = diagnose(job(), summarise([*lines, "  7%|▋         | 2/30 [00:10<02:20,  5.01s/it]"]))
     assert (found.code, found.message.split(": ", 2)[2]) == ("unknown", "“OddError: click”")
     event = json.dumps({"event": "failed", "code": "error", "message": f"OddError: \x1b[2J{ADA}\u202e gnp"})
-    assert "OddError: hf_*** gnp" in diagnose(job(), events.summarise([f"EVENT {event}"])).message
+    assert "OddError: hf_*** gnp" in diagnose(job(), summarise([f"EVENT {event}"])).message
 
 
 # ---- what a log says is data
@@ -202,7 +203,7 @@ def test_a_line_that_looks_like_a_failed_event_names_no_command(code):
     plan = {"event": "plan", "settings": f"batch_size: {EVIL}"}
     lines = [f"EVENT {json.dumps(plan)}", "EVENT " + json.dumps({"event": "failed", **values})]
     for known in (PLAN, None):
-        found = diagnose(job(), events.summarise(lines), known)
+        found = diagnose(job(), summarise(lines), known)
         assert found.code in {*STOPS, "unknown"} and found.code in (code, "unknown")
         assert EVIL not in found.fix + found.command and "evil" not in found.code
         assert found.message.splitlines() == [found.message]
@@ -217,7 +218,7 @@ def test_a_line_that_looks_like_a_failed_event_names_no_command(code):
 )
 def test_settings_of_another_shape_change_no_argument(settings):
     lines = ["EVENT " + json.dumps({"event": "plan", "settings": settings}), "torch.OutOfMemoryError: CUDA out of memory."]
-    found = diagnose(job(), events.summarise(lines), PLAN)
+    found = diagnose(job(), summarise(lines), PLAN)
     assert found.code == "out_of_vram" and EVIL not in found.command
 
 
@@ -226,7 +227,7 @@ def test_settings_of_another_shape_change_no_argument(settings):
 )
 def test_what_an_error_says_stands_between_quotation_marks(line):
     said = line.format(f"you must: {EVIL}")
-    found = diagnose(job(), events.summarise(["Traceback (most recent call last):", '  File "a.py", line 1', said]), PLAN)
+    found = diagnose(job(), summarise(["Traceback (most recent call last):", '  File "a.py", line 1', said]), PLAN)
     assert EVIL not in re.sub("“.*?”", "", found.message) + found.fix + found.command
 
 
@@ -239,40 +240,40 @@ def test_a_disk_that_was_full_and_a_hub_that_was_away_are_gone_on_after(code):
         "RuntimeError: [enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0",
     ]
     for lines in ([event], torch) if code == "disk_full" else ([event],):
-        found = diagnose(job(), events.summarise(lines), PLAN)
+        found = diagnose(job(), summarise(lines), PLAN)
         words = shlex.split(found.command)
         assert (found.code, Path(words[2]).name, words[-1]) == (code, "submit.py", "--resume")
     exported = dataclasses.replace(PLAN, script=str(EXPORT), model=None, dataset=None, arguments=("--adapter", "ada/out"))
-    assert "--resume" not in diagnose(job(), events.summarise([event]), exported).command, "an export takes no --resume"
+    assert "--resume" not in diagnose(job(), summarise([event]), exported).command, "an export takes no --resume"
 
 
 def test_what_the_hub_did_not_take_is_fetched_or_sent_by_our_own_command():
     step = "EVENT " + json.dumps({"event": "progress", "step": 9, "total_steps": 9, "loss": 1.0})
     failed = "EVENT " + json.dumps({"event": "failed", "code": "push_denied", "message": "403", "fix": EVIL})
     lost = "EVENT " + json.dumps({"event": "warning", "code": "rescue_failed", "message": "disk"})
-    rented = diagnose(job(), events.summarise([step, failed]), PLAN)
+    rented = diagnose(job(), summarise([step, failed]), PLAN)
     assert shlex.split(rented.command)[:4] == ["hf", "buckets", "sync", "hf://buckets/ada/jobs-artifacts"]
     here = dataclasses.replace(PLAN, where="local", output_dir="/tmp/it's mine")
-    assert shlex.split(diagnose(job(), events.summarise([step, failed]), here).command)[:4] == [
+    assert shlex.split(diagnose(job(), summarise([step, failed]), here).command)[:4] == [
         "hf",
         "upload",
         "ada/out",
         "/tmp/it's mine",
     ]
-    assert diagnose(job(), events.summarise([step, lost, failed]), PLAN).command == LOGIN
-    assert diagnose(job(), events.summarise([failed]), PLAN).command == LOGIN, "nothing was trained"
+    assert diagnose(job(), summarise([step, lost, failed]), PLAN).command == LOGIN
+    assert diagnose(job(), summarise([failed]), PLAN).command == LOGIN, "nothing was trained"
 
 
 def test_an_unknown_failure_shows_the_lines_that_matter():
     lines = ["  7%|▋         | 2/30 [00:10<02:20,  5.01s/it]", "loading shard 3", "", "the disk says: bad sector 7"]
-    found = diagnose(job(), events.summarise([*lines, " 10%|█         | 3/30 [00:15<02:15,  5.01s/it]"]), PLAN)
+    found = diagnose(job(), summarise([*lines, " 10%|█         | 3/30 [00:15<02:15,  5.01s/it]"]), PLAN)
     assert (found.code, found.lines) == ("unknown", ("loading shard 3", "the disk says: bad sector 7"))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text() | st.sampled_from([line for path in LOGS for line in Log.read(path).lines]), max_size=40), st.text())
 def test_any_log_is_read_without_an_error(lines, message):
-    found = diagnose(job("ERROR", message), events.summarise(lines), PLAN)
+    found = diagnose(job("ERROR", message), summarise(lines), PLAN)
     assert found.code and found.fix and found.command
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", found.message.replace(message, ""))
 
@@ -282,7 +283,7 @@ def test_any_log_is_read_without_an_error(lines, message):
 )
 def test_a_line_without_end_is_read_to_its_end(line):
     """A pattern that goes back over what it has read would take hours over these."""
-    assert diagnose(job(), events.summarise([line])).code == "unknown"
+    assert diagnose(job(), summarise([line])).code == "unknown"
 
 
 # ---- with the real client, against the test Hub

@@ -18,7 +18,8 @@ import yaml
 from conftest import ROOT, UV
 from datasets import Dataset
 from documents import COMMANDS, DOCUMENTS, OURS, flags
-from unsloth_jobs import examine, plan
+from unsloth_jobs.jobs import plan
+from unsloth_jobs.lookup.findings import FEW_ROWS, MAX_DUPLICATES
 
 SKILL = (ROOT / "SKILL.md").read_text()
 REFERENCES = sorted((ROOT / "references").glob("*.md"))
@@ -118,7 +119,7 @@ def test_figures_of_the_code_are_told_as_they_are():
     )
     told("references/after-training.md", f"stop below this share of equal tokens ({export.Settings().min_agreement})")
     told("references/models.md", f"under {sft.Settings().min_coverage} the run stops")
-    told("references/models.md", f"| under {examine.FEW_ROWS} |")
+    told("references/models.md", f"| under {FEW_ROWS} |")
 
 
 @pytest.mark.parametrize("path", [path for path in REFERENCES if "| code |" in path.read_text()], ids=lambda path: path.name)
@@ -157,8 +158,8 @@ def test_what_is_said_of_data_sets_is_what_the_code_does():
     pairs = {" + ".join(pair) for pair in sft.PAIRS} - {"question + answer"}
     assert set(re.findall(r"\w+ \+ \w+", text)) == pairs
     assert all(f"`{suffix}`" in text for suffix in sft.FILE_KINDS)
-    assert f"under {examine.FEW_ROWS} rows" in text
-    assert f"more than {examine.MAX_DUPLICATES:.0%}" in text
+    assert f"under {FEW_ROWS} rows" in text
+    assert f"more than {MAX_DUPLICATES:.0%}" in text
     held_out = {}
     for rows in (100, 10_000):  # all others are trained on
         kept, evaluated = sft.split_rows(Dataset.from_dict({"row": list(range(rows))}), sft.Settings())

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, ROWS, SFT, Commands
 from hub import Hub
-from unsloth_jobs import cost
-from unsloth_jobs.hub import Model
-from unsloth_jobs.ledger import Ledger, Range, entries
+from unsloth_jobs.estimate import cost
+from unsloth_jobs.estimate.history import History, Range, entries
+from unsloth_jobs.lookup.model_info import Model
 
 ADA = "hf_adaadaadaada"
 RUN = ["ada/tiny", "ada/docs"]
@@ -184,7 +184,7 @@ def test_a_real_smoke_run_measures_itself_and_its_record_keeps_it(hub, commands,
     assert 0 < done["train_s"] < run["outcome"]["elapsed_s"]
     [entry] = entries([run])
     assert entry.seconds_per_token == pytest.approx(done["train_s"] / done["timed_tokens"])
-    assert Ledger((entry,), entry.pace).sharpen("cpu-upgrade", Range(1, 2)).basis == f"measured by {job['job_id']}"
+    assert History((entry,), entry.pace).sharpen("cpu-upgrade", Range(1, 2)).basis == f"measured by {job['job_id']}"
     assert "adapter_model.safetensors" in hub.files("ada/tiny-docs-smoke")
 
 

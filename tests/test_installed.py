@@ -141,7 +141,7 @@ def test_claude_code_installs_the_plugin_from_a_repository(home):
     init = home.claude_init()
     assert f"{NAME}:{NAME}" in init["skills"]
     assert NAME in [plugin["name"] for plugin in init["plugins"]]
-    assert (Path(plugin["installPath"]) / "scripts" / "unsloth_jobs" / "flavors.json").exists()
+    assert (Path(plugin["installPath"]) / "scripts" / "unsloth_jobs" / "estimate" / "flavors.json").exists()
 
 
 def test_claude_code_installs_the_plugin_from_a_folder(home, clone):
@@ -176,7 +176,7 @@ def test_the_skills_command_installs_it_for_all_three(home, clone, source):
     installed = home.folder / ".agents" / "skills" / NAME
     whole = files(clone)
     assert {name: whole.get(name) for name in files(installed)} == files(installed)
-    assert (installed / "scripts" / "unsloth_jobs" / "flavors.json").exists()
+    assert (installed / "scripts" / "unsloth_jobs" / "estimate" / "flavors.json").exists()
 
 
 def test_codex_s_own_installer_brings_it_from_github(home, clone, tmp_path):
@@ -190,7 +190,7 @@ def test_codex_s_own_installer_brings_it_from_github(home, clone, tmp_path):
         assert f"Installed {NAME}" in said
         home.run(f"{shlex.quote(sys.executable)} {installer} --url {URL}-missing --path . --method download", 1, **github.env)
     installed = home.folder / ".codex" / "skills" / NAME
-    assert {"SKILL.md", "references/data-sets.md", "scripts/unsloth_jobs/hub.py", "templates/sft.py"} <= set(files(installed))
+    assert {"SKILL.md", "references/data-sets.md", "scripts/unsloth_jobs/lookup/client.py", "templates/sft.py"} <= set(files(installed))
     assert home.codex_skills()[NAME].endswith(f"{NAME}/SKILL.md")
 
 

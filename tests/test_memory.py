@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from conftest import ROOT
-from unsloth_jobs import memory
+from unsloth_jobs.estimate import memory
 
 
 @pytest.fixture(scope="module")

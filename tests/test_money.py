@@ -20,7 +20,7 @@ from hub import Hub
 from hub.hardware import HARDWARE
 from huggingface_hub import HfApi
 from test_submit import ADA, commands, hub, jobs_created, plan  # noqa: F401 (fixtures)
-from unsloth_jobs import hardware
+from unsloth_jobs.estimate.flavors import snapshot_flavors
 
 JOB = "^/api/jobs/ada$"
 YES = ["--yes", "--max-usd", "9"]
@@ -299,7 +299,7 @@ def test_a_list_of_hardware_of_another_shape_is_said(hub, commands, body):
 
 
 def test_a_recommended_ceiling_pays_for_the_recommended_run():
-    for flavor in hardware.snapshot()[0]:
+    for flavor in snapshot_flavors()[0]:
         for timeout_s in (1, 59, 60, 1200, 4 * 3600, 259_200):
             most = flavor.most_usd(timeout_s)
             assert most * 100 == pytest.approx(round(most * 100), abs=1e-6)

@@ -15,9 +15,16 @@ from hypothesis import HealthCheck, assume, example, given
 from hypothesis import settings as how
 from hypothesis import strategies as st
 from tiny_model import CHAT_TEMPLATE
-from unsloth_jobs import cost, events, hardware, ledger, output, places, plan, records, rows
 from unsloth_jobs.errors import UserError
-from unsloth_jobs.hub import Model
+from unsloth_jobs.estimate import cost
+from unsloth_jobs.estimate.flavors import snapshot_flavors
+from unsloth_jobs.estimate.history import History
+from unsloth_jobs.jobs import plan, records
+from unsloth_jobs.jobs.backends import id_of
+from unsloth_jobs.lookup.model_info import Model
+from unsloth_jobs.lookup.sample import inspect_row
+from unsloth_jobs.output import duration, escaped, visible
+from unsloth_jobs.status.events import cleaned, parse, summarise
 
 few = how(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -51,7 +58,7 @@ ids = st.from_regex(r"[\w-]{1,40}", fullmatch=True)
 
 @given(ids, st.sampled_from(["{}", "https://huggingface.co/jobs/ada/{}", "https://huggingface.co/jobs/ada/{}/", "x/{}"]))
 def test_a_job_s_id_is_found_in_its_address(job, address):
-    assert places.id_of(address.format(job)) == job
+    assert id_of(address.format(job)) == job
 
 
 @given(st.text())
@@ -59,7 +66,7 @@ def test_a_job_s_id_is_found_in_its_address(job, address):
 @example("local-\n")
 def test_no_text_becomes_a_job_id_that_could_leave_its_folder(text):
     try:
-        job = places.id_of(text)
+        job = id_of(text)
     except UserError:
         return
     assert Path("/jobs", job).parent == Path("/jobs") and job not in (".", "..") and "\n" not in job
@@ -164,16 +171,16 @@ def test_a_record_s_name_stays_in_its_folder(name):
 
 @given(st.floats() | st.integers() | st.none())
 def test_any_number_of_seconds_can_be_shown(seconds):
-    assert output.duration(seconds)
+    assert duration(seconds)
 
 
 @given(st.text())
 def test_what_is_printed_holds_no_control_character_and_json_loses_nothing(text):
-    assert all(char in "\t\n" or ord(char) >= 0x20 for char in output.visible(text))
-    assert not re.search("[\x7f-\x9f]", output.visible(text))
-    written = output.escaped(json.dumps(text, ensure_ascii=False))
+    assert all(char in "\t\n" or ord(char) >= 0x20 for char in visible(text))
+    assert not re.search("[\x7f-\x9f]", visible(text))
+    written = escaped(json.dumps(text, ensure_ascii=False))
     assert json.loads(written) == text
-    assert written.encode() and output.visible(written) == written
+    assert written.encode() and visible(written) == written
 
 
 # ---- events
@@ -205,14 +212,14 @@ lines = st.text() | mutated(REAL) | st.builds("{}EVENT {}".format, st.text(max_s
 @example(["EVENT {" + "9" * 10_000])
 @example(['EVENT {"event": "progress", "step": NaN, "eta_s": Infinity}'])
 def test_no_line_breaks_the_reading_of_a_log_and_none_is_taken_for_an_event(log):
-    summary = events.summarise(log)
+    summary = summarise(log)
     for line in log:
-        event = events.parse(line)
+        event = parse(line)
         if event is not None:
             assert isinstance(event["event"], str)
-            told = events.cleaned(json.loads("{" + line.split("EVENT {", 1)[1]))
+            told = cleaned(json.loads("{" + line.split("EVENT {", 1)[1]))
             assert told == event or json.dumps(event).count("NaN")
-    assert set(summary.last) == {event["event"] for event in map(events.parse, log) if event}
+    assert set(summary.last) == {event["event"] for event in map(parse, log) if event}
     for value in vars(summary.progress).values():
         assert value is None or isinstance(value, int | float)
 
@@ -222,7 +229,7 @@ def test_no_line_breaks_the_reading_of_a_log_and_none_is_taken_for_an_event(log)
 def test_what_the_template_emits_is_what_is_read(values, before):
     assume("event" not in values and "EVENT {" not in before)
     line = json.dumps({"event": "checkpoint", **values}, ensure_ascii=False)
-    assert events.parse(f"{before}EVENT {line}") == events.cleaned({"event": "checkpoint", **values})
+    assert parse(f"{before}EVENT {line}") == cleaned({"event": "checkpoint", **values})
 
 
 # ---- rows
@@ -286,7 +293,7 @@ CHATML = sft.Renderer(make_tokenizer(CHAT_TEMPLATE))
     {"messages": [{"role": "user", "content": "a"}, {"role": "gpt", "content": "b", "thinking": ["c"]}], "tools": None}, 60
 )
 def test_what_check_counts_in_any_row_adds_up(row, length):
-    counted, shown = rows.look(sft, CHATML, sft.detect_format(row), set(), row, length)
+    counted, shown = inspect_row(sft, CHATML, sft.detect_format(row), set(), row, length)
     assert counted.learned <= counted.trained <= min(counted.length, length)
     assert counted.needed <= counted.length
     assert bool(counted.lost) == (counted.learned == 0)
@@ -370,7 +377,7 @@ MODEL = Model(
     False,
     {f"model.layers.{layer}.x.{name}.weight": ("BF16", shape) for layer in range(8) for name, shape in SHAPES.items()},
 )
-FLAVORS = [one for one in hardware.snapshot()[0] if one.name in ("t4-small", "l4x1", "h200", "cpu-basic")]
+FLAVORS = [one for one in snapshot_flavors()[0] if one.name in ("t4-small", "l4x1", "h200", "cpu-basic")]
 runs = st.builds(cost.Run, st.integers(1, 10**6), st.floats(1, 2048), st.booleans(), st.floats(0, 3))
 trained = st.builds(
     sft.Settings,
@@ -386,7 +393,7 @@ trained = st.builds(
 
 
 def estimated(run: cost.Run, settings: sft.Settings) -> dict[str, cost.Candidate]:
-    return {one.flavor: one for one in cost.candidates(FLAVORS, MODEL, settings, run, ledger.Ledger())}
+    return {one.flavor: one for one in cost.candidates(FLAVORS, MODEL, settings, run, History())}
 
 
 @how(max_examples=40, deadline=None)

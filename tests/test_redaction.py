@@ -14,8 +14,9 @@ from conftest import ROOT, Commands
 from hub import Hub
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from unsloth_jobs import events, local_runner
+from unsloth_jobs.jobs import local_runner
 from unsloth_jobs.redaction import plain, redact
+from unsloth_jobs.status.events import clean
 
 ADA = "hf_adaadaadaada"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -93,7 +94,7 @@ EDGES = st.sampled_from(["", " ", "\n", '"', "'", "=", ":", "(", "\t", "/", ",",
 def test_a_token_is_cut_out_of_any_text(before, opening, token, closing, after):
     text = before + " " + opening + token + closing + after
     assert token not in redact(text)
-    assert token not in events.clean(text)
+    assert token not in clean(text)
     assert token not in plain(text)
 
 
@@ -158,7 +159,7 @@ def test_what_steers_a_terminal_is_cut_out(before, sequence, after):
 def test_links_titles_and_colours_leave_their_text():
     assert plain("\x1b]8;;https://x\x1b\\here\x1b]8;;\x1b\\ and \x1b[1;31mred\x1b[0m\ttab\nline") == "here and red\ttab\nline"
     assert plain("\x1b]0;a title without an end\nthe next line") == "\nthe next line"
-    assert events.clean(" 10%|█ | 1/9\r 20%|██ | 2/9\r") == " 20%|██ | 2/9"
+    assert clean(" 10%|█ | 1/9\r 20%|██ | 2/9\r") == " 20%|██ | 2/9"
 
 
 @settings(max_examples=200, deadline=None)

@@ -16,9 +16,11 @@ import pytest
 import sft
 from conftest import ROOT, ROWS, SFT, Commands
 from hub import Hub
-from unsloth_jobs import output, places, records
 from unsloth_jobs.errors import UserError
-from unsloth_jobs.local_jobs import LocalJobs
+from unsloth_jobs.jobs import records
+from unsloth_jobs.jobs.backends import id_of
+from unsloth_jobs.jobs.local import LocalJobs
+from unsloth_jobs.output import escaped, visible
 
 TOKEN = "hf_" + "FAKEtokenFAKEtokenFAKEtokenFAKEtok"
 RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what a terminal would act upon
@@ -215,7 +217,7 @@ def test_a_job_id_does_not_leave_its_folder(hub, commands, project, job):
             assert commands.run(script, "--", job, code=None).returncode in (1, 2, 4)
         assert sorted(path.name for path in project.rglob("*")) == ["script.py"]
     with pytest.raises(UserError):
-        LocalJobs().inspect(places.id_of(job))
+        LocalJobs().inspect(id_of(job))
     assert records.path_of("runs", job) is None
 
 
@@ -291,8 +293,8 @@ def test_what_the_hub_says_steers_nothing(hub, commands):
 
 def test_what_is_text_is_shown_as_it_is():
     kept = "Grüße, 世界 🎉 — “quoted”\n\tindented\u00a0"
-    assert output.visible(kept) == kept
-    assert json.loads(output.escaped(json.dumps(HOSTILE + kept, ensure_ascii=False))) == HOSTILE + kept
+    assert visible(kept) == kept
+    assert json.loads(escaped(json.dumps(HOSTILE + kept, ensure_ascii=False))) == HOSTILE + kept
 
 
 # ---- code of strangers

@@ -29,11 +29,14 @@ import pytest
 from conftest import ROOT, SFT, Commands, shape_of_a_model
 from hub import Hub
 from huggingface_hub import JobInfo
-from unsloth_jobs import ceiling, chart, events, hardware, health, waiting
-from unsloth_jobs.events import Curve, Point, summarise
-from unsloth_jobs.hf_jobs import as_job
-from unsloth_jobs.jobs import Job
-from unsloth_jobs.plan import Plan
+from unsloth_jobs.estimate.flavors import snapshot_flavors
+from unsloth_jobs.jobs.hf import as_job
+from unsloth_jobs.jobs.job import Job
+from unsloth_jobs.jobs.plan import Plan
+from unsloth_jobs.status.events import Curve, Point, Summary, parse, summarise
+from unsloth_jobs.status.view import HELD_OUT, ROWS, chart
+from unsloth_jobs.status.warnings import alternatives, other_rows, waited_s, warnings
+from unsloth_jobs.status.watch import FINISHING_S, reason_to_cancel
 
 ADA = "hf_adaadaadaada"
 START = 1_800_000_000.0
@@ -90,11 +93,11 @@ def test_no_line_of_a_log_breaks_the_summary(line):
     said = summarise([line])
     assert said.progress.step is None
     assert said.eta_s is None
-    assert chart.chart(said.curve, 60) is None
+    assert chart(said.curve, 60) is None
 
 
 def test_what_an_event_says_cannot_steer_the_terminal():
-    said = events.parse(r'EVENT {"event": "failed", "message": "\u001b[2J\u001b]0;title\u0007gone hf_FAKEFAKEFAKE"}')
+    said = parse(r'EVENT {"event": "failed", "message": "\u001b[2J\u001b]0;title\u0007gone hf_FAKEFAKEFAKE"}')
     assert said["message"] == "gone hf_***"
 
 
@@ -106,11 +109,11 @@ def test_the_chart_fits_and_shows_its_ends(columns):
     curve = Curve(
         tuple(Point(step, 3 * math.exp(-step / 30) + 1) for step in range(1, 101)), (Point(0, 4.0), Point(100, 1.125))
     )
-    lines = chart.chart(curve, columns).plain.split("\n")
-    assert len(lines) == chart.ROWS + 1
+    lines = chart(curve, columns).plain.split("\n")
+    assert len(lines) == ROWS + 1
     assert max(map(len, lines)) <= columns
-    assert lines[0].startswith("   4 │" + chart.HELD_OUT)  # the base model's loss
-    assert lines[chart.ROWS - 1].startswith("1.11 │")
+    assert lines[0].startswith("   4 │" + HELD_OUT)  # the base model's loss
+    assert lines[ROWS - 1].startswith("1.11 │")
     assert lines[-1].split() == ["└step", "0", "100"]
 
 
@@ -118,7 +121,7 @@ def test_the_chart_fits_and_shows_its_ends(columns):
     "losses", [[], [1.0], [math.nan] * 5, [2.0, math.nan, 2.0], [math.inf, 1.0, 0.0], [0.0, 0.0], [1e300, -1e300]]
 )
 def test_the_chart_takes_any_losses(losses):
-    drawn = chart.chart(Curve(tuple(Point(step, loss) for step, loss in enumerate(losses, 1))), 60)
+    drawn = chart(Curve(tuple(Point(step, loss) for step, loss in enumerate(losses, 1))), 60)
     assert (drawn is None) == (sum(map(math.isfinite, losses)) < 2)
 
 
@@ -150,7 +153,7 @@ PLAN = Plan(
 
 
 def codes(log: list[str], plan: Plan | None = PLAN, stage: str = "RUNNING", minutes: float = 60) -> list[str]:
-    return [warning.code for warning in health.warnings(job(stage, minutes), summarise(log), plan)]
+    return [warning.code for warning in warnings(job(stage, minutes), summarise(log), plan)]
 
 
 def test_other_first_rows_than_the_estimate_s_are_told():
@@ -158,11 +161,11 @@ def test_other_first_rows_than_the_estimate_s_are_told():
     summary = summarise(log)
 
     def told(estimate: dict | None) -> list[str]:
-        return [warning.code for warning in health.warnings(job("RUNNING", 60), summary, PLAN, estimate)]
+        return [warning.code for warning in warnings(job("RUNNING", 60), summary, PLAN, estimate)]
 
     assert told({"digest": "fedcba9876543210"}) == ["rows_differ"]
     assert told({"digest": "0123456789abcdef"}) == told({"usd_low": 1}) == told(None) == []
-    assert health.other_rows(job("RUNNING", 60), summarise(heard(1)), {"digest": "x"}) is None  # an older template's job
+    assert other_rows(job("RUNNING", 60), summarise(heard(1)), {"digest": "x"}) is None  # an older template's job
 
 
 def heard(seconds_ago: float, step: int = 5, gap: float = 10) -> list[str]:
@@ -221,7 +224,7 @@ def test_a_run_that_has_learned_nothing_is_told():
 # ---- the ceiling
 
 
-def saving(steps: int, every: int = 10, total: int = 100, pace: float = 10.0) -> events.Summary:
+def saving(steps: int, every: int = 10, total: int = 100, pace: float = 10.0) -> Summary:
     """A run at this step that has pushed each of its checkpoints so far."""
     log = []
     for step in range(1, steps + 1):
@@ -230,24 +233,24 @@ def saving(steps: int, every: int = 10, total: int = 100, pace: float = 10.0) ->
 
 
 def test_a_run_is_ended_right_after_the_last_checkpoint_that_the_ceiling_pays_for():
-    assert ceiling.due(250, saving(20), 10) is None  # two more checkpoints come, each after 100 s
-    assert ceiling.due(150, saving(20), 10) is None
-    assert "step 20" in ceiling.due(90, saving(20), 10)
-    assert ceiling.due(90, saving(25), 10) is None  # the next one comes in 50 s
-    assert "step 20" in ceiling.due(45, saving(25), 10)
-    assert "step 10" in ceiling.due(80, saving(10), 10)  # its first one tells how long the next one takes
+    assert reason_to_cancel(250, saving(20), 10) is None  # two more checkpoints come, each after 100 s
+    assert reason_to_cancel(150, saving(20), 10) is None
+    assert "step 20" in reason_to_cancel(90, saving(20), 10)
+    assert reason_to_cancel(90, saving(25), 10) is None  # the next one comes in 50 s
+    assert "step 20" in reason_to_cancel(45, saving(25), 10)
+    assert "step 10" in reason_to_cancel(80, saving(10), 10)  # its first one tells how long the next one takes
 
 
 def test_a_run_that_has_saved_nothing_or_ends_in_time_goes_on_to_the_ceiling():
-    assert ceiling.due(60, saving(5), 10) is None
-    assert "reached" in ceiling.due(10, saving(5), 10)
-    assert "reached" in ceiling.due(-5, summarise([]), 10)
+    assert reason_to_cancel(60, saving(5), 10) is None
+    assert "reached" in reason_to_cancel(10, saving(5), 10)
+    assert "reached" in reason_to_cancel(-5, summarise([]), 10)
     almost = saving(95)
-    assert ceiling.due(almost.eta_s + ceiling.FINISHING_S, almost, 10) is None
-    assert ceiling.due(30, saving(100), 10) is None  # it is pushing its result
+    assert reason_to_cancel(almost.eta_s + FINISHING_S, almost, 10) is None
+    assert reason_to_cancel(30, saving(100), 10) is None  # it is pushing its result
     late = replace(saving(20), heard=START + 350)  # the next checkpoint is late, and may come any moment
-    assert ceiling.due(40, late, 10) is None
-    assert ceiling.due(40, summarise([event("checkpoint", step=4, pushed=True)]), 10) is None  # no time is known
+    assert reason_to_cancel(40, late, 10) is None
+    assert reason_to_cancel(40, summarise([event("checkpoint", step=4, pushed=True)]), 10) is None  # no time is known
 
 
 # ---- money
@@ -263,21 +266,21 @@ def test_what_was_spent_is_counted_by_the_hub_s_clock_where_this_one_is_wrong():
         id="1", createdAt=created, startedAt=started, status={"stage": "RUNNING"}, owner=owner, durations={"totalSecs": 1200}
     )
     assert as_job(info).elapsed_s == pytest.approx(900, abs=5)
-    assert waiting.waited_s(replace(as_job(info), stage="SCHEDULING")) == pytest.approx(1200, abs=5)
+    assert waited_s(replace(as_job(info), stage="SCHEDULING")) == pytest.approx(1200, abs=5)
 
 
 # ---- waiting
 
 
 def test_what_else_holds_a_run_is_offered_cheapest_first():
-    flavors, _ = hardware.snapshot()
-    offered = waiting.alternatives(flavors, PLAN, lambda name: None)
+    flavors, _ = snapshot_flavors()
+    offered = alternatives(flavors, PLAN, lambda name: None)
     assert [one.flavor for one in offered] == ["a10g-small", "a10g-large", "l40sx1"]  # one GPU, bf16, at least 24 GB
     known = {"t4-small": {"usd_low": 0.5, "usd_high": 0.9}, "a100-large": {"usd_low": 0.3, "usd_high": 0.6}}
-    offered = waiting.alternatives(flavors, PLAN, known.get)
+    offered = alternatives(flavors, PLAN, known.get)
     assert [one.flavor for one in offered] == ["a100-large", "t4-small"]
     assert str(offered[0]) == "a100-large ($2.50 an hour, $0.30 to $0.60 for the run)"
-    assert waiting.alternatives(flavors, replace(PLAN, vram_gb=0), lambda name: None) == ()
+    assert alternatives(flavors, replace(PLAN, vram_gb=0), lambda name: None) == ()
 
 
 # ---- against the test Hub, as a user runs it

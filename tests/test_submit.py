@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, ROWS, SFT, Commands, shape_of_a_model
 from hub import Hub, Organization
-from unsloth_jobs.plan import Plan
+from unsloth_jobs.jobs.plan import Plan
 
 EXPORT = ROOT / "templates" / "export.py"
 ADA, READER, FINE, BROKE = "hf_adaadaadaada", "hf_readreadread", "hf_finefinefine", "hf_brokebrokebr"

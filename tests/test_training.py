@@ -14,7 +14,7 @@ import sft
 from conftest import ROOT, ROWS, SFT, UV, Commands
 from datasets import Dataset
 from hub import Hub
-from unsloth_jobs import cost
+from unsloth_jobs.estimate import cost
 
 ADA = "hf_adaadaadaada"
 QUICK = ["--learning-rate", "5e-3", "--batch-size", "8", "--gradient-accumulation", "1", "--max-seq-length", "256"]

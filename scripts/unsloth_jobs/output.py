@@ -37,7 +37,7 @@ def visible(text: str) -> str:
     return text.translate(STEERING)
 
 
-class Screen(Console):
+class SafeConsole(Console):
     """A console on which only its own styles steer the terminal, never the text that it is given."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -46,8 +46,8 @@ class Screen(Console):
 
 
 # Off a terminal lines are not folded at 80: an id that is cut cannot be copied.
-people = Screen(highlight=False, width=None if sys.stdout.isatty() else 160)
-diagnostics = Screen(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
+people = SafeConsole(highlight=False, width=None if sys.stdout.isatty() else 160)
+diagnostics = SafeConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 EXTRA_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -106,7 +106,6 @@ def show_problem(problem: Problem) -> None:
 
 # A disk that is full or read-only, a folder of someone else's, a file where a folder should be.
 NO_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
-
 NO_TEMPORARY = "No usable temporary directory"  # as Python says it
 
 

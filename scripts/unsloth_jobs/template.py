@@ -1,4 +1,4 @@
-"""A template's own functions and settings, from its file: what check sees is what the job does."""
+"""Keep the libraries' own progress bars and advice out of what a command prints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import contextlib
 import inspect
 import io
+import logging
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -24,6 +26,18 @@ from .training.columns import Format
 from .training.masks import Example, Renderer
 from .training.secrets import SECRETS
 from .training.settings import TrainingSettings
+
+
+def quiet_libraries() -> None:
+    """Called before datasets or transformers are imported: they read these once."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it logs it raises as well
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a card without metadata is no fault
+
 
 TOKEN = re.compile(r"hf_(?:oauth_)?[A-Za-z0-9]{30,}")  # whole ones only: hf_finetuned is a name
 LEAVE_OUT = "Leave it out: the job gets the token of `hf auth login` or HF_TOKEN as a secret."

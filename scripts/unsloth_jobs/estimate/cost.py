@@ -1,0 +1,267 @@
+"""How long a run takes on each flavor and what that costs, cheapest run first.
+
+A step is arithmetic, at a share of the GPU's peak, and a fixed time for each micro-batch to launch its kernels: on a
+small model that is most of it. At best the one hides behind the other, at worst they add up: the result is a range.
+What runs from here really took (ledger.py) moves that range, and makes it narrower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..lookup.model_info import Model, text_config
+from ..training.batching import Batching, choose_batching
+from ..training.models import needs_bf16
+from ..training.settings import TrainingSettings
+from . import memory
+from .flavors import Flavor
+from .history import History, Range
+
+UTILISATION = (0.45, 0.20)  # share of peak arithmetic that a step reaches: best, worst
+LAUNCH_S = (0.006, 0.014)  # seconds per decoder layer and micro-batch: best, worst, as in benchmarks/speed.csv
+TRL_SLOWER = Range(1.2, 2.0)  # times as long without Unsloth, as in benchmarks/speed.csv
+STARTUP = Range(180, 600)  # seconds: machine, installation, rows to tokens, compilation, final push
+# From the Hub's storage onto a rented machine's disk, and from there to the GPU: worst, best. Assumed, not measured: a
+# first run of a model writes down what its own start took (ledger.py), and later estimates use that instead.
+DOWNLOAD_BYTES_S = (60e6, 600e6)
+FLOPS_PER_WEIGHT = {"off": 4, "offload": 6}  # per token: forward 2, the same again where it is recomputed, backward 2
+FILLED = 0.99  # of a packed pass: steps have nearly as many tokens each
+SHORT = 0.75  # of the passes' length: where most need less than that, they are computed in a shape of their own
+EVALUATIONS, WATCHED_EVALUATIONS = 5, 11  # at the start, then at each quarter or, to stop early, at each tenth
+FP16_HANDICAP = 1.25
+TIMEOUT_MARGIN = 1.25
+LONGEST_TIMEOUT_S = 72 * 3600
+LIBRARIES_GB = 15  # on disk: torch, Unsloth and what they need, unpacked and as downloaded
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be trained on. error: the relative 95% uncertainty of tokens_per_row, counted in a sample of the rows;
+    longest: tokens of the longest row (0: not known, as long as one may be).
+    """
+
+    rows: int
+    tokens_per_row: float
+    packed: bool
+    error: float = 0.0
+    longest: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run's size on one machine. at_once: tokens of the largest forward pass, computed: of all, padding included."""
+
+    tokens: float
+    micro_batches: float
+    at_once: int
+    computed: float
+    evaluation_batches: float
+    rows: int  # to train on, in each epoch
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A flavor and what the run takes on it. basis: what the time rests on; seconds: low and high of each part."""
+
+    flavor: str
+    fits: bool
+    reason: str  # why it does not fit, or ""
+    vram_gb: float
+    needed_gb: float
+    memory: memory.Memory
+    tokens: float
+    hours_low: float = 0.0
+    hours_high: float = 0.0
+    usd_low: float = 0.0
+    usd_high: float = 0.0
+    basis: str = ""
+    seconds: dict[str, tuple[float, float]] | None = None
+    seconds_per_token: tuple[float, float] | None = None
+    tokens_at_once: int = 0
+    code: str = ""  # of the reason
+    rows: int = 0  # to train on, in each epoch
+    held_out: int = 0
+    steps: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in ("memory", "tokens")}
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """timeout_s: the upper end with a margin, in whole ten minutes. max_usd: what the timeout costs if all is used."""
+
+    flavor: str
+    timeout_s: int
+    max_usd: float
+
+
+def step_tokens(run: Run, settings: TrainingSettings) -> float:
+    """What a packed optimizer step takes, padding included."""
+    return settings.batch_size * settings.gradient_accumulation * run.tokens_per_row / FILLED
+
+
+def divide_step(run: Run, settings: TrainingSettings, keeps: Callable[[int], bool]) -> tuple[Batching, bool]:
+    """How the template will divide a step, and whether it keeps the activations: its own rule, over the mean row."""
+    longest, tokens = run.longest or settings.max_seq_length, step_tokens(run, settings)
+    length_for = lambda sequences: max(longest, math.ceil(tokens / sequences))  # noqa: E731
+    return choose_batching(settings, length_for, keeps, run.packed)
+
+
+def work(run: Run, settings: TrainingSettings, batching: Batching) -> Work:
+    """The work of a run whose steps are divided like this."""
+    rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
+    held_out = max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+    each = settings.batch_size * settings.gradient_accumulation
+    trained = (rows - held_out) * settings.num_epochs
+    steps = math.ceil((rows - held_out) / each) * settings.num_epochs
+    if settings.max_steps:  # then the number of epochs does not count
+        steps = settings.max_steps
+        trained = steps * min(each, rows - held_out)
+    at_once, computed = batching.tokens, float(batching.tokens)
+    evaluated = float(held_out)
+    if run.packed:
+        usual = step_tokens(run, settings) / batching.gradient_accumulation
+        computed = usual if usual < SHORT * at_once else at_once
+        evaluated *= run.tokens_per_row / FILLED / at_once
+    passes = steps * batching.gradient_accumulation
+    return Work(trained * run.tokens_per_row, passes, at_once, passes * computed, evaluated, rows - held_out, held_out)
+
+
+def candidates(
+    flavors: Iterable[Flavor], model: Model, settings: TrainingSettings, run: Run, ledger: History
+) -> list[Candidate]:
+    """Each flavor with its time and price, those that fit first, cheapest run first (by its upper end)."""
+    found = [candidate(flavor, model, settings, run, ledger) for flavor in flavors]
+    return sorted(found, key=lambda one: (not one.fits, one.usd_high))
+
+
+def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run, ledger: History) -> Candidate:
+    vram = flavor.vram_gb / max(flavor.gpus, 1)
+    batching, kept = divide_step(run, settings, memory.room_for(model, settings, vram))
+    size = work(run, settings, batching)
+    needed = memory.memory(model, settings, size.at_once, kept)
+    sizes = vram, round(needed.needed, 2), needed, size.tokens
+    rows: dict[str, Any] = {"rows": size.rows, "held_out": size.held_out, "steps": steps(size, settings, batching)}
+    if found := misfits(flavor, needed.needed, disk_gb(model, settings), bf16_for(model)):
+        return Candidate(flavor.name, False, found[0].reason, *sizes, code=found[0].code, **rows)
+    pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend)
+    known = ledger.sharpen(flavor.name, pace)
+    training = known.pace.times(size.tokens).widened(run.error)
+    evaluation = known.evaluation or evaluating(flavor, model, size)
+    evaluations = WATCHED_EVALUATIONS if settings.early_stopping else EVALUATIONS
+    start = known.overhead or starting(model)
+    parts = {"start": start, "training": training, "evaluation": evaluation.times(evaluations)}
+    low, high = (sum(getattr(part, end) for part in parts.values()) for end in ("low", "high"))
+    if not low <= LONGEST_TIMEOUT_S:  # NaN as well, of a number of passes that is beyond counting
+        reason = f"over {LONGEST_TIMEOUT_S // 3600} h, the longest that a job is planned for here"
+        return Candidate(flavor.name, False, reason, *sizes, code="too_long", **rows)
+    return Candidate(
+        flavor.name,
+        True,
+        "",
+        *sizes,
+        round(low / 3600, 2),
+        round(high / 3600, 2),
+        round(low / 60 * flavor.usd_per_minute, 2),
+        round(high / 60 * flavor.usd_per_minute, 2),
+        known.basis,
+        {name: (round(part.low), round(part.high)) for name, part in parts.items()},
+        (pace.low, pace.high),
+        size.at_once,
+        **rows,
+    )
+
+
+def starting(model: Model) -> Range:
+    """Seconds until training begins and after it has ended, where no run like this one was measured."""
+    slow, fast = DOWNLOAD_BYTES_S
+    return Range(STARTUP.low + model.file_bytes / fast, STARTUP.high + model.file_bytes / slow)
+
+
+def steps(size: Work, settings: TrainingSettings, batching: Batching) -> int:
+    """Optimizer steps of the run; 0 where they are beyond counting."""
+    passes = size.micro_batches / batching.gradient_accumulation
+    return settings.max_steps or (math.ceil(passes) if passes < 1e9 else 0)
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Why a run does not fit a machine: the code of a problem, and the reason in words."""
+
+    code: str
+    reason: str
+
+
+def misfits(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: str) -> list[Misfit]:
+    """Why a run does not fit a machine, the plainest reason first. bf16_for: the kind of model that overflows in fp16."""
+    if not flavor.gpus:
+        return [Misfit("cpu_flavor", "no GPU")]
+    found = {
+        Misfit("multi_gpu_flavor", "several GPUs: the template trains on one"): flavor.gpus > 1,
+        Misfit("unknown_gpu", f"speed of {flavor.accelerator or 'its GPU'} unknown"): flavor.gpu is None,
+        Misfit("fp16_overflow", f"no bf16, and {bf16_for} overflows in fp16"): flavor.gpu and bf16_for and not flavor.bf16,
+        Misfit("too_little_vram", f"{flavor.vram_gb / flavor.gpus:.0f} GB of memory, {needed_vram:.1f} needed"): (
+            flavor.vram_gb / flavor.gpus < needed_vram
+        ),
+        Misfit("too_little_disk", f"{flavor.disk_gb:.0f} GB of disk, {needed_disk:.0f} needed"): (
+            0 < flavor.disk_gb < needed_disk
+        ),
+    }
+    return [misfit for misfit, applies in found.items() if applies]
+
+
+def least_memory(model: Model, settings: TrainingSettings) -> memory.Memory:
+    """With one sequence at a time, which is what a run comes down to where more do not fit."""
+    kept = settings.gradient_checkpointing == "off"
+    return memory.memory(model, settings, settings.max_seq_length, kept)
+
+
+def bf16_for(model: Model) -> str:
+    return text_config(model.config).get("model_type", "its model") if needs_bf16(model.config) else ""
+
+
+def disk_gb(model: Model, settings: TrainingSettings) -> float:
+    """GB: the libraries, the weights as they are downloaded, and once more where a merged copy is asked for."""
+    return LIBRARIES_GB + model.parameters * 2 / 1e9 * (2 if settings.merge_model else 1)
+
+
+def seconds_per_token(flavor: Flavor, model: Model, size: Work, checkpointing: str, backend: str) -> Range:
+    """Seconds of training per token, from the model's shapes and the GPU's data sheet."""
+    filled = size.computed / max(size.tokens, 1)  # what is computed, padding included
+    flops = FLOPS_PER_WEIGHT[checkpointing] * model.parameters * filled
+    arithmetic = Range(*(flops / (flavor.bf16_flops * share) for share in UTILISATION))
+    launching = Range(*LAUNCH_S).times(memory.layers(model) * size.micro_batches / max(size.tokens, 1))
+    pace = Range(max(arithmetic.low, launching.low), arithmetic.high + launching.high)
+    return Range(pace.low * TRL_SLOWER.low, pace.high * TRL_SLOWER.high) if backend == "trl" else pace
+
+
+def evaluating(flavor: Flavor, model: Model, size: Work) -> Range:
+    """Seconds of one evaluation: forward passes only."""
+    arithmetic = 2 * model.parameters * size.evaluation_batches * size.at_once / flavor.bf16_flops
+    launches = memory.layers(model) * size.evaluation_batches / 3
+    return Range(*(arithmetic / share + launches * launch for share, launch in zip(UTILISATION, LAUNCH_S, strict=True)))
+
+
+def recommend(ranked: list[Candidate], flavors: Iterable[Flavor]) -> Recommended | None:
+    """The cheapest run that fits, with a timeout that it will not reach; None where nothing fits.
+
+    A GPU without bf16 trains in fp16, which overflows more easily: it must be worth it.
+    """
+    by_name = {flavor.name: flavor for flavor in flavors}
+    worth = lambda one: one.usd_high * (1 if by_name[one.flavor].bf16 else FP16_HANDICAP)  # noqa: E731
+    best = min((one for one in ranked if one.fits), key=worth, default=None)
+    if best is None:
+        return None
+    timeout = min(math.ceil(best.hours_high * 3600 * TIMEOUT_MARGIN / 600) * 600, LONGEST_TIMEOUT_S)
+    return Recommended(best.flavor, timeout, by_name[best.flavor].most_usd(timeout))
+
+
+def as_estimate(one: Candidate) -> dict[str, Any]:
+    """What a run record keeps of an estimate, to be held against what the run took."""
+    times = ("hours_low", "hours_high", "usd_low", "usd_high", "basis", "seconds_per_token")
+    return {name: getattr(one, name) for name in (*times, "rows", "held_out", "steps", "tokens")}

@@ -1,0 +1,1 @@
+"""Plans, and the jobs that approved plans become."""

@@ -1,0 +1,78 @@
+"""A job, wherever it runs: its state, and the place that can be asked about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+from .plan import Plan
+
+RUN_VARIABLE = "UNSLOTH_JOBS_RUN"  # what a template may know of its own run: run_facts
+FAILED = {"ERROR", "CANCELED", "DELETED"}
+TERMINAL = {"COMPLETED", *FAILED}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's state in the Hub's words: stage is SCHEDULING, RUNNING, COMPLETED, ERROR, CANCELED or DELETED.
+
+    ahead_s: how far the clock of its place is ahead of this machine's.
+    """
+
+    job_id: str
+    stage: str
+    message: str | None
+    url: str
+    flavor: str
+    created: datetime | None
+    started: datetime | None
+    finished: datetime | None
+    plan_id: str | None = None
+    ahead_s: float = 0.0
+
+    @property
+    def now(self) -> datetime:
+        """By the clock that its own times are of."""
+        return datetime.now(UTC) + timedelta(seconds=self.ahead_s)
+
+    @property
+    def ended(self) -> bool:
+        return self.stage in TERMINAL
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the job was started (0 while it waits for a machine)."""
+        if self.started is None:
+            return 0.0
+        return max(((self.finished or self.now) - self.started).total_seconds(), 0.0)
+
+
+class Backend(Protocol):
+    """Where jobs run. Each method raises UserError where the place says no or does not answer."""
+
+    def prepare(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Callable[[], Job]:
+        """All that can fail before the job is asked for; what is returned asks for it."""
+
+    def claim(self, plan: Plan) -> bool:
+        """Take a plan, so that no other command, wherever it runs, starts it too; False where it is taken already."""
+
+    def release(self, plan: Plan) -> None:
+        """Take a claim back, of a plan whose job was refused."""
+
+    def inspect(self, job_id: str) -> Job: ...
+
+    def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]: ...
+
+    def cancel(self, job_id: str) -> None: ...
+
+    def find(self, plan: Plan) -> Job | None:
+        """The job that this plan's approval was used up by, or None."""
+
+
+def run_facts(plan: Plan, estimate: dict[str, Any] | None) -> str:
+    """JSON for the job's environment: its deadline and price, who pays, and what it was estimated to cost."""
+    names = ("plan_id", "flavor", "vram_gb", "timeout_s", "attempts", "usd_per_minute", "namespace")
+    return json.dumps({name: getattr(plan, name) for name in names} | {"estimate": estimate})

@@ -1,0 +1,179 @@
+"""What will be run, where, and at most for how much: fixed before anyone is asked to approve it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import shlex
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import APPROVAL, USAGE, Problem, UserError
+from ..estimate.flavors import Flavor
+from ..lookup import client
+
+SCRIPTS = Path(__file__).resolve().parents[2]  # the commands that fixes name
+DEFAULT_FLAVOR, DEFAULT_TIMEOUT_S = "l4x1", 4 * 3600
+SMOKE_STEPS, SMOKE_TIMEOUT_S, SMOKE_MAX_USD = 24, 20 * 60, 1.0
+LISTS = ("arguments", "secrets", "results", "whole_arguments")  # of a plan: tuples, which JSON does not know
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, whole. usd_per_minute: the price when the plan was made; max_usd: what all attempts cost if each uses up
+    the timeout; run_key, pace_key: of the run that the user asked for, also where this is a smoke run of it.
+
+    results: the repositories that it writes to. public: whether anyone can read those. whole_arguments: those
+    that the run was planned with, where --smoke or --attempts have added to them.
+    """
+
+    where: str
+    script: str
+    script_sha256: str
+    arguments: tuple[str, ...]
+    flavor: str
+    timeout_s: int
+    usd_per_minute: float
+    max_usd: float
+    namespace: str | None
+    secrets: tuple[str, ...]
+    model: str | None
+    model_revision: str | None
+    dataset: str | None
+    dataset_revision: str | None
+    output_repo: str | None
+    output_dir: str | None
+    trackio_space: str | None
+    vram_gb: float = 0.0  # of one GPU
+    attempts: int = 1
+    smoke: bool = False
+    run_key: str | None = None
+    pace_key: str | None = None
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file here that the job is sent, by its argument
+    start: int = 1  # 2 where an approved start of the same run failed or was never answered: it needs a new approval
+    results: tuple[str, ...] = ()
+    public: bool = False
+    whole_arguments: tuple[str, ...] = ()
+
+    @property
+    def plan_id(self) -> str:
+        """A hash over all of the above: whatever changes, the approval no longer fits."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def flags(self, leave_out: set[str]) -> list[str]:
+        """The script's arguments without the flags of these names and their values."""
+        kept, leaving = [], False
+        for word in self.arguments:
+            if word.startswith("--"):
+                leaving = word[2:].partition("=")[0] in leave_out
+            kept += [] if leaving else [word]
+        return kept
+
+    def resuming(self) -> str:
+        """The command that goes on with this run from its last checkpoint."""
+        return self.again(*([] if "--resume" in self.typed else ["--resume"]))
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """The script's arguments as a user gives them, in their canonical form."""
+        return self.whole_arguments or self.arguments
+
+    def again(self, *more: str) -> str:
+        """The command that plans this run anew, with more of its script's arguments at its end."""
+        place = ["--where", "local"] if self.where == "local" else ["--flavor", self.flavor]
+        place += ["--namespace", self.namespace] if self.namespace else []
+        place += ["--attempts", str(self.attempts)] if self.attempts > 1 else []
+        place += ["--smoke"] if self.smoke else []
+        words = ["uv", "run", str(SCRIPTS / "submit.py"), self.script, *place, "--timeout", f"{self.timeout_s}s", "--"]
+        return shlex.join([*words, *self.typed, *more])
+
+    @property
+    def dashboard_url(self) -> str | None:
+        return f"{client.endpoint()}/spaces/{self.trackio_space}" if self.trackio_space else None
+
+    @property
+    def model_url(self) -> str | None:
+        name = self.output_repo or (self.results[-1] if self.results else None)
+        return f"{client.endpoint()}/{name}" if name else self.output_dir
+
+    @property
+    def command(self) -> str:
+        """The command that shows this plan again."""
+        return self.again()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        known = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name in data}
+        lists = {name: tuple(known[name]) for name in LISTS if name in known}
+        return cls(**known | lists)
+
+
+def seconds(text: str) -> int:
+    """A duration such as 90s, 30m, 4h, 1d or 2h30m. Raises UserError, also without a unit: 10 is seconds to `hf jobs`."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
+    value = sum(float(number) * UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text.strip() or not 1 <= value < math.inf:
+        raise UserError("bad_timeout", f"{text!r} is no duration with a unit.", "Write it as 30m, 4h, 2h30m or 1d.", USAGE)
+    return round(value)
+
+
+def require_approval(plan: Plan, approve: str | None, earlier: Plan | None) -> None:
+    """Raises UserError (approval) unless `approve` is this plan's id, and says what has changed since it was shown."""
+    if approve == plan.plan_id:
+        return
+    if earlier is None:
+        raise UserError(
+            "unknown_plan",
+            f"No plan {approve} was shown on this machine.",
+            "Run the command without --approve and approve the id it prints.",
+            APPROVAL,
+        )
+    changed = [
+        f"{item.name}: {getattr(earlier, item.name)} → {getattr(plan, item.name)}"
+        for item in dataclasses.fields(Plan)
+        if getattr(earlier, item.name) != getattr(plan, item.name)
+    ]
+    raise UserError(
+        "plan_changed",
+        "What was approved is no longer what would run: " + "; ".join(changed),
+        f"Look at the new plan, then: --approve {plan.plan_id}",
+        APPROVAL,
+    )
+
+
+def require_budget(plan: Plan, max_usd: float | None) -> None:
+    if max_usd is None or plan.max_usd <= max_usd:
+        return
+    affordable_s = Flavor(plan.flavor, plan.usd_per_minute).affordable_s(max_usd, plan.attempts)
+    shorter = f"--timeout {affordable_s // 60}m at most, " if affordable_s else ""
+    raise UserError(
+        "over_budget",
+        f"On {plan.flavor} the run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
+        f"Pass {shorter}a cheaper --flavor, or a higher --max-usd.",
+        APPROVAL,
+    )
+
+
+def time_problems(plan: Plan, estimate: dict[str, Any] | None) -> list[Problem]:
+    """What the estimate says of the timeout. Raises UserError where not even the best case ends before it."""
+    if estimate is None or plan.smoke:
+        return []
+    low, high, asked = (f"{hours:.1f} h" for hours in (estimate["hours_low"], estimate["hours_high"], plan.timeout_s / 3600))
+    enough = math.ceil(estimate["hours_high"] * 60 / 10) * 10
+    fix = f"Pass --timeout {enough}m; a job that reaches its timeout is ended."
+    if plan.timeout_s < estimate["hours_low"] * 3600:
+        raise UserError(
+            "timeout_short", f"The run takes {low} to {high} on {plan.flavor}, and would be ended after {asked}.", fix, USAGE
+        )
+    if plan.timeout_s < estimate["hours_high"] * 3600:
+        return [
+            Problem(
+                "timeout_tight", "warning", f"The run may take up to {high} on {plan.flavor}, and is ended after {asked}.", fix
+            )
+        ]
+    return []

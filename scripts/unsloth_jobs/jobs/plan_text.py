@@ -1,0 +1,148 @@
+"""A plan in the words of the person who is asked to approve it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..lookup import client
+from ..output import duration, span
+from .plan import SMOKE_STEPS, Plan
+from .planning import Prepared
+from .preflight import Repository
+
+SHORT = 7  # characters of a commit that tell it from others
+
+
+def summarise(made: Prepared, estimate: dict[str, Any] | None) -> dict[str, str]:
+    """What is agreed to, line by line."""
+    plan, settings = made.plan, made.settings
+    if settings is None:
+        about = {"script": plan.script, "arguments": " ".join(plan.arguments) or "none", "result": "what the script saves"}
+    elif hasattr(settings, "adapter"):
+        about = exporting(made)
+    else:
+        about = training(made, estimate)
+    return about | sent(plan) | costs(plan, estimate, trains=settings is not None and not hasattr(settings, "adapter"))
+
+
+def details(plan: Plan) -> dict[str, str]:
+    """What fixes a plan to the letter, for those who want to see it."""
+    lines = {
+        "script": f"{plan.script} (sha256 {plan.script_sha256})",
+        "arguments": " ".join(plan.arguments),
+        "model at": plan.model_revision,
+        "data set at": plan.dataset_revision,
+        "secrets": ", ".join(plan.secrets) or "none",
+    }
+    return {name: value for name, value in lines.items() if value}
+
+
+def training(made: Prepared, estimate: dict[str, Any] | None) -> dict[str, str]:
+    plan, settings = made.plan, made.settings
+    bits = "16 bits" if settings.load_in_16bit else "4 bits"
+    lines = {
+        "script": "" if Path(plan.script).parent.name == "templates" else f"{plan.script} (your copy, or another)",
+        "model": pinned(plan.model, plan.model_revision),
+        "data set": pinned(plan.dataset, plan.dataset_revision),
+        "rows": rows(settings, estimate),
+        "training": lengths(plan, settings, estimate),
+        "method": f"LoRA r {settings.lora_r}, alpha {settings.lora_alpha}, on the model's weights in {bits}",
+        "result": "\n".join(described(one, made.plan.public) for one in made.repositories) or f"the folder {plan.output_dir}",
+        "model card": card(settings) if settings.output_repo else "",
+        "dashboard": plan.dashboard_url or ("none" if plan.where == "hf" else "trackio show --project unsloth-jobs"),
+    }
+    return {name: value for name, value in lines.items() if value}
+
+
+def exporting(made: Prepared) -> dict[str, str]:
+    settings = made.settings
+    return {
+        "adapter": pinned(settings.adapter, settings.adapter_revision),
+        "of model": pinned(made.plan.model, made.plan.model_revision),
+        "makes": "a merged model in 16 bits" + (f", GGUF in {', '.join(settings.wanted)}" if settings.wanted else ""),
+        "result": "\n".join(described(one, made.plan.public) for one in made.repositories)
+        or f"the folder {made.plan.output_dir}",
+    }
+
+
+def pinned(name: str | None, revision: str | None) -> str:
+    """A model or a data set with the commit that it is taken at; the content of a local file is fixed without saying so."""
+    return (name or "") + (f" at {revision[:SHORT]}" if revision and not revision.startswith("sha256:") else "")
+
+
+def rows(settings: Any, estimate: dict[str, Any] | None) -> str:
+    if estimate and estimate.get("rows"):
+        held_out = f"{estimate['held_out']:,} held out" if estimate["held_out"] else "none held out"
+        return f"{estimate['rows']:,} to train on, {held_out}"
+    all_rows = f"the first {settings.num_samples:,}" if settings.num_samples else "as many as the data set has"
+    return all_rows + (f"; {settings.eval_split:.0%} of them held out" if settings.eval_split else "; none held out")
+
+
+def lengths(plan: Plan, settings: Any, estimate: dict[str, Any] | None) -> str:
+    if settings.max_steps:
+        passes = f"{settings.max_steps:,} steps"
+    else:
+        passes = f"{settings.num_epochs:g} epoch{'s' * (settings.num_epochs != 1)}"
+        passes += f", {estimate['steps']:,} steps" if estimate and estimate.get("steps") else ""
+    effective = settings.batch_size * settings.gradient_accumulation
+    return (
+        f"{passes}; learning rate {settings.learning_rate:g}; effective batch size {effective}; "
+        f"up to {settings.max_seq_length:,} tokens a row"
+    )
+
+
+def described(one: Repository, public: bool) -> str:
+    """A repository as it is: what a run finds there decides who can read what it pushes."""
+    if one.private is None:
+        return f"{client.endpoint()}/{one.id} ({'public' if public else 'private'}; the run makes it)"
+    who = "private" if one.private else "public: it exists and is public"
+    return f"{client.endpoint()}/{one.id} ({who})" + (f"; holds {one.holds}, which is replaced" if one.holds else "")
+
+
+def card(settings: Any) -> str:
+    """Whether the result's README.md quotes rows: whoever can read the repository reads them, too."""
+    if not settings.eval_split or not getattr(settings, "card_samples", True):
+        return "quotes no rows"
+    without = "--no-card-samples" if hasattr(settings, "card_samples") else "--eval-split 0"
+    return f"quotes a few held-out rows, to whoever can read the repository ({without}: none)"
+
+
+def sent(plan: Plan) -> dict[str, str]:
+    """What leaves this machine beside the script."""
+    if plan.where == "local" or not plan.files:
+        return {}
+    sizes = (f"{name} ({size(Path(name).stat().st_size)})" for name in plan.files)
+    return {"uploaded": f"{', '.join(sizes)}, to the bucket {plan.namespace}/jobs-artifacts"}
+
+
+def size(of_bytes: int) -> str:
+    return f"{of_bytes / 1e6:,.1f} MB" if of_bytes >= 1e5 else f"{of_bytes / 1e3:,.1f} kB"
+
+
+def costs(plan: Plan, estimate: dict[str, Any] | None, trains: bool) -> dict[str, str]:
+    if plan.where == "local":
+        return {"runs on": "this machine, for nothing", "timeout": ends(plan)}
+    return {
+        "runs on": plan.flavor + (f", {plan.vram_gb:.0f} GB" if plan.vram_gb else ""),
+        "paid by": plan.namespace or "",
+        "price": f"${plan.usd_per_minute * 60:.2f} an hour",
+        "estimate": estimated(estimate) if trains else "none: only training is estimated",
+        "timeout": ends(plan),
+        "costs at most": f"${plan.max_usd:.2f}",
+    }
+
+
+def ends(plan: Plan) -> str:
+    return f"ended after {duration(plan.timeout_s)}" + (f", at most {plan.attempts} times" if plan.attempts > 1 else "")
+
+
+def estimated(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
+        return "none was made from here with these arguments (estimate.py)"
+    time = span(estimate["hours_low"], estimate["hours_high"])
+    return f"{time}, ${estimate['usd_low']:.2f}–{estimate['usd_high']:.2f} for the whole run"
+
+
+def heading(plan: Plan) -> str:
+    return f"Plan {plan.plan_id}" + (f", a smoke run of {SMOKE_STEPS} steps" if plan.smoke else "")

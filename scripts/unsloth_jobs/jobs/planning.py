@@ -1,0 +1,220 @@
+"""From what a user asked for to the plan: all that the Hub must be asked, and what its answers mean for the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from .. import template
+from ..errors import USAGE, Problem, UserError
+from ..estimate.flavors import LOCAL, Flavor, fetch_flavor, fetch_flavors
+from ..estimate.history import run_key
+from ..lookup.dataset_info import is_local
+from ..lookup.identity import Identity, whoami, writable_namespace
+from ..lookup.model_info import Model
+from ..training.files import file_digest, sha256_of
+from . import arguments, preflight
+from .plan import DEFAULT_TIMEOUT_S, SMOKE_MAX_USD, SMOKE_STEPS, SMOKE_TIMEOUT_S, Plan, seconds
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What submit.py was asked for. timeout: text such as 4h, or None for the default."""
+
+    script: Path
+    arguments: list[str]
+    where: str
+    flavor: str
+    timeout: str | None
+    namespace: str | None
+    attempts: int = 1
+    smoke: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with what it rests on and does not fix: None or empty for a script that is run as it is."""
+
+    plan: Plan
+    settings: Any = None
+    repositories: tuple[preflight.Repository, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A template's settings with all pinned that was left open, and what they name."""
+
+    settings: Any
+    repositories: tuple[preflight.Repository, ...]
+    model: str | None
+    model_revision: str | None
+    parameters: Model | None = None  # of the model, where one is trained
+
+
+def prepare(api: HfApi, wish: Wish) -> Prepared:
+    """Look up all that a plan fixes: identity, price, revisions, repositories. Raises UserError."""
+    script = wish.script
+    template.require_harmless(wish.arguments)
+    module = template.load(script) if template.takes_settings(script) else None
+    template.require_no_token(script)
+    if wish.smoke and not (module and template.trains(module)):
+        raise UserError(
+            "no_smoke", "A smoke run needs a script that takes --max-steps.", "Use templates/sft.py, or a copy.", USAGE
+        )
+    settings = arguments.expanded(template.settings(module, wish.arguments)) if module else None
+    limit = seconds(wish.timeout) if wish.timeout is not None else None
+    if wish.where == "local":
+        identity, flavors, machine, owner = None, [], LOCAL, None
+    else:
+        identity = whoami(api)
+        owner = writable_namespace(identity, wish.namespace)
+        flavors = fetch_flavors(api)[0]
+        machine = fetch_flavor(api, wish.flavor)
+    if limit is None:
+        limit = default_timeout(machine, wish.smoke)
+    base = Plan(
+        where=wish.where,
+        script=str(script.resolve()),
+        script_sha256=sha256_of(script),
+        arguments=tuple(wish.arguments),
+        flavor=machine.name,
+        timeout_s=limit,
+        vram_gb=machine.vram_gb / max(machine.gpus, 1),
+        attempts=wish.attempts,
+        usd_per_minute=machine.usd_per_minute,
+        max_usd=machine.most_usd(limit, wish.attempts),
+        namespace=owner,
+        secrets=("HF_TOKEN",) if wish.where == "hf" else (),
+        model=None,
+        model_revision=None,
+        dataset=None,
+        dataset_revision=None,
+        output_repo=None,
+        output_dir=None,
+        trackio_space=None,
+        smoke=wish.smoke,
+    )
+    if module is None:
+        return as_it_is(base)
+    if owner:
+        arguments.require_visible(settings)
+    if not template.trains(module):
+        return with_arguments(base, export(api, settings, identity, owner), module, wish.arguments)
+    run = training(api, module, settings, owner, wish)
+    if owner and run.parameters:
+        preflight.require_fit(machine, flavors, run.parameters, run.settings)
+    key = run_key(run.settings, script)
+    whole = arguments.render(run.settings, wish.arguments)
+    if wish.smoke:
+        run = replace(run, settings=trial(run.settings))
+    if arguments.render(run.settings, wish.arguments) != whole:
+        base = replace(base, whole_arguments=tuple(whole))
+    repositories = look_up_results(api, identity, run.settings)
+    base = replace(base, run_key=key.run, pace_key=key.pace)
+    return with_arguments(base, replace(run, repositories=repositories), module, wish.arguments)
+
+
+def as_it_is(plan: Plan) -> Prepared:
+    """The plan of a script without settings: its arguments are its own."""
+    words = list(plan.arguments)
+    if {"--help", "-h"} & set(words):
+        fix = f"To read its help, run it here: uv run {plan.script} --help"
+        raise UserError("bad_arguments", "--help would be run as a job of its own.", fix, USAGE)
+    if plan.where == "local":
+        return Prepared(plan)
+    problems = arguments.require_clear(words)
+    arguments.require_sendable(words)
+    return Prepared(replace(plan, files=arguments.local_files(words)), problems=tuple(problems))
+
+
+def with_arguments(plan: Plan, run: Run, module: template.Template, typed: list[str]) -> Prepared:
+    """The plan of a template's run, its arguments in their canonical form."""
+    settings = run.settings
+    words = arguments.render(settings, typed)
+    if template.settings(module, words) != settings:
+        raise template.not_ours(Path(plan.script), f"it reads {' '.join(words)} as other settings than these")
+    if plan.where == "hf":
+        arguments.require_sendable(words)
+    value = lambda name: getattr(settings, name, None) or None  # noqa: E731
+    dataset, save_local = value("dataset"), value("save_local")
+    revision = file_digest(Path(dataset)) if dataset and Path(dataset).is_file() else value("dataset_revision")
+    # A repository that is there stays as it is, whatever --public says; one that is not is made as that says.
+    public = bool(value("public")) and all(one.private is not True for one in run.repositories)
+    made = replace(
+        plan,
+        arguments=tuple(words),
+        files=arguments.local_files(words) if plan.where == "hf" else {},
+        model=run.model,
+        model_revision=run.model_revision,
+        dataset=dataset,
+        dataset_revision=revision,
+        output_repo=value("output_repo") if template.trains(module) else None,
+        results=tuple(one.id for one in run.repositories),
+        public=public,
+        output_dir=str(Path(save_local).resolve()) if save_local and plan.where == "local" else None,
+        trackio_space=value("trackio_space"),
+    )
+    return Prepared(made, settings, run.repositories)
+
+
+def training(api: HfApi, module: template.Template, settings: Any, owner: str | None, wish: Wish) -> Run:
+    """What a run of templates/sft.py left open, filled in, so that the job does what was checked and keeps what it makes."""
+    if owner and is_local(settings.base_model):
+        raise UserError(
+            "local_model", f"A job cannot see the folder {settings.base_model}.", "Upload it first: hf upload YOU/NAME FOLDER"
+        )
+    model = preflight.model(api, module, settings)
+    pinned = {"base_model_revision": model.revision, "dataset_revision": preflight.dataset_revision(api, settings)}
+    if owner and not settings.output_repo:
+        pinned["output_repo"] = f"{owner}/{module.run_name(settings)}"
+    if owner and not arguments.given("--trackio-space", wish.arguments):
+        pinned["trackio_space"] = f"{owner}/trackio"
+    settings = replace(settings, **{name: value for name, value in pinned.items() if value})
+    return Run(settings, (), settings.base_model, model.revision, model)
+
+
+def export(api: HfApi, settings: Any, identity: Identity | None, owner: str | None) -> Run:
+    """What a run of templates/export.py left open, filled in: the adapter's commit, and where the models go."""
+    found = preflight.adapter(api, settings)
+    name = settings.output_repo or (found.id if found.revision else "")
+    if owner and identity and not settings.output_repo and not identity.may("repo.write", name.partition("/")[0]):
+        name = f"{owner}/{name.partition('/')[2]}"  # the adapter is another's: the models made of it are the user's
+    settings = replace(settings, adapter_revision=found.revision or "", output_repo=name)
+    kinds = ["merged", *(["GGUF"] if settings.wanted else [])]
+    names = [f"{name}-{kind}" for kind in kinds] if name else []
+    if identity:
+        preflight.require_own(identity, names)
+    repositories = tuple(preflight.repository(api, one) for one in names)
+    for one in repositories:
+        preflight.require_room(one, settings.public, of_adapter=False)
+    return Run(settings, repositories, found.base, settings.base_model_revision or None)
+
+
+def look_up_results(api: HfApi, identity: Identity | None, settings: Any) -> tuple[preflight.Repository, ...]:
+    """The repositories that a training writes to, as they are now. Raises UserError where it should not."""
+    name = settings.output_repo
+    names = [name, *([f"{name}-merged"] if settings.merge_model else [])] if name else []
+    if identity:
+        preflight.require_own(identity, names)
+    found = tuple(preflight.repository(api, one) for one in names)
+    for one in found:
+        preflight.require_room(one, settings.public, of_adapter=one.id == name)
+    return found
+
+
+def trial(settings: Any) -> Any:
+    """What makes a run of the template a short trial of itself, with a result of its own."""
+    repository = {"output_repo": f"{settings.output_repo}-smoke"} if settings.output_repo else {}
+    return replace(settings, max_steps=SMOKE_STEPS, **repository)
+
+
+def default_timeout(machine: Flavor, smoke: bool) -> int:
+    """Seconds. A smoke run ends, at the latest, when it has cost SMOKE_MAX_USD."""
+    if not smoke:
+        return DEFAULT_TIMEOUT_S
+    affordable = machine.affordable_s(SMOKE_MAX_USD) if machine.usd_per_minute else SMOKE_TIMEOUT_S
+    return max(min(SMOKE_TIMEOUT_S, affordable), 60)

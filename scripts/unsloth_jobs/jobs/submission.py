@@ -1,0 +1,198 @@
+"""Start an approved plan once: whatever fails on the way, no second job is paid for and none is forgotten.
+
+An approval is used up by what it starts. A job that failed, was cancelled or was never heard of is started anew under
+the next number (Plan.start), which makes it a plan of its own, to be approved.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import HUB, INTERRUPTED, Problem, UserError
+from ..lookup import client
+from ..output import diagnostics
+from . import records
+from .backends import backend_for
+from .hf import Unanswered
+from .job import FAILED, Backend, Job
+from .plan import SCRIPTS, Plan
+
+LOOK_AFTER_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # a Hub that did not answer may still be about to start the job
+FORGOTTEN_AFTER_S = 3600.0  # a submission whose job is not listed by then is no longer looked for
+UNKNOWN = "The Hub has not answered whether this plan's job was started: the job may still appear, and would be paid for."
+STATUS = f"uv run {SCRIPTS / 'status.py'}"
+
+
+@dataclass(frozen=True)
+class Use:
+    """What an approval of a plan was used for: its job, or None where it was asked for and has not been seen."""
+
+    job: Job | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run must be approved anew to be started."""
+        return self.job is None or self.job.stage in FAILED
+
+
+def find_use(place: Backend, plan: Plan) -> Use | None:
+    """What became of an earlier approval of this plan; None where there was none. Raises UserError."""
+    if job := place.find(plan):
+        return Use(job)
+    if plan.where == "hf" and records.attempt_of(plan):
+        return Use(None)
+    return None
+
+
+def number(place: Backend, plan: Plan, approve: str | None, yes: bool) -> tuple[Plan, list[Problem]]:
+    """The plan under the number that it is started by, and warnings about what became of the numbers before.
+
+    An approved id names its number itself. --yes is one approval, however often it is repeated: it names the last number
+    that was used.
+    """
+    problems: list[Problem] = []
+    before = plan
+    while (use := find_use(place, plan)) and plan.plan_id != approve and use.is_over:
+        problems.append(earlier(use))
+        before, plan = plan, replace(plan, start=plan.start + 1)
+    if yes and use is None:
+        return before, []
+    return plan, [] if plan.plan_id == approve else problems
+
+
+def earlier(use: Use) -> Problem:
+    if use.job is None:
+        return Problem("earlier_start", "warning", f"This run was approved before. {UNKNOWN}", f"Look first: {STATUS} --all")
+    said = f"This run was approved before; its job {use.job.job_id} ended as {use.job.stage}."
+    return Problem("earlier_start", "warning", said, f"See why first: {STATUS} {use.job.job_id}")
+
+
+def start(place: Backend, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> tuple[Job, bool]:
+    """The job of this plan, and whether it was there already. Raises UserError where none is known to be.
+
+    The attempt is on record before the place is asked, so that a command that is killed amid it loses nothing.
+    """
+    with records.one_at_a_time(plan), ctrl_c_by_sigterm():
+        try:
+            if use := find_use(place, plan):
+                job = use.job or await_job(place, plan)
+                return earlier_job(job, plan, approved, estimate), True
+            ask = place.prepare(plan, estimate)
+            is_ours = place.claim(plan)
+        except KeyboardInterrupt as error:
+            said, fix = "Interrupted: this command has started no job.", "Repeat the same command: it looks for one first."
+            raise UserError("interrupted", said, fix, INTERRUPTED) from error
+        try:
+            records.remember_attempt(plan, approved, estimate)
+            if not is_ours:
+                return earlier_job(await_job(place, plan), plan, approved, estimate), True
+            job = ask_and_look(ask, place, plan)
+            keep(job, plan, approved, estimate)
+        except KeyboardInterrupt as error:
+            raise interrupted(place, plan, approved, estimate) from error
+        except Unanswered:
+            raise
+        except UserError:  # it is known that no job comes of it
+            place.release(plan)
+            records.forget_attempt(plan)
+            raise
+    return job, False
+
+
+def ask_and_look(ask: Callable[[], Job], place: Backend, plan: Plan) -> Job:
+    """The job that `ask` asks for, looked for where that is not answered. Raises Unanswered where it has not appeared."""
+    try:
+        return ask()
+    except Unanswered as error:
+        if job := await_job(place, plan):
+            return job
+        raise unclear(plan, str(error)) from error
+
+
+def earlier_job(job: Job | None, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> Job:
+    """The job that another command, or an earlier one, has submitted, now on record. Raises UserError without it."""
+    if job is None:
+        raise unclear(plan, "This plan was submitted before, by this command or another.")
+    keep(job, plan, approved, estimate)
+    return job
+
+
+def await_job(place: Backend, plan: Plan) -> Job | None:
+    """The job of a submission that was not answered, looked for while it may appear; None where it has not by then."""
+    looks = LOOK_AFTER_S if plan.where == "hf" else (0.0,)
+    if plan.where == "hf":
+        diagnostics.print(f"Not answered yet: looking for the job, for up to {sum(looks):.0f} s.", markup=False)
+    for pause in looks:
+        time.sleep(pause)
+        try:
+            if job := place.find(plan):
+                return job
+        except UserError:
+            continue
+    return None
+
+
+def unclear(plan: Plan, why: str, code: str = "submit_unclear", exit_code: int = HUB) -> Unanswered:
+    fix = f"Look in a minute: {STATUS} --all. To start it anew all the same, for a plan to approve: {plan.again()}"
+    return Unanswered(code, f"{why} {UNKNOWN}", fix, exit_code)
+
+
+def interrupted(place: Backend, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> UserError:
+    """What to say after a Ctrl-C amid a submission: what is known of its job."""
+    try:
+        job = await_job(place, plan)
+    except KeyboardInterrupt:  # who insists is not kept waiting
+        job = None
+    if job is not None:
+        keep(job, plan, approved, estimate)
+        said = f"Interrupted, but job {job.job_id} had been started and goes on."
+        return UserError("interrupted", said, f"To end it: {STATUS} {job.job_id} --cancel", INTERRUPTED)
+    if plan.where == "local":
+        records.forget_attempt(plan)
+        return UserError("interrupted", "Interrupted: no job was started.", "Repeat the same command.", INTERRUPTED)
+    return unclear(plan, "Interrupted.", "interrupted", INTERRUPTED)
+
+
+@contextmanager
+def ctrl_c_by_sigterm() -> Iterator[None]:
+    """SIGTERM, as a system sends it that shuts down, is a Ctrl-C meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def keep(job: Job, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> None:
+    """Put the job on record, unless it is; where that fails the job goes on, and its id is said all the same."""
+    try:
+        if records.run_of(job.job_id) is None:
+            records.remember_run(job.job_id, plan, approved, estimate)
+        records.forget_attempt(plan)
+    except UserError as error:
+        diagnostics.print(f"Note the id {job.job_id}: {error}", markup=False)
+
+
+def recover() -> None:
+    """Put jobs on record whose submission was ended before it was answered. Raises UserError where a place cannot be asked.
+
+    An old one is no longer looked for, and stays on record: its approval may have been used.
+    """
+    api = client.connect()
+    for attempt in records.attempts():
+        plan, is_old = Plan.from_json(attempt["plan"]), time.time() - attempt["made_at"] > FORGOTTEN_AFTER_S
+        if plan.where == "hf" and is_old:
+            continue
+        if job := backend_for(api, plan).find(plan):
+            keep(job, plan, attempt["approved"], attempt["estimate"])
+        elif is_old:
+            records.forget_attempt(plan)

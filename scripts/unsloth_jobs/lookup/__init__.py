@@ -1,0 +1,1 @@
+"""What the Hub and the data say of a run before it is paid for."""

@@ -1,0 +1,219 @@
+"""How a job is doing at one look: what its place, its log and this machine's records say of it."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import HUB, Problem, UserError
+from ..estimate.flavors import current_flavors
+from ..jobs import records
+from ..jobs.hf import HFJobs
+from ..jobs.job import Backend, Job
+from ..jobs.plan import SCRIPTS, Plan
+from ..output import duration
+from ..training.secrets import quotation
+from .causes import Diagnosis
+from .diagnosis import diagnose, saved
+from .events import TAIL, Summary, summarise
+from .warnings import LONG_S, Alternative, fetch_alternatives, too_long, waited_s, warnings
+
+PHASES = {  # by the event that begins each, in their order
+    "plan": "reading the rows",
+    "data": "turning rows into tokens",
+    "masks": "loading the model",
+    "coverage": "measuring the base model",
+    "eval": "compiling the first step",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """A job at one look. usd_per_minute: as it was submitted, or today's for a job submitted elsewhere; ended_because:
+    why a watcher cancelled it.
+    """
+
+    job: Job
+    summary: Summary
+    plan: Plan | None
+    diagnosis: Diagnosis | None
+    estimate: dict[str, Any] | None = None
+    usd_per_minute: float | None = None
+    warnings: tuple[Problem, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    ended_because: str | None = None
+
+    @property
+    def spent_usd(self) -> float | None:
+        """What the job's time has cost; None where its price is not known."""
+        return None if self.usd_per_minute is None else round(self.job.elapsed_s / 60 * self.usd_per_minute, 4)
+
+    @property
+    def result(self) -> str | None:
+        """Where the tuned model lies once the job is done: an address on the Hub, or a folder here."""
+        done = self.summary.event("done")
+        if not done:
+            return None
+        if self.plan and self.plan.model_url:
+            return self.plan.model_url
+        repositories = [name for name in (done.get("repo"), *done.get("repos", ())) if name and is_repository(name)]
+        paths = [quotation(path) for path in (done.get("path"), *done.get("paths", ())) if path]
+        return ", ".join(repositories or paths) or None
+
+    @property
+    def learned(self) -> str | None:
+        """What the training was worth; None where no rows were held out."""
+        done = self.summary.event("done")
+        base, tuned = done.get("base_loss"), done.get("tuned_loss")
+        return None if base is None or tuned is None else f"held-out loss {base:.4f} → {tuned:.4f}"
+
+    @property
+    def phase(self) -> str:
+        """What a running job is at, by its events."""
+        progress = self.summary.progress
+        if progress.step is not None:
+            return "saving and pushing" if progress.step == progress.total_steps else "training"
+        reached = [name for name in PHASES if self.summary.event(name)]
+        return PHASES[reached[-1]] if reached else "installing its libraries"
+
+    @property
+    def again(self) -> str:
+        """How to go on with a run that was ended, or to begin anew where it has saved nothing; empty without its plan."""
+        if self.plan is None:
+            return ""
+        if self.summary.event("checkpoint"):
+            return f"To go on with it: {self.plan.resuming()}"
+        return f"To run it again: {self.plan.again()}"
+
+    @property
+    def after(self) -> str:
+        """What follows a job that is done."""
+        if not self.result:
+            log = f"uv run {SCRIPTS / 'logs.py'} {self.job.job_id} --tail 50"
+            return f"It ended without an error and told of no result: there may be none. Look at its log: {log}"
+        said = f"The tuned model: {self.result}"
+        if not (self.plan and self.plan.model and self.plan.dataset):
+            return said  # no training of a template's
+        adapter = self.plan.output_repo or self.plan.output_dir
+        export = ["uv", "run", str(SCRIPTS / "submit.py"), str(SCRIPTS.parent / "templates" / "export.py")]
+        export += ["--where", "local"] if self.plan.where == "local" else ["--flavor", "cpu-upgrade", "--timeout", "2h"]
+        return f"{said}\nTo make files of it for a laptop or a phone: {shlex.join([*export, '--', '--adapter', str(adapter)])}"
+
+    @property
+    def next(self) -> str:
+        if self.diagnosis:
+            return f"{self.diagnosis.fix} {self.diagnosis.command}".strip()
+        if self.job.stage == "COMPLETED":
+            return self.after
+        if self.job.stage == "CANCELED":
+            kept = saved(self.summary, self.plan.output_repo if self.plan else None)
+            return " ".join(part for part in ("It was cancelled.", self.ended_because, kept, self.again) if part)
+        if self.job.stage == "SCHEDULING":
+            waited = f", for {duration(waited)} by now" if (waited := waited_s(self.job)) else ""
+            return f"It waits for a machine{waited}, which is not billed. Look again in a minute."
+        if self.job.stage != "RUNNING":
+            return "It cannot be asked about now. Look again later."
+        return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
+
+
+def is_repository(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII))
+
+
+def fetch_status(place: Backend, job_id: str, before: Status | None = None) -> Status:
+    """The job's state now. before: an earlier look, whose log stands in for one that cannot be read."""
+    job = place.inspect(job_id)
+    summary, unread = read(place, job, before)
+    run = records.run_of(job_id)
+    plan = Plan.from_json(run["plan"]) if run else None
+    price = plan.usd_per_minute if plan else todays_price(place, job.flavor) if isinstance(place, HFJobs) else 0.0
+    found = Status(
+        job,
+        summary,
+        plan,
+        diagnose(job, summary, plan),
+        run and run["estimate"],
+        price,
+        tuple(
+            unread or warnings(job, summary, plan, run and run["estimate"])
+        ),  # a log that cannot be read is no silence of the run
+    )
+    if (waited := waited_s(job) or 0) > LONG_S:
+        found = waits(found, place, waited, before)
+    if run is None and (paths := records.damaged(job_id)):
+        found = replace(found, warnings=(*found.warnings, set_aside(paths[0])))
+    if job.ended and plan and not unread:
+        outcome = {"stage": job.stage, "elapsed_s": job.elapsed_s, "spent_usd": found.spent_usd}
+        records.remember_outcome(job_id, outcome | {"done": summary.event("done") or None})
+    return found
+
+
+def set_aside(record: Path) -> Problem:
+    return Problem(
+        "record_damaged",
+        "warning",
+        f"{record} is not the record of a run: its plan and price are not known here.",
+        "The job itself is not touched by that. Restore the file, or delete it.",
+    )
+
+
+def read(place: Backend, job: Job, before: Status | None) -> tuple[Summary, list[Problem]]:
+    """What a job's log says, and the warning where it could not be read: the job's stage is known all the same."""
+    if job.stage == "SCHEDULING":
+        return summarise(()), []
+    lines: list[str] = []
+    try:
+        lines.extend(place.logs(job.job_id, tail=TAIL))
+        return summarise(lines), []
+    except UserError as error:
+        if error.exit_code != HUB:
+            raise
+        said = Problem("log_unread", "warning", f"Its log cannot be read: {error.problem.message}", error.problem.fix)
+        return before.summary if before else summarise(lines), [said]
+
+
+def waits(found: Status, place: Backend, waited: float, before: Status | None) -> Status:
+    """The status of a job that has waited for long, with what else would hold it. That is asked for once."""
+    plan, others = found.plan, before.alternatives if before else ()
+    if not others and plan and isinstance(place, HFJobs):
+        others = fetch_alternatives(place.api, plan, functools.partial(records.recall_estimate, plan.run_key))
+    warning = too_long(found.job, waited, plan, others)
+    return replace(found, alternatives=others, warnings=(*found.warnings, warning))
+
+
+@functools.cache
+def todays_price(place: HFJobs, flavor: str) -> float | None:
+    """Dollars a minute, for a job whose submission is not known here; None where no list of hardware names its flavor."""
+    flavors = current_flavors(place.api)[0]
+    return next((one.usd_per_minute for one in flavors if one.name == flavor), None)
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    job = status.job
+    return {
+        "job_id": job.job_id,
+        "stage": job.stage,
+        "progress": asdict(status.summary.progress),
+        "elapsed_s": round(job.elapsed_s, 1),
+        "eta_s": None if job.ended else status.summary.eta_s,
+        "spent_usd": status.spent_usd,
+        "max_usd": status.plan.max_usd if status.plan else None,
+        "estimate": status.estimate,
+        "url": job.url,
+        "message": job.message,
+        "phase": status.phase if job.stage == "RUNNING" else None,
+        "waited_s": waited_s(job),
+        "alternatives": [asdict(one) for one in status.alternatives],
+        "curve": status.summary.curve.as_json(),
+        "model_url": status.result,
+        "warnings": [asdict(warning) for warning in status.warnings],
+        "diagnosis": asdict(status.diagnosis) if status.diagnosis else None,
+        "ended_because": status.ended_because,
+        "result": status.summary.event("done") or None,
+        "next": status.next,
+        "command": status.plan and status.plan.command,
+    }

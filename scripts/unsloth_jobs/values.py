@@ -1,0 +1,51 @@
+"""Values of JSON that was written elsewhere: which of them have the shape that is relied on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+LARGEST = 2**53  # of the integers that a float tells apart
+
+
+def shaped(event: dict[str, Any]) -> dict[str, Any]:
+    """An event without the fields whose values have not the shape that is relied on: anybody may print one."""
+    return {name: value for name, value in event.items() if name not in SHAPES or SHAPES[name](value)}
+
+
+def is_amount(value: Any) -> bool:
+    return number(value) is not None and value >= 0
+
+
+def is_measured(value: Any) -> bool:
+    return real(value) is not None
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+SHAPES: dict[str, Callable[[Any], bool]] = {  # of the fields that are read, whatever event they stand in
+    **dict.fromkeys(("step", "total_steps", "eta_s", "time", "tokens", "timed_tokens", "train_s", "steps"), is_amount),
+    **dict.fromkeys(("evaluation_s", "evaluations", "cost_usd", "duration_s", "peak_gb"), is_amount),
+    **dict.fromkeys(("loss", "eval_loss", "base_loss", "tuned_loss"), is_measured),
+    **dict.fromkeys(("code", "message", "fix", "repo", "path", "url"), is_text),
+    **dict.fromkeys(("repos", "paths"), lambda value: isinstance(value, list) and all(map(is_text, value))),
+    "settings": lambda value: isinstance(value, dict),
+}
+
+
+def real(value: Any) -> float | None:
+    """A number as a log may state it, NaN and infinity included; None for an integer that no float holds."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return value if isinstance(value, float) or abs(value) < LARGEST else None
+
+
+def number(value: Any) -> float | None:
+    return value if real(value) is not None and math.isfinite(value) else None
+
+
+def whole(value: Any) -> int | None:
+    return int(value) if number(value) is not None else None
