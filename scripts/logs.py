@@ -24,12 +24,12 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
 from unsloth_jobs.errors import UserError
+from unsloth_jobs.events import TAIL, clean, parse, summarise
 from unsloth_jobs.jobs import records
 from unsloth_jobs.jobs.backends import find_backend, id_of
 from unsloth_jobs.jobs.job import Backend
 from unsloth_jobs.output import application, diagnostics, ends_clearly, print_json, run
 from unsloth_jobs.status.diagnosis import diagnose
-from unsloth_jobs.status.events import TAIL, clean, parse, summarise
 
 app = application("Print a job's log, with secrets removed, and what a failed job failed of.")
 

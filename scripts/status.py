@@ -26,6 +26,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
+from unsloth_jobs.events import Progress, Summary
 from unsloth_jobs.jobs import records, submission
 from unsloth_jobs.jobs.backends import find_backend, id_of
 from unsloth_jobs.jobs.job import Backend, Job
@@ -42,7 +43,6 @@ from unsloth_jobs.output import (
     show_problem,
     table,
 )
-from unsloth_jobs.status.events import Progress, Summary
 from unsloth_jobs.status.status import Status, as_json, fetch_status, set_aside
 from unsloth_jobs.status.view import as_table, estimated_usd
 from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, Left, end, require_amount, watch

@@ -20,11 +20,11 @@ from huggingface_hub import HfApi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_documents import help_of
+from unsloth_jobs.events import summarise
 from unsloth_jobs.jobs.job import Job
 from unsloth_jobs.jobs.plan import Plan
 from unsloth_jobs.status.causes import CAUSES, LOGIN, STOPS, WRAPPERS
 from unsloth_jobs.status.diagnosis import diagnose
-from unsloth_jobs.status.events import summarise
 
 LOGS = sorted((ROOT / "tests" / "logs").glob("*.txt"))
 ADA = "hf_adaadaadaada"

@@ -190,7 +190,9 @@ def test_codex_s_own_installer_brings_it_from_github(home, clone, tmp_path):
         assert f"Installed {NAME}" in said
         home.run(f"{shlex.quote(sys.executable)} {installer} --url {URL}-missing --path . --method download", 1, **github.env)
     installed = home.folder / ".codex" / "skills" / NAME
-    assert {"SKILL.md", "references/data-sets.md", "scripts/unsloth_jobs/lookup/client.py", "templates/sft.py"} <= set(files(installed))
+    assert {"SKILL.md", "references/data-sets.md", "scripts/unsloth_jobs/lookup/client.py", "templates/sft.py"} <= set(
+        files(installed)
+    )
     assert home.codex_skills()[NAME].endswith(f"{NAME}/SKILL.md")
 
 

@@ -19,12 +19,12 @@ from unsloth_jobs.errors import UserError
 from unsloth_jobs.estimate import cost
 from unsloth_jobs.estimate.flavors import snapshot_flavors
 from unsloth_jobs.estimate.history import History
+from unsloth_jobs.events import cleaned, parse, summarise
 from unsloth_jobs.jobs import plan, records
 from unsloth_jobs.jobs.backends import id_of
 from unsloth_jobs.lookup.model_info import Model
 from unsloth_jobs.lookup.sample import inspect_row
 from unsloth_jobs.output import duration, escaped, visible
-from unsloth_jobs.status.events import cleaned, parse, summarise
 
 few = how(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -14,9 +14,9 @@ from conftest import ROOT, Commands
 from hub import Hub
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from unsloth_jobs.events import clean
 from unsloth_jobs.jobs import local_runner
 from unsloth_jobs.redaction import plain, redact
-from unsloth_jobs.status.events import clean
 
 ADA = "hf_adaadaadaada"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

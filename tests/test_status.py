@@ -30,10 +30,10 @@ from conftest import ROOT, SFT, Commands, shape_of_a_model
 from hub import Hub
 from huggingface_hub import JobInfo
 from unsloth_jobs.estimate.flavors import snapshot_flavors
+from unsloth_jobs.events import Curve, Point, Summary, parse, summarise
 from unsloth_jobs.jobs.hf import as_job
 from unsloth_jobs.jobs.job import Job
 from unsloth_jobs.jobs.plan import Plan
-from unsloth_jobs.status.events import Curve, Point, Summary, parse, summarise
 from unsloth_jobs.status.view import HELD_OUT, ROWS, chart
 from unsloth_jobs.status.warnings import alternatives, other_rows, waited_s, warnings
 from unsloth_jobs.status.watch import FINISHING_S, reason_to_cancel

@@ -21,9 +21,9 @@ from test_diagnosis import PLAN
 from test_status import event, job, progress
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.estimate.history import entries
+from unsloth_jobs.events import parse, summarise
 from unsloth_jobs.jobs import records
 from unsloth_jobs.lookup.model_info import configuration
-from unsloth_jobs.status.events import parse, summarise
 from unsloth_jobs.status.status import Status
 from unsloth_jobs.status.view import as_table, line_of, people
 

@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 
 from ..errors import USAGE, UserError
+from ..events import TAIL, summarise
 from ..redaction import redact
-from ..status.events import TAIL, summarise
 from ..values import is_amount
 from . import records, upload
 from .job import RUN_VARIABLE, TERMINAL, Job, run_facts

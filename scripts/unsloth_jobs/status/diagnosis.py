@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from ..estimate.history import FREE
+from ..events import Summary
 from ..jobs.job import Job
 from ..jobs.plan import SCRIPTS, Plan
 from ..redaction import plain
@@ -28,7 +29,6 @@ from .causes import (
     Diagnosis,
     no_change,
 )
-from .events import Summary
 from .log_end import LAST_LINES, exceptions, last_words, recent, telling
 
 
@@ -154,21 +154,3 @@ class Speaker:
                 # Only a script that trains on rows takes --resume.
                 return plan.resuming() if kind == RESUME and plan.dataset else plan.again(*more)
         return shlex.join(["uv", "run", str(SCRIPTS / "logs.py"), self.job.job_id, "--tail", "50"])
-
-
-# ---- what a log's end says
-
-
-LONGEST = 2000  # characters of a line that are looked at
-HEADER = re.compile(r"(?:^|^\S.*|\d%\|.*)Traceback \(most recent call last\)(?::$| ─+╮$)")
-FRAME = re.compile(r"[ \t│╭╰┃]|$")
-FIRST_FRAME = re.compile(r'\s+File "[^"]*", line \d+')
-RANK = re.compile(r"^\[rank\d+\]: ?")
-DIRECT = "The above exception was the direct cause of the following exception:"
-HANDLING = "During handling of the above exception, another exception occurred:"
-WORKER = "Original Traceback"  # of what torch raises anew from a worker's exception
-RAISED = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Timeout): ")
-IGNORED = ("Exception ignored in", "--- Logging error ---")
-HEALTHY = re.compile(r"\{'(?:train_)?loss': ")  # what TRL and transformers print at each step
-BAR = re.compile(r"\d%\||\bit/s\]|\bs/it\]")
-ADVICE = re.compile(r"^(?:For more information check: |Search for `cuda|CUDA kernel errors might|For debugging consider)")

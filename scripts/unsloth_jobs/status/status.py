@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import HUB, Problem, UserError
 from ..estimate.flavors import current_flavors
+from ..events import TAIL, Summary, summarise
 from ..jobs import records
 from ..jobs.hf import HFJobs
 from ..jobs.job import Backend, Job
@@ -19,7 +20,6 @@ from ..output import duration
 from ..training.secrets import quotation
 from .causes import Diagnosis
 from .diagnosis import diagnose, saved
-from .events import TAIL, Summary, summarise
 from .warnings import LONG_S, Alternative, fetch_alternatives, too_long, waited_s, warnings
 
 PHASES = {  # by the event that begins each, in their order

@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..events import Curve, Point
 from ..output import dollars, duration, people
-from .events import Curve, Point
 from .status import Status
 
 ROWS = 6

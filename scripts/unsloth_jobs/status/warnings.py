@@ -10,10 +10,10 @@ from typing import Any
 
 from ..errors import Problem
 from ..estimate.flavors import Flavor, current_flavors
+from ..events import Point, Summary
 from ..jobs.job import Job
 from ..jobs.plan import SCRIPTS, Plan
 from ..output import dollars, duration
-from .events import Point, Summary
 
 SILENT_S = 600  # without an event
 SLOW = 3  # times the longest pause between steps so far, which is silence of a run whose steps are long

@@ -10,10 +10,10 @@ from itertools import pairwise
 from rich.live import Live
 
 from ..errors import HUB, USAGE, Problem, UserError
+from ..events import Summary
 from ..jobs.job import Backend
 from ..jobs.plan import SCRIPTS
 from ..output import diagnostics, dollars, people, show_problem
-from .events import Summary
 from .status import Status, fetch_status
 from .view import as_table, line_of
 

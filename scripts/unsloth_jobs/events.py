@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..redaction import plain
-from ..values import number, real, shaped, whole
+from .redaction import plain
+from .values import number, real, shaped, whole
 
 UNHEALTHY = ("failed", "warning")
 TAIL = 1000  # lines of a log that tell how a job is: the template logs 200 losses, 10 checkpoints, 11 evaluations at most
