@@ -25,9 +25,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.events import TAIL, clean, parse, summarise
-from unsloth_jobs.jobs import records
-from unsloth_jobs.jobs.backends import find_backend, id_of
-from unsloth_jobs.jobs.job import Backend
+from unsloth_jobs.jobs.backends import JobRef, find_job
 from unsloth_jobs.output import application, diagnostics, ends_clearly, print_json, run
 from unsloth_jobs.status.diagnosis import diagnose
 
@@ -47,20 +45,20 @@ def logs(
 
     Example: logs.py 6871f2a0b0c4d5e6f7a8b9c0 --tail 50
     """
-    job_id, place = id_of(job), find_backend(job, namespace)
-    for line in place.logs(job_id, follow=follow, tail=tail):
+    ref = find_job(job, namespace)
+    for line in ref.backend.logs(ref.job_id, follow=follow, tail=tail):
         text = clean(line)
         if json:
             print_json({"line": text, "event": parse(text)})
         else:
             print(text, flush=True)
     with contextlib.suppress(UserError):  # the log is what was asked for, and it is there
-        name_cause(place, job_id)
+        name_cause(ref)
 
 
-def name_cause(place: Backend, job_id: str) -> None:
-    log = summarise(place.logs(job_id, tail=TAIL))
-    if (found := diagnose(place.inspect(job_id), log, records.run_plan(job_id))) is None:
+def name_cause(ref: JobRef) -> None:
+    log = summarise(ref.backend.logs(ref.job_id, tail=TAIL))
+    if (found := diagnose(ref.inspect(), log, ref.plan)) is None:
         return
     diagnostics.print(f"\n[red]cause[/] [bold]{found.code}[/]: {escape(found.message)}", soft_wrap=True)
     if "logs.py" not in found.command:  # this very command

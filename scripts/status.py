@@ -17,7 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -28,9 +28,10 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
 from unsloth_jobs.events import Progress, Summary
 from unsloth_jobs.jobs import records, submission
-from unsloth_jobs.jobs.backends import find_backend, id_of
-from unsloth_jobs.jobs.job import Backend, Job
-from unsloth_jobs.jobs.plan import SCRIPTS, Plan
+from unsloth_jobs.jobs.approval import require_amount
+from unsloth_jobs.jobs.backends import JobRef, find_job
+from unsloth_jobs.jobs.job import Job
+from unsloth_jobs.jobs.plan import SCRIPTS
 from unsloth_jobs.output import (
     application,
     diagnostics,
@@ -43,9 +44,9 @@ from unsloth_jobs.output import (
     show_problem,
     table,
 )
-from unsloth_jobs.status.status import Status, as_json, fetch_status, set_aside
+from unsloth_jobs.status.status import Status, as_json, fetch_status, remember, set_aside
 from unsloth_jobs.status.view import as_table, estimated_usd
-from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, Left, end, require_amount, watch
+from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, Left, end, watch
 
 app = application("How a job is doing.")
 AT_ONCE = 8  # jobs that --all asks about
@@ -90,17 +91,18 @@ def status(
     require_amount(max_usd)
     if interval is not None and not math.isfinite(interval):
         raise UserError("bad_interval", f"--interval {interval} is no time.", "Pass seconds, such as --interval 10.", USAGE)
-    job_id, place = id_of(job), find_backend(job, namespace)
-    if cancel and (before := place.inspect(job_id)).ended:
-        diagnostics.print(f"Nothing to cancel: {job_id} has ended already ({before.stage}).", markup=False)
+    ref = find_job(job, namespace)
+    if cancel and (before := ref.inspect()).ended:
+        diagnostics.print(f"Nothing to cancel: {ref.job_id} has ended already ({before.stage}).", markup=False)
     elif cancel:
-        end(place, job_id, END_WITHIN_S)
+        end(ref, END_WITHIN_S)
     try:
-        every = interval or EVERY_S["local" if job_id.startswith("local-") else "hf"]
-        found = watch(place, job_id, every, max_usd) if watch_ else fetch_status(place, job_id)
+        every = interval or EVERY_S["local" if ref.job_id.startswith("local-") else "hf"]
+        found = watch(ref, every, max_usd) if watch_ else fetch_status(ref)
     except Left as left:
         leave(left.status, max_usd, json)
         raise typer.Exit(LEFT) from left
+    remember(found)
     print_json(as_json(found)) if json else people.print(as_table(found))
     if found.job.stage in ("ERROR", "DELETED"):
         raise typer.Exit(FAILED)
@@ -119,9 +121,11 @@ def show_all(json: bool) -> None:
         submission.recover()
     except UserError as error:
         diagnostics.print(f"Whether a submission that was cut off has started a job is not known: {error}", markup=False)
-    runs = [(run, find_backend(run["job_id"])) for run in records.runs()]
+    refs = [find_job(run["job_id"], run=run) for run in records.runs()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        statuses = list(pool.map(lambda pair: look_or_recall(*pair), runs))
+        statuses = list(pool.map(fetch_or_recall, refs))
+    for status in statuses:
+        remember(status)
     damaged = records.damaged()
     spent = round(sum(status.spent_usd or 0 for status in statuses), 4)
     if json:
@@ -170,19 +174,21 @@ def cells(status: Status) -> list[str]:
     ]
 
 
-def look_or_recall(run: dict[str, Any], place: Backend) -> Status:
-    """The state of a job submitted from here; what was kept of it where it can no longer be asked about."""
+def fetch_or_recall(ref: JobRef) -> Status:
+    """The state of a job submitted from here; what was kept of it where it is unavailable."""
     try:
-        return fetch_status(place, run["job_id"])
+        return fetch_status(ref)
     except UserError as error:
-        problem, plan = error.problem, Plan.from_json(run["plan"])
+        problem, run, plan = error.problem, ref.run, ref.plan
+    if run is None or plan is None:
+        raise AssertionError(f"{ref.job_id} comes from the records of runs")
     outcome = run.get("outcome") or {"stage": "UNKNOWN", "elapsed_s": 0.0, "done": None}
     began = datetime.fromtimestamp(run["submitted_at"], UTC)
     ended = began + timedelta(seconds=outcome["elapsed_s"])
     job = Job(run["job_id"], outcome["stage"], problem.message, plan.model_url or "", plan.flavor, began, began, ended)
     summary = Summary(Progress(), None, {"done": outcome["done"]} if outcome["done"] else {})
     warning = Problem(problem.code, "warning", problem.message, problem.fix)
-    return Status(job, summary, plan, None, run["estimate"], plan.usd_per_minute, (warning,))
+    return Status(job, summary, plan, None, run["estimate"], plan.usd_per_minute, (warning,), is_log_read=False)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
 from unsloth_jobs.errors import APPROVAL, USAGE, Problem, UserError
-from unsloth_jobs.jobs import plan, plan_text, planning, preflight, records, submission
+from unsloth_jobs.jobs import approval, plan, plan_text, planning, preflight, records, submission
+from unsloth_jobs.jobs.approval import require_amount
 from unsloth_jobs.jobs.backends import backend_for
 from unsloth_jobs.jobs.hf import PLAN_LABEL
 from unsloth_jobs.jobs.job import FAILED, Job
 from unsloth_jobs.lookup import client
 from unsloth_jobs.output import application, ends_clearly, people, print_json, run, show_problem
-from unsloth_jobs.status.watch import require_amount
 
 app = application("Show the plan of a run and, once it is approved, start it.")
 
@@ -80,19 +80,19 @@ def submit(
     api = client.connect()
     wish = planning.Wish(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
     prepared = planning.prepare(api, wish)
-    place = backend_for(api, prepared.plan)
-    made, earlier = submission.number(place, prepared.plan, approve, yes)
+    backend = backend_for(api, prepared.plan)
+    made, earlier = submission.number(backend, prepared.plan, approve, yes)
     prepared = replace(prepared, plan=made)
     preflight.require_unused(api, made, PLAN_LABEL)
     estimate = records.recall_estimate(made.run_key, made.flavor)
     if not json and not approve:
         show(prepared, estimate, verbose)
-    problems = [*prepared.problems, *stale(made), *plan.time_problems(made, estimate), *earlier]
+    problems = [*prepared.problems, *stale(made), *approval.time_problems(made, estimate), *earlier]
     for problem in problems:
         show_problem(problem)
-    plan.require_budget(made, max_usd if max_usd is not None or not smoke else plan.SMOKE_MAX_USD)
+    approval.require_budget(made, max_usd if max_usd is not None or not smoke else plan.SMOKE_MAX_USD)
     if approve:
-        plan.require_approval(made, approve, records.recall_plan(approve))
+        approval.require_approval(made, approve, records.recall_plan(approve))
     records.remember_plan(made)
     approved = approve and "--approve" or yes and "--yes" or asked(json) and "asked"
     if not approved:
@@ -103,7 +103,7 @@ def submit(
         else:
             people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
-    report(made, *submission.start(place, made, approved, estimate), json)
+    report(made, *submission.start(backend, plan.Submission(made, approved, estimate)), json)
 
 
 def approving(plan_id: str) -> str:

@@ -1,8 +1,10 @@
-"""Which place a job id belongs to."""
+"""Which backend runs a job, or will run a plan."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
+from typing import Any
 
 from huggingface_hub import HfApi
 
@@ -10,10 +12,33 @@ from ..errors import USAGE, UserError
 from ..lookup import client
 from ..lookup.identity import whoami
 from . import records
-from .hf import HFJobs
-from .job import Backend
+from .hf import HFJobs, deleted
+from .job import Backend, Job
 from .local import PREFIX, LocalJobs
 from .plan import Plan
+
+
+@dataclass(frozen=True)
+class JobRef:
+    """A job that was named. run: the record of its submission, read once; None where it was submitted elsewhere."""
+
+    job_id: str
+    backend: Backend
+    run: dict[str, Any] | None
+
+    @property
+    def plan(self) -> Plan | None:
+        return Plan.from_json(self.run["plan"]) if self.run else None
+
+    def inspect(self) -> Job:
+        """The job's state. Raises UserError, job_deleted for one that was submitted from here and is no longer known."""
+        try:
+            return self.backend.inspect(self.job_id)
+        except UserError as error:
+            plan = self.plan
+            if error.problem.code != "unknown_job" or plan is None or plan.where == "local":
+                raise
+            raise deleted(self.job_id, plan) from error
 
 
 def id_of(job: str) -> str:
@@ -24,13 +49,16 @@ def id_of(job: str) -> str:
     return job_id
 
 
-def find_backend(job: str, namespace: str | None = None) -> Backend:
-    """The place that knows this job. Whose job it is, the address says, or the record of a run submitted from here."""
+def find_job(job: str, namespace: str | None = None, run: dict[str, Any] | None = None) -> JobRef:
+    """The job of this id or address. Whose it is, the address says, or the record of a run submitted from here.
+
+    run: this record, where it has been read already.
+    """
     job_id = id_of(job)
+    ref = JobRef(job_id, LocalJobs(), run or records.run_of(job_id))
     if job_id.startswith(PREFIX):
-        return LocalJobs()
-    in_address = re.search(r"/jobs/([\w.-]+)/[^/]+/?$", job)
-    plan = records.run_plan(job_id)
+        return ref
+    in_address, plan = re.search(r"/jobs/([\w.-]+)/[^/]+/?$", job), ref.plan
     named = namespace or (in_address and in_address[1])
     if plan and plan.namespace and named and named != plan.namespace:
         raise UserError(
@@ -39,9 +67,9 @@ def find_backend(job: str, namespace: str | None = None) -> Backend:
             f"Pass the id alone, without --namespace: {job_id}",
         )
     api = client.connect()
-    return HFJobs(api, named or (plan and plan.namespace) or whoami(api).name)
+    return replace(ref, backend=HFJobs(api, named or (plan and plan.namespace) or whoami(api).name))
 
 
 def backend_for(api: HfApi, plan: Plan) -> Backend:
-    """The place where a plan runs."""
+    """What will run a plan."""
     return LocalJobs() if plan.where == "local" else HFJobs(api, plan.namespace or whoami(api).name)

@@ -14,12 +14,12 @@ from huggingface_hub import HfApi, JobInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from ..errors import APPROVAL, HUB, UserError
-from ..estimate.flavors import fetch_flavor
+from ..estimate.flavors import Flavor, current_flavors, fetch_flavor
 from ..lookup.client import LOGIN, asking, garbled
 from ..redaction import plain
 from . import records, upload
 from .job import RUN_VARIABLE, Job, run_facts
-from .plan import Plan
+from .plan import Plan, Submission
 
 PLAN_LABEL = "unsloth-jobs-plan"
 CLAIMS = "unsloth-jobs-plans"  # a private repository of each owner: a tag for each plan that was started
@@ -33,8 +33,10 @@ class HFJobs:
 
     def __init__(self, api: HfApi, namespace: str):
         self.api, self.namespace = api, namespace
+        self.listed: list[Flavor] | None = None
 
-    def prepare(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Callable[[], Job]:
+    def prepare(self, submission: Submission) -> Callable[[], Job]:
+        plan = submission.plan
         token = get_token()
         if token is None:
             raise UserError("no_token", "No Hugging Face token was found.", LOGIN + ".", HUB)
@@ -42,7 +44,7 @@ class HFJobs:
         command, volume = upload.send(self.api, plan)
         # Unsloth trains on the CPU when it sees no GPU: on a machine paid for its GPU it must fail instead.
         env = {} if plan.flavor.startswith("cpu") else {"UNSLOTH_DISABLE_CPU_FALLBACK": "1"}
-        env[RUN_VARIABLE] = run_facts(plan, estimate)
+        env[RUN_VARIABLE] = run_facts(submission)
         return lambda: self.submit(
             image=IMAGE,
             command=command,
@@ -99,18 +101,13 @@ class HFJobs:
             self.api.delete_tag(f"{self.namespace}/{CLAIMS}", tag=plan.plan_id, repo_type="dataset")
 
     def inspect(self, job_id: str) -> Job:
-        try:
-            with asking_jobs(f"job {job_id}"):
-                return as_job(self.api.inspect_job(job_id=job_id, namespace=self.namespace))
-        except UserError as error:
-            plan = records.run_plan(job_id)
-            if error.problem.code != "unknown_job" or plan is None:
-                raise
-            raise UserError(
-                "job_deleted",
-                f"The Hub no longer knows job {job_id}, which was submitted from here; what it pushed is in {plan.model_url}.",
-                f"To go on from its last checkpoint: {plan.resuming()}",
-            ) from error
+        with asking_jobs(f"job {job_id}"):
+            return as_job(self.api.inspect_job(job_id=job_id, namespace=self.namespace))
+
+    def flavors(self) -> list[Flavor]:
+        if self.listed is None:
+            self.listed = current_flavors(self.api)[0]
+        return self.listed
 
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         with asking(f"job {job_id}"):
@@ -135,9 +132,18 @@ class HFJobs:
         try:
             return self.inspect(job_id)
         except UserError as error:
-            if error.problem.code != "job_deleted":
+            if error.problem.code != "unknown_job":
                 raise
-            return Job(job_id, "DELETED", str(error), "", plan.flavor, None, None, None, plan.plan_id)
+            return Job(job_id, "DELETED", str(deleted(job_id, plan)), "", plan.flavor, None, None, None, plan.plan_id)
+
+
+def deleted(job_id: str, plan: Plan) -> UserError:
+    """What to say of a job that was submitted from here, and that the Hub does not know."""
+    return UserError(
+        "job_deleted",
+        f"The Hub no longer knows job {job_id}, which was submitted from here; what it pushed is in {plan.model_url}.",
+        f"To go on from its last checkpoint: {plan.resuming()}",
+    )
 
 
 class Unanswered(UserError):

@@ -1,4 +1,4 @@
-"""A job, wherever it runs: its state, and the place that can be asked about it."""
+"""A job, wherever it runs: its state, and the backend that runs it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
-from .plan import Plan
+from ..estimate.flavors import Flavor
+from .plan import Plan, Submission
 
 RUN_VARIABLE = "UNSLOTH_JOBS_RUN"  # what a template may know of its own run: run_facts
 FAILED = {"ERROR", "CANCELED", "DELETED"}
@@ -19,7 +20,7 @@ TERMINAL = {"COMPLETED", *FAILED}
 class Job:
     """A job's state in the Hub's words: stage is SCHEDULING, RUNNING, COMPLETED, ERROR, CANCELED or DELETED.
 
-    ahead_s: how far the clock of its place is ahead of this machine's.
+    ahead_s: how far its backend's clock is ahead of this machine's.
     """
 
     job_id: str
@@ -51,9 +52,9 @@ class Job:
 
 
 class Backend(Protocol):
-    """Where jobs run. Each method raises UserError where the place says no or does not answer."""
+    """What runs jobs. Each method raises UserError where the backend says no or does not answer."""
 
-    def prepare(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Callable[[], Job]:
+    def prepare(self, submission: Submission) -> Callable[[], Job]:
         """All that can fail before the job is asked for; what is returned asks for it."""
 
     def claim(self, plan: Plan) -> bool:
@@ -64,6 +65,9 @@ class Backend(Protocol):
 
     def inspect(self, job_id: str) -> Job: ...
 
+    def flavors(self) -> list[Flavor]:
+        """Its machines at today's prices."""
+
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]: ...
 
     def cancel(self, job_id: str) -> None: ...
@@ -72,7 +76,7 @@ class Backend(Protocol):
         """The job that this plan's approval was used up by, or None."""
 
 
-def run_facts(plan: Plan, estimate: dict[str, Any] | None) -> str:
+def run_facts(submission: Submission) -> str:
     """JSON for the job's environment: its deadline and price, who pays, and what it was estimated to cost."""
     names = ("plan_id", "flavor", "vram_gb", "timeout_s", "attempts", "usd_per_minute", "namespace")
-    return json.dumps({name: getattr(plan, name) for name in names} | {"estimate": estimate})
+    return json.dumps({name: getattr(submission.plan, name) for name in names} | {"estimate": submission.estimate})

@@ -22,12 +22,13 @@ from typing import Any
 import psutil
 
 from ..errors import USAGE, UserError
+from ..estimate.flavors import LOCAL, Flavor
 from ..events import TAIL, summarise
 from ..redaction import redact
 from ..values import is_amount
 from . import records, upload
 from .job import RUN_VARIABLE, TERMINAL, Job, run_facts
-from .plan import Plan
+from .plan import Plan, Submission
 
 PREFIX = "local-"
 POLL_S = 0.5
@@ -37,13 +38,14 @@ STARTED_WITHIN_S = 60  # by then a runner has noted that it runs
 
 
 class LocalJobs:
-    def prepare(self, plan: Plan, estimate: dict[str, Any] | None = None) -> Callable[[], Job]:
+    def prepare(self, submission: Submission) -> Callable[[], Job]:
+        plan = submission.plan
         uv = os.environ.get("UV") or shutil.which("uv")
         if uv is None:
             raise UserError("no_uv", "uv is not installed, and jobs run through it.", "pip install uv", USAGE)
         self.require_own_folder(plan)
         upload.require_unchanged(plan)
-        return functools.partial(self.submit, uv, plan, estimate)
+        return functools.partial(self.submit, uv, submission)
 
     def claim(self, plan: Plan) -> bool:
         return True  # the lock of this machine is enough
@@ -51,7 +53,8 @@ class LocalJobs:
     def release(self, plan: Plan) -> None:
         """There is nothing to take back."""
 
-    def submit(self, uv: str, plan: Plan, estimate: dict[str, Any] | None) -> Job:
+    def submit(self, uv: str, submission: Submission) -> Job:
+        plan = submission.plan
         job_id = f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         folder = records.folder("jobs") / job_id
         command = [uv, "run", "--script", plan.script, *plan.arguments]
@@ -70,7 +73,7 @@ class LocalJobs:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
-                    env=os.environ | {"PYTHONPATH": package, RUN_VARIABLE: run_facts(plan, estimate)},
+                    env=os.environ | {"PYTHONPATH": package, RUN_VARIABLE: run_facts(submission)},
                     **detached(),
                 )
             runner.returncode = 0  # it outlives this command, so nobody waits for it: unsaid, Python would warn of that
@@ -115,6 +118,9 @@ class LocalJobs:
             moment(state.get("finished")),
             job["plan_id"] if isinstance(job.get("plan_id"), str) else None,
         )
+
+    def flavors(self) -> list[Flavor]:
+        return [LOCAL]
 
     def logs(self, job_id: str, follow: bool = False, tail: int | None = None) -> Iterator[str]:
         path = self.folder(job_id) / "log.txt"

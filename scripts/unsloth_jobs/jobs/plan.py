@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import APPROVAL, USAGE, Problem, UserError
-from ..estimate.flavors import Flavor
-from ..lookup import client
+from huggingface_hub import constants
+
+from ..errors import USAGE, UserError
 
 SCRIPTS = Path(__file__).resolve().parents[2]  # the commands that fixes name
 DEFAULT_FLAVOR, DEFAULT_TIMEOUT_S = "l4x1", 4 * 3600
@@ -94,12 +94,12 @@ class Plan:
 
     @property
     def dashboard_url(self) -> str | None:
-        return f"{client.endpoint()}/spaces/{self.trackio_space}" if self.trackio_space else None
+        return f"{constants.ENDPOINT}/spaces/{self.trackio_space}" if self.trackio_space else None
 
     @property
     def model_url(self) -> str | None:
         name = self.output_repo or (self.results[-1] if self.results else None)
-        return f"{client.endpoint()}/{name}" if name else self.output_dir
+        return f"{constants.ENDPOINT}/{name}" if name else self.output_dir
 
     @property
     def command(self) -> str:
@@ -122,58 +122,10 @@ def seconds(text: str) -> int:
     return round(value)
 
 
-def require_approval(plan: Plan, approve: str | None, earlier: Plan | None) -> None:
-    """Raises UserError (approval) unless `approve` is this plan's id, and says what has changed since it was shown."""
-    if approve == plan.plan_id:
-        return
-    if earlier is None:
-        raise UserError(
-            "unknown_plan",
-            f"No plan {approve} was shown on this machine.",
-            "Run the command without --approve and approve the id it prints.",
-            APPROVAL,
-        )
-    changed = [
-        f"{item.name}: {getattr(earlier, item.name)} → {getattr(plan, item.name)}"
-        for item in dataclasses.fields(Plan)
-        if getattr(earlier, item.name) != getattr(plan, item.name)
-    ]
-    raise UserError(
-        "plan_changed",
-        "What was approved is no longer what would run: " + "; ".join(changed),
-        f"Look at the new plan, then: --approve {plan.plan_id}",
-        APPROVAL,
-    )
+@dataclass(frozen=True)
+class Submission:
+    """A plan, how it was approved in the words of submit.py's flags, and what it was estimated to take."""
 
-
-def require_budget(plan: Plan, max_usd: float | None) -> None:
-    if max_usd is None or plan.max_usd <= max_usd:
-        return
-    affordable_s = Flavor(plan.flavor, plan.usd_per_minute).affordable_s(max_usd, plan.attempts)
-    shorter = f"--timeout {affordable_s // 60}m at most, " if affordable_s else ""
-    raise UserError(
-        "over_budget",
-        f"On {plan.flavor} the run can cost up to ${plan.max_usd:.2f}, more than the ${max_usd:.2f} allowed.",
-        f"Pass {shorter}a cheaper --flavor, or a higher --max-usd.",
-        APPROVAL,
-    )
-
-
-def time_problems(plan: Plan, estimate: dict[str, Any] | None) -> list[Problem]:
-    """What the estimate says of the timeout. Raises UserError where not even the best case ends before it."""
-    if estimate is None or plan.smoke:
-        return []
-    low, high, asked = (f"{hours:.1f} h" for hours in (estimate["hours_low"], estimate["hours_high"], plan.timeout_s / 3600))
-    enough = math.ceil(estimate["hours_high"] * 60 / 10) * 10
-    fix = f"Pass --timeout {enough}m; a job that reaches its timeout is ended."
-    if plan.timeout_s < estimate["hours_low"] * 3600:
-        raise UserError(
-            "timeout_short", f"The run takes {low} to {high} on {plan.flavor}, and would be ended after {asked}.", fix, USAGE
-        )
-    if plan.timeout_s < estimate["hours_high"] * 3600:
-        return [
-            Problem(
-                "timeout_tight", "warning", f"The run may take up to {high} on {plan.flavor}, and is ended after {asked}.", fix
-            )
-        ]
-    return []
+    plan: Plan
+    approved: str
+    estimate: dict[str, Any] | None

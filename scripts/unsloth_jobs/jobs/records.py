@@ -20,7 +20,7 @@ from huggingface_hub import constants
 
 from ..errors import APPROVAL, UserError
 from ..values import is_amount, number, shaped
-from .plan import Plan
+from .plan import Plan, Submission
 
 ESTIMATE_KEYS = ("usd_low", "usd_high", "hours_low", "hours_high")
 RUN_KEYS = {"job_id", "submitted_at", "estimate", "plan"}
@@ -131,10 +131,9 @@ def estimate_age_s(run_key: str | None) -> float:
     return time.time() - made_at if isinstance(made_at, int | float) else math.inf
 
 
-def remember_attempt(plan: Plan, approved: str, estimate: dict[str, Any] | None) -> None:
+def remember_attempt(submission: Submission) -> None:
     """That this plan is about to be submitted: until forget_attempt its job may exist without being on record."""
-    attempt = {"made_at": time.time(), "approved": approved, "estimate": estimate, "plan": asdict(plan)}
-    write(folder("attempts") / f"{plan.plan_id}.json", attempt)
+    write(folder("attempts") / f"{submission.plan.plan_id}.json", {"made_at": time.time(), **asdict(submission)})
 
 
 def forget_attempt(plan: Plan) -> None:
@@ -153,10 +152,9 @@ def attempts() -> list[dict[str, Any]]:
     return [one for one in found if one.keys() >= ATTEMPT_KEYS and plan_of(one["plan"]) and is_amount(one["made_at"])]
 
 
-def remember_run(job_id: str, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> None:
-    """approved: how, in the words of submit.py's flags. Raises UserError, also for an id that is no file's name."""
-    run = {"job_id": job_id, "submitted_at": time.time(), "approved": approved, "estimate": estimate, "plan": asdict(plan)}
-    run["plan_id"] = plan.plan_id
+def remember_run(job_id: str, submission: Submission) -> None:
+    """Raises UserError, also for an id that is no file's name."""
+    run = {"job_id": job_id, "submitted_at": time.time(), **asdict(submission), "plan_id": submission.plan.plan_id}
     if (path := path_of("runs", job_id)) is None:
         raise UserError("bad_job_id", f"The id {job_id!r} cannot be kept under its name.", "Note the id.")
     write(path, run)
@@ -236,8 +234,3 @@ def estimate_of(data: Any) -> dict[str, Any] | None:
 def run_of_plan(plan_id: str) -> dict[str, Any] | None:
     """The run that the plan of this id was approved for, or None."""
     return next((run for run in runs() if run.get("plan_id") == plan_id), None)
-
-
-def run_plan(job_id: str) -> Plan | None:
-    run = run_of(job_id)
-    return Plan.from_json(run["plan"]) if run else None

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..errors import HUB, INTERRUPTED, Problem, UserError
 from ..lookup import client
@@ -21,7 +20,7 @@ from . import records
 from .backends import backend_for
 from .hf import Unanswered
 from .job import FAILED, Backend, Job
-from .plan import SCRIPTS, Plan
+from .plan import SCRIPTS, Plan, Submission
 
 LOOK_AFTER_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # a Hub that did not answer may still be about to start the job
 FORGOTTEN_AFTER_S = 3600.0  # a submission whose job is not listed by then is no longer looked for
@@ -41,16 +40,16 @@ class Use:
         return self.job is None or self.job.stage in FAILED
 
 
-def find_use(place: Backend, plan: Plan) -> Use | None:
+def find_use(backend: Backend, plan: Plan) -> Use | None:
     """What became of an earlier approval of this plan; None where there was none. Raises UserError."""
-    if job := place.find(plan):
+    if job := backend.find(plan):
         return Use(job)
     if plan.where == "hf" and records.attempt_of(plan):
         return Use(None)
     return None
 
 
-def number(place: Backend, plan: Plan, approve: str | None, yes: bool) -> tuple[Plan, list[Problem]]:
+def number(backend: Backend, plan: Plan, approve: str | None, yes: bool) -> tuple[Plan, list[Problem]]:
     """The plan under the number that it is started by, and warnings about what became of the numbers before.
 
     An approved id names its number itself. --yes is one approval, however often it is repeated: it names the last number
@@ -58,7 +57,7 @@ def number(place: Backend, plan: Plan, approve: str | None, yes: bool) -> tuple[
     """
     problems: list[Problem] = []
     before = plan
-    while (use := find_use(place, plan)) and plan.plan_id != approve and use.is_over:
+    while (use := find_use(backend, plan)) and plan.plan_id != approve and use.is_over:
         problems.append(earlier(use))
         before, plan = plan, replace(plan, start=plan.start + 1)
     if yes and use is None:
@@ -73,57 +72,58 @@ def earlier(use: Use) -> Problem:
     return Problem("earlier_start", "warning", said, f"See why first: {STATUS} {use.job.job_id}")
 
 
-def start(place: Backend, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> tuple[Job, bool]:
+def start(backend: Backend, submission: Submission) -> tuple[Job, bool]:
     """The job of this plan, and whether it was there already. Raises UserError where none is known to be.
 
-    The attempt is on record before the place is asked, so that a command that is killed amid it loses nothing.
+    The attempt is on record before the job is asked for, so that a command that is killed amid it loses nothing.
     """
+    plan = submission.plan
     with records.one_at_a_time(plan), ctrl_c_by_sigterm():
         try:
-            if use := find_use(place, plan):
-                job = use.job or await_job(place, plan)
-                return earlier_job(job, plan, approved, estimate), True
-            ask = place.prepare(plan, estimate)
-            is_ours = place.claim(plan)
+            if use := find_use(backend, plan):
+                job = use.job or await_job(backend, plan)
+                return earlier_job(job, submission), True
+            ask = backend.prepare(submission)
+            is_ours = backend.claim(plan)
         except KeyboardInterrupt as error:
             said, fix = "Interrupted: this command has started no job.", "Repeat the same command: it looks for one first."
             raise UserError("interrupted", said, fix, INTERRUPTED) from error
         try:
-            records.remember_attempt(plan, approved, estimate)
+            records.remember_attempt(submission)
             if not is_ours:
-                return earlier_job(await_job(place, plan), plan, approved, estimate), True
-            job = ask_and_look(ask, place, plan)
-            keep(job, plan, approved, estimate)
+                return earlier_job(await_job(backend, plan), submission), True
+            job = submit_and_find(ask, backend, plan)
+            keep(job, submission)
         except KeyboardInterrupt as error:
-            raise interrupted(place, plan, approved, estimate) from error
+            raise interrupted(backend, submission) from error
         except Unanswered:
             raise
         except UserError:  # it is known that no job comes of it
-            place.release(plan)
+            backend.release(plan)
             records.forget_attempt(plan)
             raise
     return job, False
 
 
-def ask_and_look(ask: Callable[[], Job], place: Backend, plan: Plan) -> Job:
+def submit_and_find(ask: Callable[[], Job], backend: Backend, plan: Plan) -> Job:
     """The job that `ask` asks for, looked for where that is not answered. Raises Unanswered where it has not appeared."""
     try:
         return ask()
     except Unanswered as error:
-        if job := await_job(place, plan):
+        if job := await_job(backend, plan):
             return job
         raise unclear(plan, str(error)) from error
 
 
-def earlier_job(job: Job | None, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> Job:
+def earlier_job(job: Job | None, submission: Submission) -> Job:
     """The job that another command, or an earlier one, has submitted, now on record. Raises UserError without it."""
     if job is None:
-        raise unclear(plan, "This plan was submitted before, by this command or another.")
-    keep(job, plan, approved, estimate)
+        raise unclear(submission.plan, "This plan was submitted before, by this command or another.")
+    keep(job, submission)
     return job
 
 
-def await_job(place: Backend, plan: Plan) -> Job | None:
+def await_job(backend: Backend, plan: Plan) -> Job | None:
     """The job of a submission that was not answered, looked for while it may appear; None where it has not by then."""
     looks = LOOK_AFTER_S if plan.where == "hf" else (0.0,)
     if plan.where == "hf":
@@ -131,7 +131,7 @@ def await_job(place: Backend, plan: Plan) -> Job | None:
     for pause in looks:
         time.sleep(pause)
         try:
-            if job := place.find(plan):
+            if job := backend.find(plan):
                 return job
         except UserError:
             continue
@@ -143,14 +143,15 @@ def unclear(plan: Plan, why: str, code: str = "submit_unclear", exit_code: int =
     return Unanswered(code, f"{why} {UNKNOWN}", fix, exit_code)
 
 
-def interrupted(place: Backend, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> UserError:
+def interrupted(backend: Backend, submission: Submission) -> UserError:
     """What to say after a Ctrl-C amid a submission: what is known of its job."""
+    plan = submission.plan
     try:
-        job = await_job(place, plan)
+        job = await_job(backend, plan)
     except KeyboardInterrupt:  # who insists is not kept waiting
         job = None
     if job is not None:
-        keep(job, plan, approved, estimate)
+        keep(job, submission)
         said = f"Interrupted, but job {job.job_id} had been started and goes on."
         return UserError("interrupted", said, f"To end it: {STATUS} {job.job_id} --cancel", INTERRUPTED)
     if plan.where == "local":
@@ -172,18 +173,18 @@ def ctrl_c_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def keep(job: Job, plan: Plan, approved: str, estimate: dict[str, Any] | None) -> None:
+def keep(job: Job, submission: Submission) -> None:
     """Put the job on record, unless it is; where that fails the job goes on, and its id is said all the same."""
     try:
         if records.run_of(job.job_id) is None:
-            records.remember_run(job.job_id, plan, approved, estimate)
-        records.forget_attempt(plan)
+            records.remember_run(job.job_id, submission)
+        records.forget_attempt(submission.plan)
     except UserError as error:
         diagnostics.print(f"Note the id {job.job_id}: {error}", markup=False)
 
 
 def recover() -> None:
-    """Put jobs on record whose submission was ended before it was answered. Raises UserError where a place cannot be asked.
+    """Put jobs on record whose submission was ended before it was answered. Raises UserError where a backend does not answer.
 
     An old one is no longer looked for, and stays on record: its approval may have been used.
     """
@@ -193,6 +194,6 @@ def recover() -> None:
         if plan.where == "hf" and is_old:
             continue
         if job := backend_for(api, plan).find(plan):
-            keep(job, plan, attempt["approved"], attempt["estimate"])
+            keep(job, Submission(plan, attempt["approved"], attempt["estimate"]))
         elif is_old:
             records.forget_attempt(plan)

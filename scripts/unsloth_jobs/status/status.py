@@ -1,4 +1,4 @@
-"""How a job is doing at one look: what its place, its log and this machine's records say of it."""
+"""How a job is doing at one look: what its backend, its log and this machine's records say of it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HUB, Problem, UserError
-from ..estimate.flavors import current_flavors
 from ..events import TAIL, Summary, summarise
 from ..jobs import records
-from ..jobs.hf import HFJobs
+from ..jobs.backends import JobRef
 from ..jobs.job import Backend, Job
 from ..jobs.plan import SCRIPTS, Plan
 from ..output import duration
 from ..training.secrets import quotation
 from .causes import Diagnosis
 from .diagnosis import diagnose, saved
-from .warnings import LONG_S, Alternative, fetch_alternatives, too_long, waited_s, warnings
+from .warnings import LONG_S, Alternative, alternatives, too_long, waited_s, warnings
 
 PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
@@ -46,6 +45,7 @@ class Status:
     warnings: tuple[Problem, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     ended_because: str | None = None
+    is_log_read: bool = True
 
     @property
     def spent_usd(self) -> float | None:
@@ -116,7 +116,7 @@ class Status:
             waited = f", for {duration(waited)} by now" if (waited := waited_s(self.job)) else ""
             return f"It waits for a machine{waited}, which is not billed. Look again in a minute."
         if self.job.stage != "RUNNING":
-            return "It cannot be asked about now. Look again later."
+            return "Its status is unavailable now. Look again later."
         return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
 
 
@@ -124,32 +124,27 @@ def is_repository(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII))
 
 
-def fetch_status(place: Backend, job_id: str, before: Status | None = None) -> Status:
-    """The job's state now. before: an earlier look, whose log stands in for one that cannot be read."""
-    job = place.inspect(job_id)
-    summary, unread = read(place, job, before)
-    run = records.run_of(job_id)
-    plan = Plan.from_json(run["plan"]) if run else None
-    price = plan.usd_per_minute if plan else todays_price(place, job.flavor) if isinstance(place, HFJobs) else 0.0
-    found = Status(
-        job,
-        summary,
-        plan,
-        diagnose(job, summary, plan),
-        run and run["estimate"],
-        price,
-        tuple(
-            unread or warnings(job, summary, plan, run and run["estimate"])
-        ),  # a log that cannot be read is no silence of the run
-    )
+def fetch_status(ref: JobRef, before: Status | None = None) -> Status:
+    """The job's state now. before: an earlier status, whose log stands in for one that cannot be read."""
+    job, plan = ref.inspect(), ref.plan
+    summary, unread = read_log(ref.backend, job, before)
+    estimate = ref.run and ref.run["estimate"]
+    unusual = unread or warnings(job, summary, plan, estimate)  # a log that cannot be read is no silence of the run
+    price = plan.usd_per_minute if plan else price_of(ref.backend, job.flavor)
+    found = Status(job, summary, plan, diagnose(job, summary, plan), estimate, price, tuple(unusual), is_log_read=not unread)
     if (waited := waited_s(job) or 0) > LONG_S:
-        found = waits(found, place, waited, before)
-    if run is None and (paths := records.damaged(job_id)):
+        found = with_alternatives(found, ref.backend, waited, before)
+    if ref.run is None and (paths := records.damaged(ref.job_id)):
         found = replace(found, warnings=(*found.warnings, set_aside(paths[0])))
-    if job.ended and plan and not unread:
-        outcome = {"stage": job.stage, "elapsed_s": job.elapsed_s, "spent_usd": found.spent_usd}
-        records.remember_outcome(job_id, outcome | {"done": summary.event("done") or None})
     return found
+
+
+def remember(status: Status) -> None:
+    """Keep how a run from this machine ended, once it has: later estimates start from it."""
+    job = status.job
+    if job.ended and status.plan and status.is_log_read:
+        outcome = {"stage": job.stage, "elapsed_s": job.elapsed_s, "spent_usd": status.spent_usd}
+        records.remember_outcome(job.job_id, outcome | {"done": status.summary.event("done") or None})
 
 
 def set_aside(record: Path) -> Problem:
@@ -161,13 +156,13 @@ def set_aside(record: Path) -> Problem:
     )
 
 
-def read(place: Backend, job: Job, before: Status | None) -> tuple[Summary, list[Problem]]:
+def read_log(backend: Backend, job: Job, before: Status | None) -> tuple[Summary, list[Problem]]:
     """What a job's log says, and the warning where it could not be read: the job's stage is known all the same."""
     if job.stage == "SCHEDULING":
         return summarise(()), []
     lines: list[str] = []
     try:
-        lines.extend(place.logs(job.job_id, tail=TAIL))
+        lines.extend(backend.logs(job.job_id, tail=TAIL))
         return summarise(lines), []
     except UserError as error:
         if error.exit_code != HUB:
@@ -176,20 +171,18 @@ def read(place: Backend, job: Job, before: Status | None) -> tuple[Summary, list
         return before.summary if before else summarise(lines), [said]
 
 
-def waits(found: Status, place: Backend, waited: float, before: Status | None) -> Status:
+def with_alternatives(found: Status, backend: Backend, waited: float, before: Status | None) -> Status:
     """The status of a job that has waited for long, with what else would hold it. That is asked for once."""
     plan, others = found.plan, before.alternatives if before else ()
-    if not others and plan and isinstance(place, HFJobs):
-        others = fetch_alternatives(place.api, plan, functools.partial(records.recall_estimate, plan.run_key))
+    if not others and plan:
+        others = alternatives(backend.flavors(), plan, functools.partial(records.recall_estimate, plan.run_key))
     warning = too_long(found.job, waited, plan, others)
     return replace(found, alternatives=others, warnings=(*found.warnings, warning))
 
 
-@functools.cache
-def todays_price(place: HFJobs, flavor: str) -> float | None:
-    """Dollars a minute, for a job whose submission is not known here; None where no list of hardware names its flavor."""
-    flavors = current_flavors(place.api)[0]
-    return next((one.usd_per_minute for one in flavors if one.name == flavor), None)
+def price_of(backend: Backend, flavor: str) -> float | None:
+    """Dollars a minute today, for a job whose submission is not known here; None where no machine has this name."""
+    return next((one.usd_per_minute for one in backend.flavors() if one.name == flavor), None)
 
 
 def as_json(status: Status) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import Problem
-from ..estimate.flavors import Flavor, current_flavors
+from ..estimate.flavors import Flavor
 from ..events import Point, Summary
 from ..jobs.job import Job
 from ..jobs.plan import SCRIPTS, Plan
@@ -172,8 +172,3 @@ def too_long(job: Job, waited: float, plan: Plan | None, others: tuple[Alternati
         fix += f"; then elsewhere, for a plan to approve: {moved}"
     said = f" Also with room for it: {', '.join(map(str, others))}; the Hub does not say which is free." if others else ""
     return Problem("waiting", "warning", f"It has waited {duration(waited)} for {job.flavor}, which is not billed.{said}", fix)
-
-
-def fetch_alternatives(api: Any, plan: Plan, estimate: Callable[[str], dict[str, Any] | None]) -> tuple[Alternative, ...]:
-    """alternatives, at today's prices."""
-    return alternatives(current_flavors(api)[0], plan, estimate)

@@ -11,19 +11,14 @@ from rich.live import Live
 
 from ..errors import HUB, USAGE, Problem, UserError
 from ..events import Summary
-from ..jobs.job import Backend
+from ..jobs.approval import require_amount
+from ..jobs.backends import JobRef
 from ..jobs.plan import SCRIPTS
 from ..output import diagnostics, dollars, people, show_problem
 from .status import Status, fetch_status
 from .view import as_table, line_of
 
 FINISHING_S = 120  # what a run still takes after its last step: the last evaluation, the card, the push
-
-
-def require_amount(max_usd: float | None) -> None:
-    """Raises UserError unless a ceiling, where there is one, is a sum that something can be over: nothing is over nan."""
-    if max_usd is not None and not (math.isfinite(max_usd) and max_usd >= 0):
-        raise UserError("bad_ceiling", f"--max-usd {max_usd} is no sum of money.", "Pass a number, such as --max-usd 5.", USAGE)
 
 
 def reason_to_cancel(left_s: float, summary: Summary, look_s: float) -> str | None:
@@ -62,14 +57,14 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between two cancels
 PATIENTLY = 3  # times as long until the next look at a Hub in trouble
 
 
-def watch(place: Backend, job_id: str, interval: float, max_usd: float | None = None) -> Status:
+def watch(ref: JobRef, interval: float, max_usd: float | None = None) -> Status:
     """Show a job until it ends, on a terminal as one live table, elsewhere as a line for each new step.
 
     interval: seconds between looks. With max_usd the job is cancelled so that it costs no more, after it has saved.
     Raises Left on Ctrl-C, which the job does not notice, and UserError for what does not pass.
     """
     require_amount(max_usd)
-    status, said, guard = fetch_status(place, job_id), Said(), Guard(place, max_usd, (PATIENTLY + 1) * interval)
+    status, said, guard = fetch_status(ref), Said(), Guard(ref, max_usd, (PATIENTLY + 1) * interval)
     if max_usd is not None and status.usd_per_minute is None:
         raise UserError("no_price", f"What {status.job.flavor} costs is not known.", "Leave --max-usd out.", USAGE)
     try:
@@ -78,7 +73,7 @@ def watch(place: Backend, job_id: str, interval: float, max_usd: float | None = 
                 status = guard.enforce(status)
                 said.tell(status)
                 rest(interval * (PATIENTLY if in_trouble(status) else 1), status, live)
-                status = fetch_again(place, status)
+                status = fetch_again(ref, status)
     except KeyboardInterrupt:
         raise Left(status) from None
     return replace(status, ended_because=guard.because if status.job.stage == "CANCELED" else None)
@@ -103,9 +98,9 @@ def troubled(status: Status, problem: Problem) -> Status:
     return replace(status, warnings=(*kept, again))
 
 
-def fetch_again(place: Backend, before: Status) -> Status:
+def fetch_again(ref: JobRef, before: Status) -> Status:
     try:
-        return fetch_status(place, before.job.job_id, before)
+        return fetch_status(ref, before)
     except UserError as error:
         if error.problem.code not in PASSING:
             raise
@@ -125,7 +120,7 @@ def rest(seconds: float, status: Status, live: Live) -> None:
 class Guard:
     """Cancels a run by ceiling.due, again at each look until one shows that it has ended. because: why it did."""
 
-    place: Backend
+    ref: JobRef
     max_usd: float | None
     margin_s: float
     because: str | None = None
@@ -140,14 +135,14 @@ class Guard:
             self.because = f"{why} --max-usd {self.max_usd:g} was allowed."
         if self.because is None:
             return status
-        problem = ask_to_end(self.place, status.job.job_id)
+        problem = ask_to_end(self.ref)
         return troubled(status, problem) if problem else status
 
 
-def ask_to_end(place: Backend, job_id: str) -> Problem | None:
+def ask_to_end(ref: JobRef) -> Problem | None:
     """Cancel a job once. What was in the way, where that may pass or the job may have ended meanwhile; else UserError."""
     try:
-        place.cancel(job_id)
+        ref.backend.cancel(ref.job_id)
     except UserError as error:
         if error.problem.code not in (*PASSING, "refused"):
             raise
@@ -155,16 +150,16 @@ def ask_to_end(place: Backend, job_id: str) -> Problem | None:
     return None
 
 
-def end(place: Backend, job_id: str, patience_s: float) -> None:
+def end(ref: JobRef, patience_s: float) -> None:
     """Cancel a job, again and again until a look shows that it has ended: an answer alone is no proof of that.
 
     Raises UserError where none shows it within patience_s.
     """
     until, pause, problem = time.monotonic() + patience_s, FIRST_PAUSE_S, None
     while time.monotonic() < until:
-        problem = ask_to_end(place, job_id)
+        problem = ask_to_end(ref)
         try:
-            if place.inspect(job_id).ended:
+            if ref.inspect().ended:
                 return
         except UserError as error:
             if error.problem.code not in PASSING:
@@ -175,8 +170,8 @@ def end(place: Backend, job_id: str, patience_s: float) -> None:
     why = f" {problem.message}" if problem else ""
     raise UserError(
         "still_running",
-        f"Job {job_id} was cancelled, and no look has shown that it ended within {patience_s:.0f} s.{why}",
-        f"It may still be paid for. Again: uv run {SCRIPTS / 'status.py'} {job_id} --cancel",
+        f"Job {ref.job_id} was cancelled, and no look has shown that it ended within {patience_s:.0f} s.{why}",
+        f"It may still be paid for. Again: uv run {SCRIPTS / 'status.py'} {ref.job_id} --cancel",
         HUB,
     )
 
