@@ -103,18 +103,15 @@ def fetch_flavors(api: HfApi) -> tuple[list[Flavor], str]:
     return [as_flavor(item) for item in fetch_hardware(api) if not price_fault(item)], f"{api.endpoint}/api/jobs/hardware"
 
 
-def fetch_flavor(api: HfApi, name: str) -> Flavor:
-    """The flavor of this name at its price of now. Raises UserError, also where that price makes no sense."""
+def fetch_flavor(api: HfApi, name: str) -> tuple[Flavor, list[Flavor]]:
+    """The flavor of this name at its price of now, and all. Raises UserError, also where that price makes no sense."""
     items = fetch_hardware(api)
-    for item in items:
-        if item.name == name and (fault := price_fault(item)):
-            raise UserError(
-                "unknown_price",
-                f"What {name} costs is not known: {fault}.",
-                "Pass another --flavor, or update this skill.",
-                HUB,
-            )
-    return find_flavor([as_flavor(item) for item in items if not price_fault(item)], name)
+    if fault := next((price_fault(item) for item in items if item.name == name), ""):
+        raise UserError(
+            "unknown_price", f"What {name} costs is not known: {fault}.", "Pass another --flavor, or update this skill.", HUB
+        )
+    flavors = [as_flavor(item) for item in items if not price_fault(item)]
+    return find_flavor(flavors, name), flavors
 
 
 def fetch_hardware(api: HfApi) -> list[JobHardwareInfo]:

@@ -60,7 +60,7 @@ class HFJobs:
 
     def require_price(self, plan: Plan) -> None:
         """Raises UserError where the flavor does not cost what it did when the plan was shown."""
-        price = fetch_flavor(self.api, plan.flavor).usd_per_minute
+        price = fetch_flavor(self.api, plan.flavor)[0].usd_per_minute
         if price != plan.usd_per_minute:
             was, now = (f"${usd * 60:.2f}" for usd in (plan.usd_per_minute, price))
             raise UserError(

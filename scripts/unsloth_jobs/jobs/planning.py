@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from .. import template
 from ..errors import USAGE, Problem, UserError
-from ..estimate.flavors import LOCAL, Flavor, fetch_flavor, fetch_flavors
+from ..estimate.flavors import LOCAL, Flavor, fetch_flavor
 from ..estimate.history import run_key
 from ..lookup.dataset_info import is_local
 from ..lookup.identity import Identity, whoami, writable_namespace
@@ -72,8 +72,7 @@ def prepare(api: HfApi, wish: Wish) -> Prepared:
     else:
         identity = whoami(api)
         owner = writable_namespace(identity, wish.namespace)
-        flavors = fetch_flavors(api)[0]
-        machine = fetch_flavor(api, wish.flavor)
+        machine, flavors = fetch_flavor(api, wish.flavor)
     if limit is None:
         limit = default_timeout(machine, wish.smoke)
     base = Plan(
