@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import Commands
 from runs import TOKEN
+
+ROOT = Path(__file__).resolve().parents[1]
 
 ASKED, SAID = {"role": "user", "content": "What is in row {}?"}, {"role": "assistant", "content": "A number, {}."}
 CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": {"row": 1}}}
@@ -105,3 +108,50 @@ def test_rows_of_many_shapes_on_the_hub_are_read_alike(runs, tiny_model, tmp_pat
     masks = run.wait().last("masks")
     assert masks["rows_kept"] == 12 == 12 - found["mask"]["rows_without_answer"]
     assert masks["supervised_fraction"] == found["mask"]["supervised_fraction"]
+
+
+HOOK = """    if row["solved"] == "no":
+        return []
+    return [{"role": "user", "content": row["ticket"]["text"]}, {"role": "assistant", "content": row["replies"][-1]}]
+"""
+
+
+def write_copy(folder: Path, hook: str) -> Path:
+    """A copy of the template whose to_messages is filled in."""
+    text, empty = (ROOT / "templates" / "sft.py").read_text("utf-8"), "    return None\n\n\ndef find_format"
+    assert text.count(empty) == 1
+    (folder / "mine.py").write_text(text.replace(empty, hook + "\n\ndef find_format"), encoding="utf-8")
+    return folder / "mine.py"
+
+
+def test_a_copy_s_own_reading_of_rows_is_checked_and_trained_on(runs, training_python, tiny_model, tmp_path):
+    shape = {"ticket": {"text": "Where is {}?", "id": 1}, "replies": ["Wait.", "Here it is."], "solved": "yes"}
+    file, copy = write_shape(tmp_path, [shape, {**shape, "solved": "no"}]), write_copy(tmp_path, HOOK)
+    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    found = commands.json("check.py", str(tiny_model), str(file), "--script", str(copy))
+    words = ["--base-model", str(tiny_model), "--dataset", str(file), "--max-steps", "1", "--eval-split", "0"]
+    done = subprocess.run(
+        [training_python, str(copy), *words], cwd=tmp_path, capture_output=True, text=True, env=runs.hub.env()
+    )
+    events = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("EVENT ")]
+    [masks] = [event for event in events if event["event"] == "masks"]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert masks["rows_kept"] == 6 and masks["dropped"] == {"to_messages leaves it out": 6}
+    assert masks["sample"] == found["mask"]["sample"] and "Here it is." in str(masks["sample"])
+    assert found["mask"]["rows_without_answer"] == 6 and found["dataset"]["unused"] == []
+
+
+@pytest.mark.parametrize(
+    "hook", ['    return row["title"]\n', '    return [{"role": "user"}] if row["ticket"] else row["title"]\n']
+)
+def test_a_copy_s_own_reading_that_fails_is_named(runs, tiny_model, tmp_path, hook):
+    file, copy = (
+        write_shape(tmp_path, [{"ticket": "", "replies": "a"}, {"ticket": "q", "replies": "a"}]),
+        write_copy(tmp_path, hook),
+    )
+    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    [problem] = commands.json("check.py", str(tiny_model), str(file), "--script", str(copy), code=1)["problems"]
+    assert (problem["code"], problem["message"]) == (
+        "to_messages_failed",
+        "to_messages fails on the first row: KeyError: 'title'",
+    )

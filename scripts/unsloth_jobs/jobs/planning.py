@@ -68,7 +68,8 @@ def prepare(api: HfApi, wish: Wish) -> Prepared:
     settings = arguments.expanded(template.settings(module, wish.arguments)) if module else None
     limit = seconds(wish.timeout) if wish.timeout is not None else None
     if wish.where == "local":
-        identity, flavors, machine, owner = None, [], LOCAL, None
+        identity, machine, owner = None, LOCAL, None
+        flavors: list[Flavor] = []
     else:
         identity = whoami(api)
         owner = writable_namespace(identity, wish.namespace)
