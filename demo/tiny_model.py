@@ -2,7 +2,7 @@
 
     python demo/tiny_model.py FOLDER    # in the environment of templates/sft.py
 
-For the tests. It has LFM2's architecture (short convolutions and attention) at under a millionth of a real one's price, so that the
+It has LFM2's architecture (short convolutions and attention) at under a millionth of a real one's price, so that the
 whole way can be gone without a download. What it answers is noise until it is trained, and little better after.
 """
 
