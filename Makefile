@@ -7,13 +7,25 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
 
+<<<<<<< HEAD
 .PHONY: demo test lint templates audit pictures tables clean
+=======
+.PHONY: demo quick test test-hub lint audit pictures tables clean
+>>>>>>> h/tests
 
 demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py
 
+# Pure functions, properties and documents: what needs no Hub, no model and no environment of its own.
+quick: $(VENV)/tests
+	$(BIN)/python -m pytest -n 2 --quick
+
 test: $(VENV)/tests lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The test Hub against the real one, by your own token (HF_TOKEN). It says what it will spend, and asks.
+test-hub: $(VENV)/tests
+	$(BIN)/python tests/real_hub.py
 
 lint: $(VENV)/tests
 	$(BIN)/python recipes/build.py --check

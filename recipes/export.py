@@ -14,9 +14,15 @@
 #
 # [tool.uv]
 #
-# # llama.cpp is built when this is installed: without its pictures and tools, for any processor of the last ten years.
+# # llama.cpp is built when this is installed: its library alone, which is half of the work, for any processor of the last
+# # ten years.
 # [tool.uv.config-settings-package.llama-cpp-python]
-# "cmake.define.LLAVA_BUILD" = "OFF"
+# "cmake.source-dir" = "vendor/llama.cpp"
+# "wheel.install-dir" = "llama_cpp"
+# "cmake.define.CMAKE_INSTALL_LIBDIR" = "lib"
+# "cmake.define.CMAKE_INSTALL_RPATH" = "$ORIGIN"
+# "cmake.define.LLAMA_BUILD_COMMON" = "OFF"
+# "cmake.define.LLAMA_BUILD_APP" = "OFF"
 # "cmake.define.GGML_NATIVE" = "OFF"
 # ///
 r"""Turn a LoRA adapter into models that run by themselves: a 16-bit merged one, and GGUF files for laptops and phones.
