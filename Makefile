@@ -7,11 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
 
-<<<<<<< HEAD
-.PHONY: demo test lint templates audit pictures tables clean
-=======
-.PHONY: demo quick test test-hub lint audit pictures tables clean
->>>>>>> h/tests
+.PHONY: demo test test-hub lint templates audit pictures tables clean
 
 demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py
