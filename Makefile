@@ -7,7 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
 
-.PHONY: demo test test-hub lint templates audit pictures tables clean
+.PHONY: demo quick test test-hub lint templates audit pictures tables clean
 
 demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,11 +47,26 @@ def run(folder: Path) -> None:
         signal.signal(signal.SIGTERM, lambda *_: end(child, reasons, "CANCELED"))
         timer = threading.Timer(job["timeout_s"], end, (child, reasons, "TIMEOUT"))
         timer.daemon = True
-        timer.start()
+        with main_thread_signals():
+            timer.start()
         code = child.wait()
         timer.cancel()
     stage, message = outcome(code, reasons)
     write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
+
+
+@contextlib.contextmanager
+def main_thread_signals() -> Iterator[None]:
+    """A thread that is started meanwhile gets no SIGTERM: only the main thread's wait is ended by one."""
+    mask = getattr(signal, "pthread_sigmask", None)
+    if mask is None:  # Windows
+        yield
+        return
+    before = mask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        mask(signal.SIG_SETMASK, before)
 
 
 def process_of(pid: int) -> dict:
