@@ -128,6 +128,8 @@ def show_result(job_id: str, seconds: float) -> None:
     events = [line["event"] for line in map(json.loads, log.splitlines()) if line["event"]]
     first: dict[str, Any] = {event["event"]: event for event in reversed(events)}
     data, sample, done = first["data"], first["sample"], first["done"]
+    samples = [event for event in events if event["event"] == "sample"]
+    same = {name: sum(one[name] == one["reference"] for one in samples) for name in ("base", "tuned")}
     price = json.loads(uv_run("scripts/estimate.py", MODEL, ROWS, *SHAPE, "--json", show=False))
     [gpu] = [flavor for flavor in price["flavors"] if flavor["flavor"] == price["recommended"]["flavor"]]
 
@@ -141,9 +143,10 @@ def show_result(job_id: str, seconds: float) -> None:
     print_text(sample["reference"])
     print(f"""
   Held-out loss   {done["base_loss"]:.2f} → {done["tuned_loss"]:.2f}, on {data["eval_rows"]} messages kept out of training
+  Word for word   {same["base"]} → {same["tuned"]} of {len(samples)} answers, those of the others are in {TUNED}/README.md
   Time            {done["duration_s"]:.0f} s for the run, {seconds:.0f} s from the check to here, on this machine
   On Jobs         ${gpu["usd_low"]:.2f} to ${gpu["usd_high"]:.2f} on {gpu["flavor"]}, says estimate.py
-  The adapter     {TUNED} (its README.md has two more answers)
+  The adapter     {TUNED}
 
 Now your own data, a file with a question and an answer in each row, and a larger model:
   uv run scripts/check.py LiquidAI/LFM2.5-1.2B-Instruct YOUR.jsonl""")
