@@ -113,6 +113,5 @@ def test_an_archive_holds_what_an_installed_skill_needs_and_no_more():
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         found = {Path(name).parts[0] for name in archive.getnames()}
     assert found == {
-        ".claude-plugin", "AGENTS.md", "CHANGES.md", "LICENSE", "README.md", "SKILL.md", "benchmarks", "references", "scripts",
-        "templates",
+        ".claude-plugin", "AGENTS.md", "CHANGES.md", "LICENSE", "README.md", "SKILL.md", "references", "scripts", "templates",
     }  # fmt: skip
