@@ -25,6 +25,24 @@ for name in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "CC"):
     os.environ.pop(name, None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only the tests that need no fixture but pytest's own")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """make quick: what needs a Hub, a model, an environment or a job asks for it by a fixture of ours."""
+    if not config.getoption("--quick"):
+        return
+    left = [item for item in items if not is_quick(item)]
+    items[:] = [item for item in items if is_quick(item)]
+    config.hook.pytest_deselected(items=left)
+
+
+def is_quick(item: pytest.Item) -> bool:
+    used = [made for name in item.fixturenames for made in item._fixtureinfo.name2fixturedefs.get(name, ())]
+    return all(made.func.__module__.startswith("_pytest.") for made in used) and not item.get_closest_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def training_python() -> str:
     """The interpreter of the template's own environment, with the real torch, Unsloth and TRL."""

@@ -133,6 +133,7 @@ def test_commands_are_found_where_they_stand():
     assert len(COMMANDS) > 20
 
 
+@pytest.mark.slow
 def test_uvx_gets_hf():
     """`uvx hf` takes the package of that name from the registry."""
     done = subprocess.run([UV, "tool", "run", "hf", "--help"], capture_output=True, text=True)

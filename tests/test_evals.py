@@ -158,6 +158,7 @@ def evals(*words: str, code: int) -> subprocess.CompletedProcess:
     return done
 
 
+@pytest.mark.slow
 def test_the_program_says_what_passed_and_what_failed():
     program = ("--assistant", f"{sys.executable} {SCRIPTED[1]}", "--stdin", "--python", sys.executable)
     assert "1 of 1 passed" in evals(*program, "--only", "how-much", code=0).stdout

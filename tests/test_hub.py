@@ -550,6 +550,7 @@ def test_a_log_that_breaks_off(idle_hub: Hub) -> None:
     assert len(hub.journal.requests("GET", "/logs")) == 2
 
 
+@pytest.mark.slow
 def test_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")

@@ -517,6 +517,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_job_on_this_machine_saves_when_its_ceiling_is_reached(tmp_path):
     """It costs nothing: a price is written into its record, as that of a rented machine."""
     (tmp_path / "script.py").write_text(SAVES_WHEN_TOLD)

@@ -48,6 +48,7 @@ def test_a_run_from_check_to_logs_warns_of_nothing(hub, tmp_path):
     assert [line for done in said for line in done.stderr.splitlines() if "Warning" in line] == []
 
 
+@pytest.mark.slow
 def test_a_job_on_this_machine_warns_of_nothing(tmp_path):
     (tmp_path / "script.py").write_text("import sys; print(sys.warnoptions)")
     commands = Commands({"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error"}, tmp_path)
