@@ -144,11 +144,11 @@ def test_a_card_quotes_rows_only_where_it_may_and_without_secrets():
     losses = {"base_loss": 2.0, "tuned_loss": 1.0, "base_perplexity": 7.4, "tuned_perplexity": 2.7}
     answer = {"prompt": f"My token is {secret}", "base": "B", "tuned": f"Yours is {secret}", "reference": "a private row"}
     settings = sft.Settings(dataset="ada/docs")
-    card = sft.model_card(settings, losses, {}, [answer], None)
+    card = sft.model_card(settings, losses, {}, [answer], None, "sft")
     assert secret not in card and "hf_***" in card and "a private row" in card
-    silent = sft.model_card(sft.replace(settings, card_samples=False), losses, {}, [answer], None)
+    silent = sft.model_card(sft.replace(settings, card_samples=False), losses, {}, [answer], None, "sft")
     assert "a private row" not in silent and "2.0000 → 1.0000" in silent
-    unmeasured = sft.model_card(settings, losses | {"tuned_loss": None, "tuned_perplexity": None}, {}, [], None)
+    unmeasured = sft.model_card(settings, losses | {"tuned_loss": None, "tuned_perplexity": None}, {}, [], None, "sft")
     assert "Not measured" in unmeasured
 
 
@@ -169,7 +169,7 @@ def test_the_first_push_is_expected_to_take_time(monkeypatch):
 
 def test_a_run_without_a_price_names_none():
     assert sft.cost_usd() is None
-    assert sft.cost_against_estimate({}) is None
+    assert sft.cost_line({}) is None
 
 
 def test_the_driver_is_named_where_there_is_one(tmp_path, monkeypatch):

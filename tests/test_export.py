@@ -227,7 +227,7 @@ def test_a_full_disk_is_seen_before_the_step(tmp_path):
 )
 def test_wrong_flags_are_named(words, capsys):
     with pytest.raises(SystemExit, match="2"):
-        export.read_arguments(words)
+        export.parse_args(words)
     assert "error: --" in capsys.readouterr().err
 
 
@@ -261,7 +261,7 @@ def test_a_machine_that_cannot_hold_the_export_is_seen_before_the_download(tmp_p
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("{}")
-    settings = export.read_arguments(["--adapter", "a/b", "--quantizations", "q4_k_m,q8_0"])
+    settings = export.parse_args(["--adapter", "a/b", "--quantizations", "q4_k_m,q8_0"])
     adapter = export.Adapter(tmp_path, str(base), None, "x")
     free = shutil.disk_usage(tmp_path).free
 
@@ -269,7 +269,7 @@ def test_a_machine_that_cannot_hold_the_export_is_seen_before_the_download(tmp_p
         with (base / "model.safetensors").open("wb") as file:
             file.truncate(int(size))  # a file with a hole: it takes no room
         try:
-            export.require_room(settings, adapter, base, tmp_path, settings.wanted)
+            export.require_room(adapter, base, tmp_path, settings.wanted)
         except export.Stop as found:
             return found
 

@@ -12,7 +12,7 @@ import pytest
 import sft
 from conftest import ROOT, Commands
 from hub import Hub
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from unsloth_jobs.events import clean
 from unsloth_jobs.jobs import local_runner
@@ -90,6 +90,7 @@ EDGES = st.sampled_from(["", " ", "\n", '"', "'", "=", ":", "(", "\t", "/", ",",
 
 
 @settings(max_examples=300, deadline=None)
+@example(before="0\x90", opening="\x1b[31m", token="glpat-" + "0" * 20, closing="", after="")
 @given(st.text(), EDGES, BARE, st.sampled_from(["", " ", "\n", '"', "'", ")", ",", "\x1b[0m"]), st.text())
 def test_a_token_is_cut_out_of_any_text(before, opening, token, closing, after):
     text = before + " " + opening + token + closing + after

@@ -19,7 +19,8 @@ def redact(text: str) -> str:
 
 def plain(text: str) -> str:
     """redact, and without terminal control sequences; line breaks and tabs stay."""
-    return redact(CONTROL.sub("", text))
+    # Before and after: a colour may part a token from a word, and stand within one.
+    return redact(CONTROL.sub("", redact(text)))
 
 
 @functools.cache

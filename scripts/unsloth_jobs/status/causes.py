@@ -526,6 +526,9 @@ STOPS = {
     "name_taken": Known("Name another --output-repo."),
     "public_repository": Known("Name another --output-repo or, where the result may be public, pass --public.", LOGS),
     "no_model": Known("Correct --base-model: a Hub id, or the path of a folder that holds a model.", LOGS),
+    "to_messages_failed": Known(
+        "Correct to_messages in the script: check.py --script SCRIPT tries it on the first rows.", CHECK
+    ),
     "unknown_columns": Known("Name the columns with --prompt-column and --completion-column, or choose another data set."),
     "unknown_column": Known("Name columns that exist with --prompt-column and --completion-column."),
     "preference_data": Known("To imitate the chosen answers: --prompt-column prompt --completion-column chosen."),

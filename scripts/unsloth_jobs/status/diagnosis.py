@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..estimate.history import FREE
 from ..events import Summary
@@ -145,7 +146,8 @@ class Speaker:
         if kind in (CHECK, ESTIMATE) and plan and plan.model and plan.dataset:
             larger = [f"--more-than-gb={plan.vram_gb:g}"] if kind == ESTIMATE and plan.vram_gb else []
             flags = plan.flags(leave_out={"base-model", "dataset", *(name.replace("_", "-") for name in FREE)})
-            return shlex.join(["uv", "run", str(SCRIPTS / f"{kind}.py"), plan.model, plan.dataset, *larger, *flags])
+            script = [] if Path(plan.script).parent.name == "templates" else [f"--script={plan.script}"]
+            return shlex.join(["uv", "run", str(SCRIPTS / f"{kind}.py"), plan.model, plan.dataset, *script, *larger, *flags])
         if kind in (AGAIN, RESUME) and plan:
             plan = replace(plan, flavor=flavor) if flavor and plan.where == "hf" else plan
             settings = self.summary.event("plan").get("settings")

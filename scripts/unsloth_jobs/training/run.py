@@ -86,10 +86,10 @@ class StopSignal:
         """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
         if state.global_step >= state.max_steps or self.reason == "early_stopped":
             return
-        cause = self.reason or "stopped"
+        code = self.reason or "stopped"
         why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}.get(self.reason, "For no known reason")
         raise Stop(
-            cause,
+            code,
             f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
             "Submit the same command with --resume at its end: it goes on from there.",
         )
