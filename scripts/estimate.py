@@ -53,7 +53,7 @@ from unsloth_jobs.template import quiet_libraries
 FRAMEWORKS = {  # by --backend, and why
     "unsloth": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
     "TRL itself is for several GPUs and for preference training, which this skill does not do",
-    "trl": "asked for with --backend trl: for a model that Unsloth does not take",
+    "trl": "chosen with --backend trl: for a model that Unsloth does not support",
 }
 
 # The answer where there is nothing to estimate: its keys are there, so that a program need not ask for each.
@@ -80,7 +80,8 @@ def estimate(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of the model")],
     dataset: Annotated[str, typer.Argument(help="Hub id or local file of the data set")],
     epochs: Annotated[
-        float | None, typer.Option(help="passes over the rows (the template's --num-epochs) [default: 1]", show_default=False)
+        float | None,
+        typer.Option(help="passes over the training rows (the template's --num-epochs) [default: 1]", show_default=False),
     ] = None,
     flavor: Annotated[str | None, typer.Option(help="only this flavor")] = None,
     more_than_gb: Annotated[
@@ -176,7 +177,7 @@ def estimate(
 def nothing_fits(flavor: str | None, ranked: list[cost.Candidate]) -> Problem:
     fix = "Lower --batch-size or --max-seq-length, or choose a smaller model."
     if any(one.code == "too_long" for one in ranked):
-        fix = "Fewer passes or rows: lower --num-epochs, or pass --max-steps N or --num-samples N."
+        fix = "Train fewer epochs or rows: lower --num-epochs, or pass --max-steps N or --num-samples N."
     if flavor:
         fix = f"On {flavor}: {ranked[0].reason}. Leave --flavor out to see the others."
     return Problem("nothing_fits", "error", "The run fits on no flavor.", fix)
@@ -200,7 +201,7 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
         )
     people.print(rows)
     if any(one.fits and one.memory.checkpointing == "offload" for one in ranked):
-        people.print("[dim]* activations are computed anew instead of kept: slower, in far less memory[/]")
+        people.print("[dim]* activations are recomputed (gradient checkpointing): slower, in far less memory[/]")
     for reason, names in reasons.items():
         people.print(f"[dim]Not for this run: {', '.join(names)} ({escape(reason)})[/]")
     shares = ", ".join(f"{name} {value:.1f}" for name, value in shown.memory.by_part().items() if value >= 0.05)

@@ -63,7 +63,7 @@ def status(
     watch_: Annotated[bool, typer.Option("--watch", help="go on until the job ends; Ctrl-C leaves it running")] = False,
     interval: Annotated[
         float | None,
-        typer.Option(min=0.1, metavar="SECONDS", help="between the looks of --watch (default: 10; 1 on this machine)"),
+        typer.Option(min=0.1, metavar="SECONDS", help="between two updates of --watch (default: 10; 1 on this machine)"),
     ] = None,
     max_usd: Annotated[
         float | None, typer.Option(min=0, metavar="USD", help="with --watch: cancel the job before it has cost more")
@@ -87,10 +87,14 @@ def status(
     if job is None:
         raise UserError("no_job", "No job was named.", "Pass a job id, or --all.", USAGE)
     if max_usd is not None and not watch_:
-        raise UserError("no_watch", "Only a watcher ends a job at a ceiling.", "Add --watch, or --cancel to end it now.", USAGE)
+        raise UserError(
+            "no_watch", "Only --watch can end a job at --max-usd.", "Add --watch, or --cancel to end it now.", USAGE
+        )
     require_amount(max_usd)
     if interval is not None and not math.isfinite(interval):
-        raise UserError("bad_interval", f"--interval {interval} is no time.", "Pass seconds, such as --interval 10.", USAGE)
+        raise UserError(
+            "bad_interval", f"--interval must be above 0, not {interval}.", "Pass seconds, such as --interval 10.", USAGE
+        )
     ref = find_job(job, namespace)
     if cancel and (before := ref.inspect()).ended:
         diagnostics.print(f"Nothing to cancel: {ref.job_id} has ended already ({before.stage}).", markup=False)
@@ -120,7 +124,7 @@ def show_all(json: bool) -> None:
     try:
         submission.recover()
     except UserError as error:
-        diagnostics.print(f"Whether a submission that was cut off has started a job is not known: {error}", markup=False)
+        diagnostics.print(f"It is not known whether an interrupted submission has started a job: {error}", markup=False)
     refs = [find_job(run["job_id"], run=run) for run in records.runs()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         statuses = list(pool.map(fetch_or_recall, refs))
@@ -156,7 +160,7 @@ def list_jobs(statuses: list[Status], spent: float) -> None:
     for code in dict.fromkeys(warning.code for _, warning in warned):
         alike = [(job, warning) for job, warning in warned if warning.code == code]
         for job, warning in alike if len(alike) <= NAMED else alike[:1]:
-            more = f" And {len(alike) - 1} jobs more: status.py JOB says it of each." if len(alike) > NAMED else ""
+            more = f" And {len(alike) - 1} more jobs: see status.py JOB for each." if len(alike) > NAMED else ""
             show_problem(Problem(code, warning.severity, f"{job}: {warning.message}{more}", warning.fix))
 
 

@@ -138,12 +138,12 @@ def stale(made: plan.Plan) -> list[Problem]:
     age = records.estimate_age_s(made.run_key)
     if not records.VOUCHES_S < age < math.inf:
         return []
-    said = f"The estimate of this run is {age / 3600:.0f} hours old, and no longer vouches for its time and price."
+    said = f"The estimate of this run is {age / 3600:.0f} hours old, so its time and price may be out of date."
     return [Problem("estimate_stale", "warning", said, "Run estimate.py again with the same arguments.")]
 
 
 def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
-    then = f"To start it anew, for a plan to approve: {anew()}" if existed and job.stage in FAILED else None
+    then = f"To start it again, for a plan to approve: {anew()}" if existed and job.stage in FAILED else None
     values = {
         "job_id": job.job_id,
         "url": job.url,

@@ -580,7 +580,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
     except Stop as stop:
         emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
     except KeyboardInterrupt:
-        emit("failed", code="cancelled", message="The run was told to end.", fix=f"{again[0].upper()}{again[1:]}.")
+        emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
     except Exception as error:
         if DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
@@ -983,7 +983,7 @@ def run_tool(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["(it said nothing)"])[-1]
+    return (text.strip().splitlines() or ["(no output)"])[-1]
 
 
 def convert(source: Path, model: Path, target: Path, *options: str) -> None:
@@ -1000,7 +1000,7 @@ def convert(source: Path, model: Path, target: Path, *options: str) -> None:
         )
     if "is not supported" in done.stderr:
         raise Stop("unsupported_model", f"llama.cpp cannot run this model: {said}", alone)
-    raise Stop("conversion_failed", f"llama.cpp's converter failed: {said}", f"The log above has all it said. {alone}")
+    raise Stop("conversion_failed", f"llama.cpp's converter failed: {said}", f"Its whole output is in the log above. {alone}")
 
 
 def require_convertible(source: Path, files: Path, scratch: Path) -> None:

@@ -136,14 +136,14 @@ class TrainingSettings:
     base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
     base_model_revision: str = setting("", "commit or branch of the model (default: main)")
     load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
-    backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not take")
+    backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
     # Data
     dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .parquet .txt")
     dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
     dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
     dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
     num_samples: int = setting(0, "use only the first N rows (0: all)")
-    eval_split: float = setting(0.1, "share of the rows held out for evaluation (0: no evaluation)")
+    eval_split: float = setting(0.1, "share of the rows held out for validation (0: none)")
     max_eval_rows: int = setting(200, "hold out at most N rows: evaluation is paid for too, and the rest is trained on")
     # Training
     num_epochs: float = setting(1.0, "epochs: passes over the training rows")
@@ -151,13 +151,13 @@ class TrainingSettings:
     batch_size: int = setting(4, "micro-batch size at most: rows of full length in one forward pass")
     gradient_accumulation: int = setting(4, "micro-batches per step; effective batch size: --batch-size × this, in rows")
     learning_rate: float = setting(2e-4, "peak learning rate")
-    max_seq_length: int = setting(2048, "tokens per row; what is longer is cut, and said")
+    max_seq_length: int = setting(2048, "tokens per row; longer rows are cut, and counted")
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
     lora_r: int = setting(16, "rank of the LoRA matrices")
     lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
     target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
-    min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of what was asked for")
+    min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of the requested modules")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
     early_stopping: int = setting(0, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never)")
@@ -278,7 +278,7 @@ def train(settings: Settings) -> None:
     require_supervised(masks)
     eval_tokens = encode_rows(eval_rows, renderer, layout, settings.max_seq_length)[0] if eval_rows else None
     if eval_rows and not eval_tokens:
-        message = "Not one held-out row has an answer that fits: the run is not evaluated."
+        message = "No held-out row has an answer that fits: there is no validation."
         emit("warning", code="no_evaluation", message=message)
         eval_tokens = None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
@@ -417,7 +417,7 @@ def build_trainer(
                 metrics = {} if self.eval_dataset is None else self.measure()
             except Exception as error:
                 self.eval_dataset, metrics = None, {}
-                message = f"The held-out rows are not evaluated any more: {type(error).__name__}: {error}"
+                message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
                 emit("warning", code="evaluation_failed", message=message)
             if metrics:
                 self.log(metrics)
@@ -540,7 +540,7 @@ def require_masked_batch(trainer: Any, supervised_fraction: float) -> None:
         raise Stop(
             "masks_lost",
             f"The trainer's batch has {learned} supervised tokens of {present}, where {supervised_fraction:.0%} were computed.",
-            "Use the versions that this script pins: another trainer masks in another way.",
+            "Use the versions that this script pins: another trainer computes the loss mask differently.",
         )
 
 
@@ -689,7 +689,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
     except Stop as stop:
         emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
     except KeyboardInterrupt:
-        emit("failed", code="cancelled", message="The run was told to end.", fix=f"{again[0].upper()}{again[1:]}.")
+        emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
     except Exception as error:
         if DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
@@ -883,7 +883,7 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
         smaller, kept = batching, False
     elif smaller:
         said = (
-            f"Going on with passes of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
+            f"Going on with micro-batches of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
             f"{smaller.gradient_accumulation}, the same effective batch size"
         )
     else:
@@ -1010,7 +1010,9 @@ class StopSignal:
         if state.global_step >= state.max_steps or self.reason == "early_stopped":
             return
         cause = self.reason or "stopped"
-        why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}.get(self.reason, "For no known reason")
+        why = {"deadline": "Its timeout was near", "cancelled": "It was ended from outside"}.get(
+            self.reason, "For no known reason"
+        )
         raise Stop(
             cause,
             f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
@@ -2300,7 +2302,7 @@ def make_renderer(tokenizer: Any, layout: Format) -> Renderer:
     if not tokenizer.is_fast:
         raise Stop(
             "slow_tokenizer",
-            "This model has no fast tokenizer, so its masks cannot be computed exactly.",
+            "This model has no fast tokenizer, so its loss masks cannot be computed exactly.",
             "Choose a model whose repository holds a tokenizer.json.",
         )
     if not tokenizer.chat_template and layout.name in ("messages", "sharegpt"):
@@ -2549,7 +2551,7 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
 def batch_line(settings: TrainingSettings) -> str:
     made = LAST_EVENTS["batching"]
     how = f"sequences of {made['length']:,} tokens, each packed with rows" if made["packed"] else "single rows"
-    return f"{made['rows_per_step']} rows a step, in {made['accumulation']} × {made['micro']} {how}"
+    return f"{made['rows_per_step']} rows a step (effective batch size), in {made['accumulation']} × {made['micro']} {how}"
 
 
 def steps_line(state: Any) -> str:
@@ -3414,7 +3416,7 @@ def attach_adapter(model: Any, settings: TrainingSettings) -> Any:
         missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
         raise Stop(
             "low_coverage",
-            f"The adapter reaches {share:.0%} of the modules asked for; without one: {missing}.",
+            f"The adapter reaches {share:.0%} of the requested modules; without one: {missing}.",
             "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
         )
     return model
@@ -3808,8 +3810,8 @@ def can_pack(model: Any, settings: TrainingSettings) -> bool:
             leak = f"{type(error).__name__}: {error}"
         break
     if leak:
-        why = "rows would see each other in this model" if leak is True else f"packed rows cannot be tried: {leak}"
-        emit("warning", code="not_packed", message=f"Each row is trained alone: {why}.")
+        why = "in this model rows would see each other" if leak is True else f"it could not be tested: {leak}"
+        emit("warning", code="not_packed", message=f"No sequence packing, each row is trained alone: {why}.")
     return not leak
 
 

@@ -143,7 +143,7 @@ def require_harmless(arguments: list[str]) -> None:
             raise UserError(
                 "control_characters",
                 f"The argument {argument!r} holds control characters.",
-                "Type it anew: an id or a path has none.",
+                "Type it again: an id or a path has none.",
                 USAGE,
             )
 

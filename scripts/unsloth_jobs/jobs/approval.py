@@ -71,4 +71,6 @@ def time_problems(plan: Plan, estimate: dict[str, Any] | None) -> list[Problem]:
 def require_amount(max_usd: float | None) -> None:
     """Raises UserError unless a ceiling, where there is one, is a sum that something can be over: nothing is over nan."""
     if max_usd is not None and not (math.isfinite(max_usd) and max_usd >= 0):
-        raise UserError("bad_ceiling", f"--max-usd {max_usd} is no sum of money.", "Pass a number, such as --max-usd 5.", USAGE)
+        raise UserError(
+            "bad_ceiling", f"--max-usd {max_usd} is not an amount of money.", "Pass a number, such as --max-usd 5.", USAGE
+        )

@@ -203,9 +203,9 @@ def stage_of(state: dict | None, folder: Path) -> tuple[str, str | None]:
             return "ERROR", "The job was never started: the command that submitted it was killed."
     if stage == "RUNNING" and not alive(state):
         if alive(state.get("child", {})):
-            return "RUNNING", f"Its timeout is no longer kept; process {state['child']['pid']} goes on without it."
+            return "RUNNING", f"Its timeout is no longer enforced; process {state['child']['pid']} goes on without it."
         if is_done(folder):
-            return "COMPLETED", "Its log ends with its result; the process that would have noted its exit status was killed."
+            return "COMPLETED", "Its log ends with its result; the process that would have recorded its exit status was killed."
         said = said_by_runner(folder)
         return "ERROR", "The process is gone without an exit status: killed, or the machine restarted." + (
             f" {said}" if said else ""

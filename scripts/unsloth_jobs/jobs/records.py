@@ -96,7 +96,7 @@ def one_at_a_time(plan: Plan) -> Iterator[None]:
             lock.acquire()
         except Timeout as error:
             raise UserError(
-                "being_submitted", "Another command is submitting this very plan.", "See status.py --all in a minute.", APPROVAL
+                "being_submitted", "Another command is submitting this same plan.", "See status.py --all in a minute.", APPROVAL
             ) from error
     try:
         yield
@@ -156,7 +156,7 @@ def remember_run(job_id: str, submission: Submission) -> None:
     """Raises UserError, also for an id that is no file's name."""
     run = {"job_id": job_id, "submitted_at": time.time(), **asdict(submission), "plan_id": submission.plan.plan_id}
     if (path := path_of("runs", job_id)) is None:
-        raise UserError("bad_job_id", f"The id {job_id!r} cannot be kept under its name.", "Note the id.")
+        raise UserError("bad_job_id", f"The id {job_id!r} cannot be used as a file name.", "Note the id.")
     write(path, run)
 
 

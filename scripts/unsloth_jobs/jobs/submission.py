@@ -67,7 +67,7 @@ def number(backend: Backend, plan: Plan, approve: str | None, yes: bool) -> tupl
 
 def earlier(use: Use) -> Problem:
     if use.job is None:
-        return Problem("earlier_start", "warning", f"This run was approved before. {UNKNOWN}", f"Look first: {STATUS} --all")
+        return Problem("earlier_start", "warning", f"This run was approved before. {UNKNOWN}", f"Check first: {STATUS} --all")
     said = f"This run was approved before; its job {use.job.job_id} ended as {use.job.stage}."
     return Problem("earlier_start", "warning", said, f"See why first: {STATUS} {use.job.job_id}")
 
@@ -139,7 +139,7 @@ def await_job(backend: Backend, plan: Plan) -> Job | None:
 
 
 def unclear(plan: Plan, why: str, code: str = "submit_unclear", exit_code: int = HUB) -> Unanswered:
-    fix = f"Look in a minute: {STATUS} --all. To start it anew all the same, for a plan to approve: {plan.again()}"
+    fix = f"Check in a minute: {STATUS} --all. To start it again anyway, for a plan to approve: {plan.again()}"
     return Unanswered(code, f"{why} {UNKNOWN}", fix, exit_code)
 
 

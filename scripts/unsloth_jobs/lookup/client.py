@@ -74,7 +74,7 @@ def refuse_to_hand_on(response: Any) -> None:
     if response.status_code in (307, 308) and target and response.request.method not in ("GET", "HEAD"):
         host = response.request.url.join(target).netloc
         if host != response.request.url.netloc:
-            raise HTTPError(f"it sends the request on to {plain(host.decode('ascii', 'replace'))}, which is not the Hub")
+            raise HTTPError(f"it redirects the request to {plain(host.decode('ascii', 'replace'))}, which is not the Hub")
 
 
 def send_patiently(send: Callable, request: Any, **options: Any) -> Any:
@@ -275,6 +275,6 @@ def require_id(name: str) -> None:
     """Raises UserError on a name with the Hub's address before it, or one that is too long to be any."""
     address = re.match(r"(?:https?://[^/]+/|hf://)(?:models/|datasets/)?(.*)", name)
     if address:
-        raise UserError("not_found", f"{name} is an address, not an id.", f"Leave what is before the id out: {address[1]}")
+        raise UserError("not_found", f"{name} is an address, not an id.", f"Pass the id alone: {address[1]}")
     if len(name) > LONGEST_NAME:
         raise UserError("not_found", f"{name[:60]}… is too long for an id or a path.", "Correct the id: it is OWNER/NAME.")

@@ -161,7 +161,7 @@ def configuration(name: str, file: str, text: str) -> dict[str, Any]:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         require_no_page(name, file, text)
-        raise bad_config(name, f"{file} is no whole JSON ({error})") from error
+        raise bad_config(name, f"{file} is not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise bad_config(name, f"{file} holds no JSON object")
     for part in (config, config["text_config"] if isinstance(config.get("text_config"), dict) else {}):
@@ -191,7 +191,7 @@ def require_no_page(name: str, file: str, text: str) -> None:
     if file.endswith(".json") and text.lstrip()[:1] == "<":
         raise UserError(
             "hub_garbled",
-            f"What {endpoint()} answered about {file} of {name} is a page for people.",
+            f"What {endpoint()} answered about {file} of {name} is a web page, not that file.",
             "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
             HUB,
         )

@@ -81,14 +81,14 @@ IN_MESSAGE = (
     cause(
         "terminated",
         r"exit code:? (143|-15)\b|\b[Ee]victed|\b[Pp]reempted",
-        "The job was told to end from outside: its machine was taken back, or somebody ended it.",
+        "The job was ended from outside: its machine was taken back, or somebody ended it.",
         "Submit it again with --resume: it goes on from the checkpoint.",
         RESUME,
     ),
     cause(
         "killed",
         r"exit code:? (137|-9)\b",
-        "The job was killed without a word (SIGKILL), which is mostly for want of main memory.",
+        "The job was killed (SIGKILL) without an error message, mostly because main memory ran out.",
         "Submit it again with --resume; if it happens at the same place, choose a --flavor with more RAM.",
         RESUME,
     ),
@@ -229,7 +229,7 @@ IN_ERROR = (
         "repo_gone",
         r"assumes that the repo already exists on the Huggingface Hub",
         "The output repository is not there any more: it was deleted or renamed while the job ran.",
-        "Submit it again: the repository is created anew.",
+        "Submit it again: the repository is created again.",
         AGAIN,
     ),
     cause(
@@ -392,14 +392,14 @@ IN_ERROR = (
         "weights_broken",
         r"SafetensorError: Error while deserializing|UnpicklingError: Weights only load failed|Unable to load weights from",
         "A file of weights is broken: it was cut off on its way, or written while the disk was full.",
-        "Submit it again: a new machine downloads it anew. If it happens twice, the file on the Hub is broken.",
+        "Submit it again: a new machine downloads it again. If it happens twice, the file on the Hub is broken.",
         AGAIN,
     ),
     cause(
         "checkpoint_broken",
         r"Can't find a valid checkpoint at|Error\(s\) in loading state_dict for",
         "The checkpoint is not whole, or of another model.",
-        "Submit it again without --resume, to begin anew.",
+        "Submit it again without --resume, to train from the beginning.",
         AGAIN,
     ),
     cause(
@@ -517,12 +517,16 @@ STOPS = {
         AGAIN,
         lambda settings: ["--backend=trl"],
     ),
-    "masks_lost": Known("Use the versions that templates/sft.py pins: another trainer masks in another way.", LOGS),
+    "masks_lost": Known(
+        "Use the versions that templates/sft.py pins: another trainer computes the loss mask differently.", LOGS
+    ),
     "low_coverage": Known("Leave --target-modules at auto, or lower --min-coverage knowingly.", LOGS),
     "merge_failed": Known("The adapter is whole. Merge it with templates/export.py; training again is not needed.", LOGS),
     "no_output_repo": Known("Pass --output-repo YOU/NAME.", LOGS),
     "merge_needs_16bit": Known("Add --load-in-16bit, or leave --merge-model out.", LOGS),
-    "resume_mismatch": Known("Pass the settings that the checkpoint began with, or leave --resume out to begin anew.", LOGS),
+    "resume_mismatch": Known(
+        "Pass the settings that the checkpoint began with, or leave --resume out to train from the beginning.", LOGS
+    ),
     "name_taken": Known("Name another --output-repo."),
     "public_repository": Known("Name another --output-repo or, where the result may be public, pass --public.", LOGS),
     "no_model": Known("Correct --base-model: a Hub id, or the path of a folder that holds a model.", LOGS),

@@ -63,7 +63,7 @@ def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis 
     if code in STOPS:
         return say.stop(code, told)
     last = last_words([told] if told else errors, end)
-    said = f"The last thing said: {quotation(last) if last else silence(summary) + '.'}"
+    said = f"Last output: {quotation(last) if last else silence(summary) + '.'}"
     lines = () if told else telling("\n".join(errors) or end)[-LAST_LINES:]
     return Diagnosis(
         "unknown",
@@ -102,7 +102,7 @@ class Speaker:
 
     def stop(self, code: str, told: str) -> Diagnosis:
         """What to say of a `failed` event whose code is a template's."""
-        known, message = STOPS[code], f"The job says: {quotation(told)}" if told else "The job says no more."
+        known, message = STOPS[code], f"The job reports: {quotation(told)}" if told else "The job reports no details."
         if code == "push_failed" and (found := find(IN_ERROR, [self.summary.event("warning").get("message", "")])):
             message += f" {found[0].message}"
         if code in ("push_failed", "push_denied") and (kept := self.kept()):

@@ -94,7 +94,7 @@ class Status:
         """What follows a job that is done."""
         if not self.result:
             log = f"uv run {SCRIPTS / 'logs.py'} {self.job.job_id} --tail 50"
-            return f"It ended without an error and told of no result: there may be none. Look at its log: {log}"
+            return f"It ended without an error and reported no result: there may be none. See its log: {log}"
         said = f"The tuned model: {self.result}"
         if not (self.plan and self.plan.model and self.plan.dataset):
             return said  # no training of a template's

@@ -41,7 +41,7 @@ def silent(job: Job, summary: Summary, plan: Plan | None) -> Problem | None:
     usual = max((after - before for before, after in pairwise(times)), default=0.0)
     if quiet < max(SILENT_S, SLOW * usual):
         return None
-    curves = f" and at its curves ({plan.dashboard_url}): a log may stand still alone" if plan and plan.dashboard_url else ""
+    curves = f" and at its curves ({plan.dashboard_url}): the log alone may have stalled" if plan and plan.dashboard_url else ""
     return Problem(
         "silent",
         "warning",

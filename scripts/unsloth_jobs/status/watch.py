@@ -94,7 +94,9 @@ def in_trouble(status: Status) -> bool:
 def troubled(status: Status, problem: Problem) -> Status:
     """The status as it was, with a warning that the Hub does not answer. Raises UserError where that will not pass."""
     kept = [warning for warning in status.warnings if warning.code not in PASSING]
-    again = Problem(problem.code, "warning", problem.message, "The job goes on without it. It is asked again until it answers.")
+    again = Problem(
+        problem.code, "warning", problem.message, "The job goes on without it. The Hub is asked again until it answers."
+    )
     return replace(status, warnings=(*kept, again))
 
 
@@ -170,7 +172,7 @@ def end(ref: JobRef, patience_s: float) -> None:
     why = f" {problem.message}" if problem else ""
     raise UserError(
         "still_running",
-        f"Job {ref.job_id} was cancelled, and no look has shown that it ended within {patience_s:.0f} s.{why}",
+        f"Job {ref.job_id} was cancelled, and its end was not confirmed within {patience_s:.0f} s.{why}",
         f"It may still be paid for. Again: uv run {SCRIPTS / 'status.py'} {ref.job_id} --cancel",
         HUB,
     )

@@ -93,7 +93,7 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
         smaller, kept = batching, False
     elif smaller:
         said = (
-            f"Going on with passes of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
+            f"Going on with micro-batches of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
             f"{smaller.gradient_accumulation}, the same effective batch size"
         )
     else:

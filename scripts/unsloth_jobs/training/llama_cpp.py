@@ -32,7 +32,7 @@ def run_tool(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["(it said nothing)"])[-1]
+    return (text.strip().splitlines() or ["(no output)"])[-1]
 
 
 def convert(source: Path, model: Path, target: Path, *options: str) -> None:
@@ -49,7 +49,7 @@ def convert(source: Path, model: Path, target: Path, *options: str) -> None:
         )
     if "is not supported" in done.stderr:
         raise Stop("unsupported_model", f"llama.cpp cannot run this model: {said}", alone)
-    raise Stop("conversion_failed", f"llama.cpp's converter failed: {said}", f"The log above has all it said. {alone}")
+    raise Stop("conversion_failed", f"llama.cpp's converter failed: {said}", f"Its whole output is in the log above. {alone}")
 
 
 def require_convertible(source: Path, files: Path, scratch: Path) -> None:

@@ -141,7 +141,7 @@ def attach_adapter(model: Any, settings: TrainingSettings) -> Any:
         missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
         raise Stop(
             "low_coverage",
-            f"The adapter reaches {share:.0%} of the modules asked for; without one: {missing}.",
+            f"The adapter reaches {share:.0%} of the requested modules; without one: {missing}.",
             "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
         )
     return model

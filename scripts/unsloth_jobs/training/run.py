@@ -87,7 +87,9 @@ class StopSignal:
         if state.global_step >= state.max_steps or self.reason == "early_stopped":
             return
         cause = self.reason or "stopped"
-        why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}.get(self.reason, "For no known reason")
+        why = {"deadline": "Its timeout was near", "cancelled": "It was ended from outside"}.get(
+            self.reason, "For no known reason"
+        )
         raise Stop(
             cause,
             f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
