@@ -82,7 +82,7 @@ def check(
             *context.args,
         ],
     )
-    found = examine(client.connect(client.LOOK_UP_S), module, settings, sample, where == "hf", namespace)
+    found = examine(client.connect(client.LOOKUP_TIMEOUT_S), module, settings, sample, where == "hf", namespace)
     if json:
         print_json(as_json(found))
     else:
@@ -200,14 +200,14 @@ def described(data: Table, name: str) -> str:
 
 def lengths(sample: Sample) -> str:
     """Tokens of the sampled rows and, from them, of all."""
-    said = (
+    text = (
         f"mean {sample.mean:.0f}, median {sample.percentile(0.5)}, 95% under {sample.percentile(0.95)}, "
         f"longest {sample.percentile(1.0)} (first {sample.sampled} rows); {sample.cut} cut at {sample.max_length}"
     )
     if sample.total:
         total, low, high = sample.total
-        said += f"\nin all {total:,}" + (f" (95% sure: {low:,} to {high:,})" if low < high and not sample.drifts else "")
-    return said
+        text += f"\nin all {total:,}" + (f" (95% sure: {low:,} to {high:,})" if low < high and not sample.drifts else "")
+    return text
 
 
 def without_secrets(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -101,7 +101,7 @@ def estimate(
     Example: estimate.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k
     """
     quiet_libraries()
-    api, module = client.connect(client.LOOK_UP_S), template.load(script)
+    api, module = client.connect(client.LOOKUP_TIMEOUT_S), template.load(script)
     passes = [f"--num-epochs={epochs}"] if epochs is not None else []
     settings = template.settings(module, [f"--base-model={model}", f"--dataset={dataset}", *passes, *context.args])
     if epochs is not None and settings.num_epochs != epochs:
@@ -209,14 +209,14 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
     tokens = f"{shown.tokens:,.0f}" if shown.tokens < 1e15 else f"{shown.tokens:.1e}"
     people.print(f"{tokens} tokens to train on. Prices: {source}", markup=False)
     if best:
-        people.print(f"Time: {told(shown)}")
+        people.print(f"Time: {time_line(shown)}")
         people.print(
             f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
             f"(ends after {duration(best.timeout_s)} at the latest)"
         )
 
 
-def told(one: cost.Candidate) -> str:
+def time_line(one: cost.Candidate) -> str:
     """Where the time of a run goes, and what the estimate rests on."""
     parts = ((name, low / 60, high / 60) for name, (low, high) in (one.seconds or {}).items())
     minutes = ", ".join(f"{name} {low:.0f}–{high:.0f}" for name, low, high in parts if high >= 0.5)

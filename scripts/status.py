@@ -46,7 +46,7 @@ from unsloth_jobs.output import (
 )
 from unsloth_jobs.status.status import Status, as_json, fetch_status, remember, set_aside
 from unsloth_jobs.status.view import as_table, estimated_usd
-from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, Left, end, watch
+from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, WatchInterrupted, end_job, watch
 
 app = application("How a job is doing.")
 AT_ONCE = 8  # jobs that --all asks about
@@ -99,11 +99,11 @@ def status(
     if cancel and (before := ref.inspect()).ended:
         diagnostics.print(f"Nothing to cancel: {ref.job_id} has ended already ({before.stage}).", markup=False)
     elif cancel:
-        end(ref, END_WITHIN_S)
+        end_job(ref, END_WITHIN_S)
     try:
         every = interval or EVERY_S["local" if ref.job_id.startswith("local-") else "hf"]
         found = watch(ref, every, max_usd) if watch_ else fetch_status(ref)
-    except Left as left:
+    except WatchInterrupted as left:
         leave(left.status, max_usd, json)
         raise typer.Exit(LEFT) from left
     remember(found)
@@ -116,8 +116,8 @@ def leave(status: Status, max_usd: float | None, json: bool) -> None:
     print_json(as_json(status)) if json else people.print(as_table(status))
     command = f"uv run {SCRIPTS / 'status.py'} {status.job.job_id}"
     unguarded = f", and no longer ends at ${max_usd:g}" if max_usd is not None else ""
-    said = f"\nThe job goes on{unguarded}. To look again: {command} --watch\nTo end it: {command} --cancel"
-    diagnostics.print(said, markup=False, soft_wrap=True)
+    message = f"\nThe job goes on{unguarded}. To look again: {command} --watch\nTo end it: {command} --cancel"
+    diagnostics.print(message, markup=False, soft_wrap=True)
 
 
 def show_all(json: bool) -> None:

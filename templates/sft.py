@@ -879,10 +879,10 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
     """
     smaller = next((way for way in ways if way.tokens < batching.tokens), None)
     if kept and (smaller is None or smaller.tokens < FEWEST_TOKENS_AT_ONCE):
-        said = "Going on with its activations recomputed (gradient checkpointing)"
+        remedy = "Going on with its activations recomputed (gradient checkpointing)"
         smaller, kept = batching, False
     elif smaller:
-        said = (
+        remedy = (
             f"Going on with micro-batches of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
             f"{smaller.gradient_accumulation}, the same effective batch size"
         )
@@ -892,7 +892,7 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
             f"The GPU's memory does not hold one sequence at a time: {str(error).splitlines()[0]}",
             "Choose a flavor with more GPU memory (estimate.py lists them), or a smaller --max-seq-length.",
         ) from error
-    message = f"Out of GPU memory in a forward pass of {batching.tokens:,} tokens. {said}."
+    message = f"Out of GPU memory in a forward pass of {batching.tokens:,} tokens. {remedy}."
     emit("warning", code="out_of_vram", message=message)
     return smaller, kept
 
@@ -965,13 +965,13 @@ class StopSignal:
     """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM, Ctrl-C)."""
 
     MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
-    LOOKS_EVERY_S = 1.0
+    CHECKS_EVERY_S = 1.0
     SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
 
     def __init__(self) -> None:
         self.reason = ""
         self.training = False
-        self.told_at = 0.0
+        self.signalled_at = 0.0
         timeout = run_facts().get("timeout_s")
         self.deadline = billed_since() + timeout if timeout else None
         least, most = self.MARGINS_S
@@ -983,10 +983,10 @@ class StopSignal:
 
     def on_signal(self, number: int, _: Any) -> None:
         if self.reason == "cancelled":  # uv passes on what a whole group of processes was sent already
-            if number == signal.SIGINT and time.monotonic() > self.told_at + self.SAME_SIGNAL_S:
+            if number == signal.SIGINT and time.monotonic() > self.signalled_at + self.SAME_SIGNAL_S:
                 raise KeyboardInterrupt  # Ctrl-C once more: at once, whatever is lost
             return
-        self.reason, self.told_at = "cancelled", time.monotonic()
+        self.reason, self.signalled_at = "cancelled", time.monotonic()
         if not self.training:  # nothing new has been learned that could be saved
             raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
@@ -1002,19 +1002,19 @@ class StopSignal:
         if self.deadline and until > self.deadline:
             return False
         while self.reason != "cancelled" and (left := until - time.time()) > 0:
-            time.sleep(min(left, self.LOOKS_EVERY_S))
+            time.sleep(min(left, self.CHECKS_EVERY_S))
         return self.reason != "cancelled"
 
     def require_none(self, state: Any, where: str) -> None:
         """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
         if state.global_step >= state.max_steps or self.reason == "early_stopped":
             return
-        cause = self.reason or "stopped"
+        code = self.reason or "stopped"
         why = {"deadline": "Its timeout was near", "cancelled": "It was ended from outside"}.get(
             self.reason, "For no known reason"
         )
         raise Stop(
-            cause,
+            code,
             f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
             "Submit the same command with --resume at its end: it goes on from there.",
         )
@@ -2462,12 +2462,12 @@ def require_planned_memory(found: float, planned: float) -> None:
 
 def driver_version() -> str | None:
     """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
-    asking = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(asking, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None
-    return said[0] if said else None
+    return lines[0] if lines else None
 
 
 def hardware() -> dict[str, Any]:
@@ -3164,15 +3164,15 @@ def scan_lines(file: str, most: int | None = None) -> None:
 # The data set: configuration, split, revision, rows, and which of them are held out.
 
 
-def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
+def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
     """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
-    if asked in available:
-        return asked
+    if wanted in available:
+        return wanted
     flag = "--dataset-" + kind
-    if asked:
+    if wanted:
         raise Stop(
             f"unknown_{kind}",
-            f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
+            f"The data set has no {kind} {wanted!r}; it has: {', '.join(available)}.",
             f"Pass {flag} {shlex.quote(available[0])}.",
         )
     if preferred in available or len(available) == 1:
@@ -3262,11 +3262,11 @@ def data_revision(settings: TrainingSettings) -> str | None:
 
     if (path := Path(os.path.expanduser(settings.dataset))).is_file():
         return file_digest(path)
-    asked = settings.dataset_revision or None
+    revision = settings.dataset_revision or None
     try:
-        return HfApi().dataset_info(settings.dataset, revision=asked).sha
+        return HfApi().dataset_info(settings.dataset, revision=revision).sha
     except Exception:  # a local folder, or rows from the cache of a machine without a network: they are there all the same
-        return asked
+        return revision
 
 
 def split_rows(rows: Any, settings: TrainingSettings) -> tuple[Any, Any]:
@@ -3302,19 +3302,19 @@ def leaf(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def lora_targets(linears: Shapes, asked: str = "auto") -> list[str]:
+def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
     """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
     present = sorted({leaf(name) for name in adaptable(linears)})
-    if asked == "auto":
+    if wanted == "auto":
         return present
-    wanted = [name.strip() for name in asked.split(",") if name.strip()]
-    if unknown := [name for name in wanted if name not in present]:
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in present]:
         raise Stop(
             "unknown_target",
             f"The model has no linear layer named {', '.join(unknown)}.",
             f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
         )
-    return wanted
+    return names
 
 
 def target_pattern(targets: Iterable[str]) -> str:
@@ -3598,10 +3598,10 @@ def load_model(settings: TrainingSettings) -> Any:
     except (OSError, torch.OutOfMemoryError):  # a file, the network, the GPU: no other backend would do better
         raise
     except Exception as error:
-        said = str(error).strip().splitlines() or [""]
+        lines = str(error).strip().splitlines() or [""]
         raise Stop(
             "unsloth_refused",
-            f"Unsloth does not load {name}: {type(error).__name__}: {said[0][:300]}",
+            f"Unsloth does not load {name}: {type(error).__name__}: {lines[0][:300]}",
             "Add --backend trl: the same training without Unsloth, slower. Estimate it again first.",
         ) from error
     return model

@@ -25,7 +25,7 @@ from .plan import Plan, Submission
 ESTIMATE_KEYS = ("usd_low", "usd_high", "hours_low", "hours_high")
 RUN_KEYS = {"job_id", "submitted_at", "estimate", "plan"}
 ATTEMPT_KEYS = {"made_at", "approved", "estimate", "plan"}
-VOUCHES_S = 24 * 3600  # for so long an estimate vouches: prices and libraries change
+ESTIMATE_VALID_S = 24 * 3600  # for so long an estimate vouches: prices and libraries change
 LOCK_S = 120  # what a submit may take, with a large file to upload
 
 
@@ -119,9 +119,9 @@ def remember_estimate(run_key: str, flavors: dict[str, dict[str, Any]]) -> None:
 
 
 def recall_estimate(run_key: str | None, flavor: str) -> dict[str, Any] | None:
-    """What remember_estimate kept of a run on a flavor; None where that is older than VOUCHES_S."""
+    """What remember_estimate kept of a run on a flavor; None where that is older than ESTIMATE_VALID_S."""
     data = read(path_of("estimates", run_key)) if run_key else None
-    flavors = data.get("flavors") if data and estimate_age_s(run_key) <= VOUCHES_S else None
+    flavors = data.get("flavors") if data and estimate_age_s(run_key) <= ESTIMATE_VALID_S else None
     return estimate_of(flavors.get(flavor)) if isinstance(flavors, dict) else None
 
 

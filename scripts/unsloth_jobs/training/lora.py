@@ -27,19 +27,19 @@ def leaf(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def lora_targets(linears: Shapes, asked: str = "auto") -> list[str]:
+def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
     """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
     present = sorted({leaf(name) for name in adaptable(linears)})
-    if asked == "auto":
+    if wanted == "auto":
         return present
-    wanted = [name.strip() for name in asked.split(",") if name.strip()]
-    if unknown := [name for name in wanted if name not in present]:
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in present]:
         raise Stop(
             "unknown_target",
             f"The model has no linear layer named {', '.join(unknown)}.",
             f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
         )
-    return wanted
+    return names
 
 
 def target_pattern(targets: Iterable[str]) -> str:
