@@ -58,7 +58,7 @@ from pathlib import Path
 from typing import Any
 
 from unsloth_jobs.training.adapter import TOKENIZER_FILES, Adapter, base_bytes, base_files, find_adapter
-from unsloth_jobs.training.agreement import Transformers, ask, card_questions, compare, compare_gguf
+from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, compare_gguf
 from unsloth_jobs.training.export_cards import gguf_card, merged_card
 from unsloth_jobs.training.flags import parse_flags, setting
 from unsloth_jobs.training.llama_cpp import convert, llama_cpp_source, quantize, require_convertible
@@ -142,9 +142,9 @@ def make_merged(settings: Settings, adapter: Adapter, files: Path, result: Resul
     """The merged model, compared and pushed, unless it is there. Returns the adapter's own answers."""
     from transformers import AutoTokenizer
 
-    asked = questions(settings, adapter)
+    questions = find_questions(settings, adapter)
     reference = result.record.get("reference") or {}
-    known = (reference.get("asked"), reference.get("length")) == (asked, settings.compare_tokens)
+    known = (reference.get("asked"), reference.get("length")) == (questions, settings.compare_tokens)
     if known and result.has("merged"):
         return reference
     size = base_bytes(adapter)
@@ -152,9 +152,9 @@ def make_merged(settings: Settings, adapter: Adapter, files: Path, result: Resul
     require_disk(result.folder, size + cached, "Merging")
     tokenizer = AutoTokenizer.from_pretrained(files)
     adapted = load_adapted(adapter)
-    reference = ask(adapted, tokenizer, asked, settings.compare_tokens)
+    reference = answer_questions(adapted, tokenizer, questions, settings.compare_tokens)
     result.record["reference"] = reference
-    emit("reference", answers=len(asked), tokens=sum(len(answer["ids"]) for answer in reference["answers"]))
+    emit("reference", answers=len(questions), tokens=sum(len(answer["ids"]) for answer in reference["answers"]))
     if not result.has("merged"):
         merge(adapted, files, result.folder)
         del adapted  # before the copy of it is loaded
@@ -231,7 +231,7 @@ def load_merged(folder: Path, tokenizer: Any) -> Transformers:
     return Transformers(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16), tokenizer)
 
 
-def questions(settings: Settings, adapter: Adapter) -> list[str]:
+def find_questions(settings: Settings, adapter: Adapter) -> list[str]:
     """What is asked: the user's own, or the question that the adapter's card shows and a few about anything."""
     if settings.prompts:
         return [line.strip() for line in Path(settings.prompts).read_text("utf-8").splitlines() if line.strip()]

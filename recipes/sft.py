@@ -155,7 +155,7 @@ def train(settings: Settings) -> None:
     require_supervised(masks)
     eval_tokens = encode_rows(eval_rows, renderer, layout, settings.max_seq_length)[0] if eval_rows else None
     if eval_rows and not eval_tokens:
-        message = "Not one held-out row has an answer that fits: the run is not evaluated."
+        message = "No held-out row has an answer that fits: there is no validation."
         emit("warning", code="no_evaluation", message=message)
         eval_tokens = None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
@@ -294,7 +294,7 @@ def build_trainer(
                 metrics = {} if self.eval_dataset is None else self.measure()
             except Exception as error:
                 self.eval_dataset, metrics = None, {}
-                message = f"The held-out rows are not evaluated any more: {type(error).__name__}: {error}"
+                message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
                 emit("warning", code="evaluation_failed", message=message)
             if metrics:
                 self.log(metrics)
@@ -417,7 +417,7 @@ def require_masked_batch(trainer: Any, supervised_fraction: float) -> None:
         raise Stop(
             "masks_lost",
             f"The trainer's batch has {learned} supervised tokens of {present}, where {supervised_fraction:.0%} were computed.",
-            "Use the versions that this script pins: another trainer masks in another way.",
+            "Use the versions that this script pins: another trainer computes the loss mask differently.",
         )
 
 

@@ -57,9 +57,9 @@ def check(
     max_length: Annotated[int, typer.Option(help="tokens per row")] = 2048,
     revision: Annotated[str, typer.Option(help="commit or branch of the model")] = "",
     script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
-    sample: Annotated[int, typer.Option(min=1, help="rows to look at, from the first on")] = 500,
+    sample: Annotated[int, typer.Option(min=1, help="rows to sample, from the first on")] = 500,
     namespace: Annotated[str | None, typer.Option(help="user or organisation that will pay and own the model")] = None,
-    where: Annotated[str, typer.Option(help="hf looks at the token too; local does not need one")] = "hf",
+    where: Annotated[str, typer.Option(help="hf: the token is checked too; local: none is needed")] = "hf",
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Is this run sound? Token, model, data, masks and LoRA coverage, before anything is paid.
@@ -82,7 +82,7 @@ def check(
             *context.args,
         ],
     )
-    found = examine(client.connect(client.LOOK_UP_S), module, settings, sample, where == "hf", namespace)
+    found = examine(client.connect(client.LOOKUP_TIMEOUT_S), module, settings, sample, where == "hf", namespace)
     if json:
         print_json(as_json(found))
     else:
@@ -183,7 +183,7 @@ def show(found: Report) -> None:
         )
     people.print(facts)
     if found.sample and found.sample.segments:
-        people.print("\n[bold]A row as the model sees it[/]; what it learns to write stands in [green]⟦ ⟧[/]:")
+        people.print("\n[bold]A row as the model sees it[/]; what is learned (its loss mask) stands in [green]⟦ ⟧[/]:")
         people.print(Text.assemble(*(shown(part) for part in shortened(without_secrets(found.sample.segments)))))
     people.print("[green]Sound.[/]" if found.ok else f"[red]{'Could not be checked' if found.unanswered else 'Not sound'}:[/]")
 
@@ -200,14 +200,14 @@ def described(data: Table, name: str) -> str:
 
 def lengths(sample: Sample) -> str:
     """Tokens of the sampled rows and, from them, of all."""
-    said = (
+    text = (
         f"mean {sample.mean:.0f}, median {sample.percentile(0.5)}, 95% under {sample.percentile(0.95)}, "
         f"longest {sample.percentile(1.0)} (first {sample.sampled} rows); {sample.cut} cut at {sample.max_length}"
     )
     if sample.total:
         total, low, high = sample.total
-        said += f"\nin all {total:,}" + (f" (95% sure: {low:,} to {high:,})" if low < high and not sample.drifts else "")
-    return said
+        text += f"\nin all {total:,}" + (f" (95% sure: {low:,} to {high:,})" if low < high and not sample.drifts else "")
+    return text
 
 
 def without_secrets(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:

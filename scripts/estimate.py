@@ -53,7 +53,7 @@ from unsloth_jobs.template import quiet_libraries
 FRAMEWORKS = {  # by --backend, and why
     "unsloth": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
     "TRL itself is for several GPUs and for preference training, which this skill does not do",
-    "trl": "asked for with --backend trl: for a model that Unsloth does not take",
+    "trl": "chosen with --backend trl: for a model that Unsloth does not support",
 }
 
 # The answer where there is nothing to estimate: its keys are there, so that a program need not ask for each.
@@ -80,7 +80,8 @@ def estimate(
     model: Annotated[str, typer.Argument(help="Hub id or local folder of the model")],
     dataset: Annotated[str, typer.Argument(help="Hub id or local file of the data set")],
     epochs: Annotated[
-        float | None, typer.Option(help="passes over the rows (the template's --num-epochs) [default: 1]", show_default=False)
+        float | None,
+        typer.Option(help="passes over the training rows (the template's --num-epochs) [default: 1]", show_default=False),
     ] = None,
     flavor: Annotated[str | None, typer.Option(help="only this flavor")] = None,
     more_than_gb: Annotated[
@@ -100,7 +101,7 @@ def estimate(
     Example: estimate.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k
     """
     quiet_libraries()
-    api, module = client.connect(client.LOOK_UP_S), template.load(script)
+    api, module = client.connect(client.LOOKUP_TIMEOUT_S), template.load(script)
     passes = [f"--num-epochs={epochs}"] if epochs is not None else []
     settings = template.settings(module, [f"--base-model={model}", f"--dataset={dataset}", *passes, *context.args])
     if epochs is not None and settings.num_epochs != epochs:
@@ -176,7 +177,7 @@ def estimate(
 def nothing_fits(flavor: str | None, ranked: list[cost.Candidate]) -> Problem:
     fix = "Lower --batch-size or --max-seq-length, or choose a smaller model."
     if any(one.code == "too_long" for one in ranked):
-        fix = "Fewer passes or rows: lower --num-epochs, or pass --max-steps N or --num-samples N."
+        fix = "Train fewer epochs or rows: lower --num-epochs, or pass --max-steps N or --num-samples N."
     if flavor:
         fix = f"On {flavor}: {ranked[0].reason}. Leave --flavor out to see the others."
     return Problem("nothing_fits", "error", "The run fits on no flavor.", fix)
@@ -200,7 +201,7 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
         )
     people.print(rows)
     if any(one.fits and one.memory.checkpointing == "offload" for one in ranked):
-        people.print("[dim]* activations are computed anew instead of kept: slower, in far less memory[/]")
+        people.print("[dim]* activations are recomputed (gradient checkpointing): slower, in far less memory[/]")
     for reason, names in reasons.items():
         people.print(f"[dim]Not for this run: {', '.join(names)} ({escape(reason)})[/]")
     shares = ", ".join(f"{name} {value:.1f}" for name, value in shown.memory.by_part().items() if value >= 0.05)
@@ -208,14 +209,14 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
     tokens = f"{shown.tokens:,.0f}" if shown.tokens < 1e15 else f"{shown.tokens:.1e}"
     people.print(f"{tokens} tokens to train on. Prices: {source}", markup=False)
     if best:
-        people.print(f"Time: {told(shown)}")
+        people.print(f"Time: {time_line(shown)}")
         people.print(
             f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
             f"(ends after {duration(best.timeout_s)} at the latest)"
         )
 
 
-def told(one: cost.Candidate) -> str:
+def time_line(one: cost.Candidate) -> str:
     """Where the time of a run goes, and what the estimate rests on."""
     parts = ((name, low / 60, high / 60) for name, (low, high) in (one.seconds or {}).items())
     minutes = ", ".join(f"{name} {low:.0f}–{high:.0f}" for name, low, high in parts if high >= 0.5)

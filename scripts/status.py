@@ -46,7 +46,7 @@ from unsloth_jobs.output import (
 )
 from unsloth_jobs.status.status import Status, as_json, fetch_status, remember, set_aside
 from unsloth_jobs.status.view import as_table, estimated_usd
-from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, Left, end, watch
+from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, WatchInterrupted, end_job, watch
 
 app = application("How a job is doing.")
 AT_ONCE = 8  # jobs that --all asks about
@@ -63,7 +63,7 @@ def status(
     watch_: Annotated[bool, typer.Option("--watch", help="go on until the job ends; Ctrl-C leaves it running")] = False,
     interval: Annotated[
         float | None,
-        typer.Option(min=0.1, metavar="SECONDS", help="between the looks of --watch (default: 10; 1 on this machine)"),
+        typer.Option(min=0.1, metavar="SECONDS", help="between two updates of --watch (default: 10; 1 on this machine)"),
     ] = None,
     max_usd: Annotated[
         float | None, typer.Option(min=0, metavar="USD", help="with --watch: cancel the job before it has cost more")
@@ -87,19 +87,23 @@ def status(
     if job is None:
         raise UserError("no_job", "No job was named.", "Pass a job id, or --all.", USAGE)
     if max_usd is not None and not watch_:
-        raise UserError("no_watch", "Only a watcher ends a job at a ceiling.", "Add --watch, or --cancel to end it now.", USAGE)
+        raise UserError(
+            "no_watch", "Only --watch can end a job at --max-usd.", "Add --watch, or --cancel to end it now.", USAGE
+        )
     require_amount(max_usd)
     if interval is not None and not math.isfinite(interval):
-        raise UserError("bad_interval", f"--interval {interval} is no time.", "Pass seconds, such as --interval 10.", USAGE)
+        raise UserError(
+            "bad_interval", f"--interval must be above 0, not {interval}.", "Pass seconds, such as --interval 10.", USAGE
+        )
     ref = find_job(job, namespace)
     if cancel and (before := ref.inspect()).ended:
         diagnostics.print(f"Nothing to cancel: {ref.job_id} has ended already ({before.stage}).", markup=False)
     elif cancel:
-        end(ref, END_WITHIN_S)
+        end_job(ref, END_WITHIN_S)
     try:
         every = interval or EVERY_S["local" if ref.job_id.startswith("local-") else "hf"]
         found = watch(ref, every, max_usd) if watch_ else fetch_status(ref)
-    except Left as left:
+    except WatchInterrupted as left:
         leave(left.status, max_usd, json)
         raise typer.Exit(LEFT) from left
     remember(found)
@@ -112,15 +116,15 @@ def leave(status: Status, max_usd: float | None, json: bool) -> None:
     print_json(as_json(status)) if json else people.print(as_table(status))
     command = f"uv run {SCRIPTS / 'status.py'} {status.job.job_id}"
     unguarded = f", and no longer ends at ${max_usd:g}" if max_usd is not None else ""
-    said = f"\nThe job goes on{unguarded}. To look again: {command} --watch\nTo end it: {command} --cancel"
-    diagnostics.print(said, markup=False, soft_wrap=True)
+    message = f"\nThe job goes on{unguarded}. To look again: {command} --watch\nTo end it: {command} --cancel"
+    diagnostics.print(message, markup=False, soft_wrap=True)
 
 
 def show_all(json: bool) -> None:
     try:
         submission.recover()
     except UserError as error:
-        diagnostics.print(f"Whether a submission that was cut off has started a job is not known: {error}", markup=False)
+        diagnostics.print(f"It is not known whether an interrupted submission has started a job: {error}", markup=False)
     refs = [find_job(run["job_id"], run=run) for run in records.runs()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         statuses = list(pool.map(fetch_or_recall, refs))
@@ -156,7 +160,7 @@ def list_jobs(statuses: list[Status], spent: float) -> None:
     for code in dict.fromkeys(warning.code for _, warning in warned):
         alike = [(job, warning) for job, warning in warned if warning.code == code]
         for job, warning in alike if len(alike) <= NAMED else alike[:1]:
-            more = f" And {len(alike) - 1} jobs more: status.py JOB says it of each." if len(alike) > NAMED else ""
+            more = f" And {len(alike) - 1} more jobs: see status.py JOB for each." if len(alike) > NAMED else ""
             show_problem(Problem(code, warning.severity, f"{job}: {warning.message}{more}", warning.fix))
 
 

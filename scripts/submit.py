@@ -78,40 +78,40 @@ def submit(
         raise UserError("no_ceiling", "--yes starts a paid job without asking.", "Add --max-usd N.", USAGE)
     require_amount(max_usd)
     api = client.connect()
-    wish = planning.Wish(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
-    prepared = planning.prepare(api, wish)
+    request = planning.RunRequest(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
+    prepared = planning.prepare(api, request)
     backend = backend_for(api, prepared.plan)
-    made, earlier = submission.number(backend, prepared.plan, approve, yes)
+    made, earlier = submission.assign_number(backend, prepared.plan, approve, yes)
     prepared = replace(prepared, plan=made)
     preflight.require_unused(api, made, PLAN_LABEL)
     estimate = records.recall_estimate(made.run_key, made.flavor)
     if not json and not approve:
         show(prepared, estimate, verbose)
-    problems = [*prepared.problems, *stale(made), *approval.time_problems(made, estimate), *earlier]
+    problems = [*prepared.problems, *estimate_warnings(made), *approval.time_problems(made, estimate), *earlier]
     for problem in problems:
         show_problem(problem)
     approval.require_budget(made, max_usd if max_usd is not None or not smoke else plan.SMOKE_MAX_USD)
     if approve:
         approval.require_approval(made, approve, records.recall_plan(approve))
     records.remember_plan(made)
-    approved = approve and "--approve" or yes and "--yes" or asked(json) and "asked"
+    approved = approve and "--approve" or yes and "--yes" or confirm_start(json) and "asked"
     if not approved:
         if json:
             shown = {"plan_id": made.plan_id, "plan": asdict(made), "estimate": estimate, "approved": False}
             shown |= {"summary": plan_text.summarise(prepared, estimate)}
             print_json(shown | {"problems": [asdict(problem) for problem in problems]})
         else:
-            people.print(f"\nNot started. To start exactly this:\n{escape(approving(made.plan_id))}", soft_wrap=True)
+            people.print(f"\nNot started. To start exactly this:\n{escape(approving_command(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
     report(made, *submission.start(backend, plan.Submission(made, approved, estimate)), json)
 
 
-def approving(plan_id: str) -> str:
+def approving_command(plan_id: str) -> str:
     """The command that was typed, with the approval among its own options."""
     return shlex.join(["uv", "run", sys.argv[0], "--approve", plan_id, *sys.argv[1:]])
 
 
-def anew() -> str:
+def unapproved_command() -> str:
     """The command that was typed, without an approval."""
     words = [word for word in sys.argv if word != "--yes" and not word.startswith("--approve=")]
     if "--approve" in words:
@@ -120,12 +120,12 @@ def anew() -> str:
     return shlex.join(["uv", "run", *words])
 
 
-def asked(json: bool) -> bool:
+def confirm_start(json: bool) -> bool:
     """Whether a person at a terminal said yes."""
     return not json and sys.stdin.isatty() and typer.confirm("\nStart it?", default=False)
 
 
-def show(prepared: planning.Prepared, estimate: dict[str, Any] | None, verbose: bool) -> None:
+def show(prepared: planning.PreparedPlan, estimate: dict[str, Any] | None, verbose: bool) -> None:
     people.print(f"[bold]{plan_text.heading(prepared.plan)}[/]")
     lines = plan_text.summarise(prepared, estimate) | (plan_text.details(prepared.plan) if verbose else {})
     for name, value in lines.items():
@@ -133,17 +133,17 @@ def show(prepared: planning.Prepared, estimate: dict[str, Any] | None, verbose: 
             people.print(f"  {'' if number else name:14} {escape(line)}", soft_wrap=True)
 
 
-def stale(made: plan.Plan) -> list[Problem]:
+def estimate_warnings(made: plan.Plan) -> list[Problem]:
     """Whether an estimate was made of this run, but too long ago to vouch for it."""
     age = records.estimate_age_s(made.run_key)
-    if not records.VOUCHES_S < age < math.inf:
+    if not records.ESTIMATE_VALID_S < age < math.inf:
         return []
-    said = f"The estimate of this run is {age / 3600:.0f} hours old, and no longer vouches for its time and price."
-    return [Problem("estimate_stale", "warning", said, "Run estimate.py again with the same arguments.")]
+    message = f"The estimate of this run is {age / 3600:.0f} hours old, so its time and price may be out of date."
+    return [Problem("estimate_stale", "warning", message, "Run estimate.py again with the same arguments.")]
 
 
 def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
-    then = f"To start it anew, for a plan to approve: {anew()}" if existed and job.stage in FAILED else None
+    then = f"To start it again, for a plan to approve: {unapproved_command()}" if existed and job.stage in FAILED else None
     values = {
         "job_id": job.job_id,
         "url": job.url,
@@ -166,8 +166,8 @@ def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:
     else:
         people.print(f"\n[green]Started[/]: {job.job_id}")
     highest = f"${made.max_usd:.2f}" if made.where == "hf" else None
-    told = {"job": job.url, "model": made.model_url, "dashboard": made.dashboard_url, "at most": highest}
-    for name, value in told.items():
+    facts = {"job": job.url, "model": made.model_url, "dashboard": made.dashboard_url, "at most": highest}
+    for name, value in facts.items():
         if value:
             people.print(f"  {name:10} {escape(value)}", soft_wrap=True)
     if then:

@@ -195,9 +195,9 @@ def make_merged(settings: Settings, adapter: Adapter, files: Path, result: Resul
     """The merged model, compared and pushed, unless it is there. Returns the adapter's own answers."""
     from transformers import AutoTokenizer
 
-    asked = questions(settings, adapter)
+    questions = find_questions(settings, adapter)
     reference = result.record.get("reference") or {}
-    known = (reference.get("asked"), reference.get("length")) == (asked, settings.compare_tokens)
+    known = (reference.get("asked"), reference.get("length")) == (questions, settings.compare_tokens)
     if known and result.has("merged"):
         return reference
     size = base_bytes(adapter)
@@ -205,9 +205,9 @@ def make_merged(settings: Settings, adapter: Adapter, files: Path, result: Resul
     require_disk(result.folder, size + cached, "Merging")
     tokenizer = AutoTokenizer.from_pretrained(files)
     adapted = load_adapted(adapter)
-    reference = ask(adapted, tokenizer, asked, settings.compare_tokens)
+    reference = answer_questions(adapted, tokenizer, questions, settings.compare_tokens)
     result.record["reference"] = reference
-    emit("reference", answers=len(asked), tokens=sum(len(answer["ids"]) for answer in reference["answers"]))
+    emit("reference", answers=len(questions), tokens=sum(len(answer["ids"]) for answer in reference["answers"]))
     if not result.has("merged"):
         merge(adapted, files, result.folder)
         del adapted  # before the copy of it is loaded
@@ -284,7 +284,7 @@ def load_merged(folder: Path, tokenizer: Any) -> Transformers:
     return Transformers(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16), tokenizer)
 
 
-def questions(settings: Settings, adapter: Adapter) -> list[str]:
+def find_questions(settings: Settings, adapter: Adapter) -> list[str]:
     """What is asked: the user's own, or the question that the adapter's card shows and a few about anything."""
     if settings.prompts:
         return [line.strip() for line in Path(settings.prompts).read_text("utf-8").splitlines() if line.strip()]
@@ -585,7 +585,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
     except Stop as stop:
         emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
     except KeyboardInterrupt:
-        emit("failed", code="cancelled", message="The run was told to end.", fix=f"{again[0].upper()}{again[1:]}.")
+        emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
     except Exception as error:
         if DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
@@ -776,26 +776,26 @@ def as_prompt(tokenizer: Any, question: str) -> str:
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    said = model.generation_config.eos_token_id
-    found = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id]
-    return [token for token in dict.fromkeys(found) if token is not None]
+    configured = model.generation_config.eos_token_id
+    tokens = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(tokens) if token is not None]
 
 
-def ask(model: Any, tokenizer: Any, asked: list[str], length: int) -> dict[str, Any]:
+def answer_questions(model: Any, tokenizer: Any, questions: list[str], length: int) -> dict[str, Any]:
     """The adapter's own answers: {"asked", "length", "stops", "context", "perplexity", "answers": [...]}."""
     adapted, stops = Transformers(model, tokenizer), stop_tokens(model, tokenizer)
     answers, context = [], 0
-    for question in asked:
+    for question in questions:
         prompt = as_prompt(tokenizer, question)
         prompt_ids = adapted.tokens(prompt)
         ids = adapted.answer(prompt_ids, length, stops)
         answers.append({"prompt": prompt, "prompt_ids": prompt_ids, "ids": ids, "text": adapted.text(ids)})
         context = max(context, len(prompt_ids) + length)
-    reference = {"asked": asked, "length": length, "stops": stops, "context": context + 64, "answers": answers}
-    return reference | {"perplexity": follow(adapted, reference)[1]}
+    reference = {"asked": questions, "length": length, "stops": stops, "context": context + 64, "answers": answers}
+    return reference | {"perplexity": measure_agreement(adapted, reference)[1]}
 
 
-def follow(model: Transformers | LlamaCpp, reference: Mapping[str, Any]) -> tuple[float, float]:
+def measure_agreement(model: Transformers | LlamaCpp, reference: Mapping[str, Any]) -> tuple[float, float]:
     """The share of the reference's tokens that a model would pick too, and its perplexity on them."""
     import numpy as np
 
@@ -812,7 +812,7 @@ def follow(model: Transformers | LlamaCpp, reference: Mapping[str, Any]) -> tupl
 
 def compare(what: str, model: Transformers | LlamaCpp, reference: Mapping[str, Any], least: float) -> dict[str, Any]:
     """Figures of a conversion against the adapter, as an event too. Raises Stop where they are too far apart."""
-    agreement, perplexity = follow(model, reference)
+    agreement, perplexity = measure_agreement(model, reference)
     texts = [
         model.text(model.answer(model.tokens(answer["prompt"]), reference["length"], reference["stops"]))
         for answer in reference["answers"]
@@ -988,7 +988,7 @@ def run_tool(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["(it said nothing)"])[-1]
+    return (text.strip().splitlines() or ["(no output)"])[-1]
 
 
 def convert(source: Path, model: Path, target: Path, *options: str) -> None:
@@ -997,15 +997,15 @@ def convert(source: Path, model: Path, target: Path, *options: str) -> None:
     if done.returncode == 0:
         return
     print(done.stderr, file=sys.stderr)
-    said = last_line(done.stderr)
+    reason = last_line(done.stderr)
     alone = "For the merged model alone: --quantizations none."
     if "pre-tokenizer was not recognized" in done.stderr:
         raise Stop(
             "unknown_tokenizer", "llama.cpp does not know this model's tokenizer, so no GGUF would read text right.", alone
         )
     if "is not supported" in done.stderr:
-        raise Stop("unsupported_model", f"llama.cpp cannot run this model: {said}", alone)
-    raise Stop("conversion_failed", f"llama.cpp's converter failed: {said}", f"The log above has all it said. {alone}")
+        raise Stop("unsupported_model", f"llama.cpp cannot run this model: {reason}", alone)
+    raise Stop("conversion_failed", f"llama.cpp's converter failed: {reason}", f"Its whole output is in the log above. {alone}")
 
 
 def require_convertible(source: Path, files: Path, scratch: Path) -> None:
@@ -1061,12 +1061,12 @@ def require_planned_memory(found: float, planned: float) -> None:
 
 def driver_version() -> str | None:
     """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
-    asking = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(asking, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None
-    return said[0] if said else None
+    return lines[0] if lines else None
 
 
 def hardware() -> dict[str, Any]:

@@ -135,14 +135,14 @@ class TrainingSettings:
     base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
     base_model_revision: str = setting("", "commit or branch of the model (default: main)")
     load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
-    backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not take")
+    backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
     # Data
     dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .parquet .txt")
     dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
     dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
     dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
     num_samples: int = setting(0, "use only the first N rows (0: all)")
-    eval_split: float = setting(0.1, "share of the rows held out for evaluation (0: no evaluation)")
+    eval_split: float = setting(0.1, "share of the rows held out for validation (0: none)")
     max_eval_rows: int = setting(200, "hold out at most N rows: evaluation is paid for too, and the rest is trained on")
     # Training
     num_epochs: float = setting(1.0, "epochs: passes over the training rows")
@@ -150,13 +150,13 @@ class TrainingSettings:
     batch_size: int = setting(4, "micro-batch size at most: rows of full length in one forward pass")
     gradient_accumulation: int = setting(4, "micro-batches per step; effective batch size: --batch-size × this, in rows")
     learning_rate: float = setting(2e-4, "peak learning rate")
-    max_seq_length: int = setting(2048, "tokens per row; what is longer is cut, and said")
+    max_seq_length: int = setting(2048, "tokens per row; longer rows are cut, and counted")
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
     lora_r: int = setting(16, "rank of the LoRA matrices")
     lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
     target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
-    min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of what was asked for")
+    min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of the requested modules")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
     early_stopping: int = setting(0, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never)")
@@ -277,7 +277,7 @@ def train(settings: Settings) -> None:
     require_supervised(masks)
     eval_tokens = encode_rows(eval_rows, renderer, layout, settings.max_seq_length)[0] if eval_rows else None
     if eval_rows and not eval_tokens:
-        message = "Not one held-out row has an answer that fits: the run is not evaluated."
+        message = "No held-out row has an answer that fits: there is no validation."
         emit("warning", code="no_evaluation", message=message)
         eval_tokens = None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
@@ -416,7 +416,7 @@ def build_trainer(
                 metrics = {} if self.eval_dataset is None else self.measure()
             except Exception as error:
                 self.eval_dataset, metrics = None, {}
-                message = f"The held-out rows are not evaluated any more: {type(error).__name__}: {error}"
+                message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
                 emit("warning", code="evaluation_failed", message=message)
             if metrics:
                 self.log(metrics)
@@ -539,7 +539,7 @@ def require_masked_batch(trainer: Any, supervised_fraction: float) -> None:
         raise Stop(
             "masks_lost",
             f"The trainer's batch has {learned} supervised tokens of {present}, where {supervised_fraction:.0%} were computed.",
-            "Use the versions that this script pins: another trainer masks in another way.",
+            "Use the versions that this script pins: another trainer computes the loss mask differently.",
         )
 
 
@@ -688,7 +688,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
     except Stop as stop:
         emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
     except KeyboardInterrupt:
-        emit("failed", code="cancelled", message="The run was told to end.", fix=f"{again[0].upper()}{again[1:]}.")
+        emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
     except Exception as error:
         if DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
@@ -878,11 +878,11 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
     """
     smaller = next((way for way in ways if way.tokens < batching.tokens), None)
     if kept and (smaller is None or smaller.tokens < FEWEST_TOKENS_AT_ONCE):
-        said = "Going on with its activations recomputed (gradient checkpointing)"
+        remedy = "Going on with its activations recomputed (gradient checkpointing)"
         smaller, kept = batching, False
     elif smaller:
-        said = (
-            f"Going on with passes of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
+        remedy = (
+            f"Going on with micro-batches of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
             f"{smaller.gradient_accumulation}, the same effective batch size"
         )
     else:
@@ -891,7 +891,7 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
             f"The GPU's memory does not hold one sequence at a time: {str(error).splitlines()[0]}",
             "Choose a flavor with more GPU memory (estimate.py lists them), or a smaller --max-seq-length.",
         ) from error
-    message = f"Out of GPU memory in a forward pass of {batching.tokens:,} tokens. {said}."
+    message = f"Out of GPU memory in a forward pass of {batching.tokens:,} tokens. {remedy}."
     emit("warning", code="out_of_vram", message=message)
     return smaller, kept
 
@@ -964,13 +964,13 @@ class StopSignal:
     """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM, Ctrl-C)."""
 
     MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
-    LOOKS_EVERY_S = 1.0
+    CHECKS_EVERY_S = 1.0
     SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
 
     def __init__(self) -> None:
         self.reason = ""
         self.training = False
-        self.told_at = 0.0
+        self.signalled_at = 0.0
         timeout = run_facts().get("timeout_s")
         self.deadline = billed_since() + timeout if timeout else None
         least, most = self.MARGINS_S
@@ -982,10 +982,10 @@ class StopSignal:
 
     def on_signal(self, number: int, _: Any) -> None:
         if self.reason == "cancelled":  # uv passes on what a whole group of processes was sent already
-            if number == signal.SIGINT and time.monotonic() > self.told_at + self.SAME_SIGNAL_S:
+            if number == signal.SIGINT and time.monotonic() > self.signalled_at + self.SAME_SIGNAL_S:
                 raise KeyboardInterrupt  # Ctrl-C once more: at once, whatever is lost
             return
-        self.reason, self.told_at = "cancelled", time.monotonic()
+        self.reason, self.signalled_at = "cancelled", time.monotonic()
         if not self.training:  # nothing new has been learned that could be saved
             raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
@@ -1001,7 +1001,7 @@ class StopSignal:
         if self.deadline and until > self.deadline:
             return False
         while self.reason != "cancelled" and (left := until - time.time()) > 0:
-            time.sleep(min(left, self.LOOKS_EVERY_S))
+            time.sleep(min(left, self.CHECKS_EVERY_S))
         return self.reason != "cancelled"
 
     def require_none(self, state: Any, where: str) -> None:
@@ -1009,7 +1009,9 @@ class StopSignal:
         if state.global_step >= state.max_steps or self.reason == "early_stopped":
             return
         code = self.reason or "stopped"
-        why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}.get(self.reason, "For no known reason")
+        why = {"deadline": "Its timeout was near", "cancelled": "It was ended from outside"}.get(
+            self.reason, "For no known reason"
+        )
         raise Stop(
             code,
             f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
@@ -2299,7 +2301,7 @@ def make_renderer(tokenizer: Any, layout: Format) -> Renderer:
     if not tokenizer.is_fast:
         raise Stop(
             "slow_tokenizer",
-            "This model has no fast tokenizer, so its masks cannot be computed exactly.",
+            "This model has no fast tokenizer, so its loss masks cannot be computed exactly.",
             "Choose a model whose repository holds a tokenizer.json.",
         )
     if not tokenizer.chat_template and layout.name in ("messages", "sharegpt"):
@@ -2459,12 +2461,12 @@ def require_planned_memory(found: float, planned: float) -> None:
 
 def driver_version() -> str | None:
     """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
-    asking = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(asking, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None
-    return said[0] if said else None
+    return lines[0] if lines else None
 
 
 def hardware() -> dict[str, Any]:
@@ -2548,7 +2550,7 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
 def batch_line(settings: TrainingSettings) -> str:
     made = LAST_EVENTS["batching"]
     how = f"sequences of {made['length']:,} tokens, each packed with rows" if made["packed"] else "single rows"
-    return f"{made['rows_per_step']} rows a step, in {made['accumulation']} × {made['micro']} {how}"
+    return f"{made['rows_per_step']} rows a step (effective batch size), in {made['accumulation']} × {made['micro']} {how}"
 
 
 def steps_line(state: Any) -> str:
@@ -3161,15 +3163,15 @@ def scan_lines(file: str, most: int | None = None) -> None:
 # The data set: configuration, split, revision, rows, and which of them are held out.
 
 
-def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
+def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
     """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
-    if asked in available:
-        return asked
+    if wanted in available:
+        return wanted
     flag = "--dataset-" + kind
-    if asked:
+    if wanted:
         raise Stop(
             f"unknown_{kind}",
-            f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
+            f"The data set has no {kind} {wanted!r}; it has: {', '.join(available)}.",
             f"Pass {flag} {shlex.quote(available[0])}.",
         )
     if preferred in available or len(available) == 1:
@@ -3259,11 +3261,11 @@ def data_revision(settings: TrainingSettings) -> str | None:
 
     if (path := Path(os.path.expanduser(settings.dataset))).is_file():
         return file_digest(path)
-    asked = settings.dataset_revision or None
+    revision = settings.dataset_revision or None
     try:
-        return HfApi().dataset_info(settings.dataset, revision=asked).sha
+        return HfApi().dataset_info(settings.dataset, revision=revision).sha
     except Exception:  # a local folder, or rows from the cache of a machine without a network: they are there all the same
-        return asked
+        return revision
 
 
 def split_rows(rows: Any, settings: TrainingSettings) -> tuple[Any, Any]:
@@ -3299,19 +3301,19 @@ def leaf(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def lora_targets(linears: Shapes, asked: str = "auto") -> list[str]:
+def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
     """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
     present = sorted({leaf(name) for name in adaptable(linears)})
-    if asked == "auto":
+    if wanted == "auto":
         return present
-    wanted = [name.strip() for name in asked.split(",") if name.strip()]
-    if unknown := [name for name in wanted if name not in present]:
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in present]:
         raise Stop(
             "unknown_target",
             f"The model has no linear layer named {', '.join(unknown)}.",
             f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
         )
-    return wanted
+    return names
 
 
 def target_pattern(targets: Iterable[str]) -> str:
@@ -3413,7 +3415,7 @@ def attach_adapter(model: Any, settings: TrainingSettings) -> Any:
         missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
         raise Stop(
             "low_coverage",
-            f"The adapter reaches {share:.0%} of the modules asked for; without one: {missing}.",
+            f"The adapter reaches {share:.0%} of the requested modules; without one: {missing}.",
             "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
         )
     return model
@@ -3595,10 +3597,10 @@ def load_model(settings: TrainingSettings) -> Any:
     except (OSError, torch.OutOfMemoryError):  # a file, the network, the GPU: no other backend would do better
         raise
     except Exception as error:
-        said = str(error).strip().splitlines() or [""]
+        lines = str(error).strip().splitlines() or [""]
         raise Stop(
             "unsloth_refused",
-            f"Unsloth does not load {name}: {type(error).__name__}: {said[0][:300]}",
+            f"Unsloth does not load {name}: {type(error).__name__}: {lines[0][:300]}",
             "Add --backend trl: the same training without Unsloth, slower. Estimate it again first.",
         ) from error
     return model
@@ -3807,8 +3809,8 @@ def can_pack(model: Any, settings: TrainingSettings) -> bool:
             leak = f"{type(error).__name__}: {error}"
         break
     if leak:
-        why = "rows would see each other in this model" if leak is True else f"packed rows cannot be tried: {leak}"
-        emit("warning", code="not_packed", message=f"Each row is trained alone: {why}.")
+        why = "in this model rows would see each other" if leak is True else f"it could not be tested: {leak}"
+        emit("warning", code="not_packed", message=f"No sequence packing, each row is trained alone: {why}.")
     return not leak
 
 

@@ -27,7 +27,7 @@ def call(script: str, words: list[str], patience_s: float, timeout_s: float) -> 
     sys.argv[1:] = words
     client.PATIENCE_S = patience_s
     client.connect = lambda _=None: connect(timeout_s)
-    submission.LOOK_AFTER_S = (0.0, patience_s)
+    submission.SEARCH_AFTER_S = (0.0, patience_s)
     said, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
         try:

@@ -82,7 +82,7 @@ def test_a_log_names_its_cause_and_no_other(path):
     if found:
         assert found.message.endswith((".", "!", "…", "”")), found.message
         assert found.fix and found.command
-        assert "{" not in found.message.split("The last thing said")[0]
+        assert "{" not in found.message.split("Last output")[0]
         assert shlex.split(found.command)[0] in ("uv", "hf")
 
 

@@ -184,7 +184,7 @@ def test_a_real_smoke_run_measures_itself_and_its_record_keeps_it(hub, commands,
     assert 0 < done["train_s"] < run["outcome"]["elapsed_s"]
     [entry] = entries([run])
     assert entry.seconds_per_token == pytest.approx(done["train_s"] / done["timed_tokens"])
-    assert History((entry,), entry.pace).sharpen("cpu-upgrade", Range(1, 2)).basis == f"measured by {job['job_id']}"
+    assert History((entry,), entry.pace).refine_estimate("cpu-upgrade", Range(1, 2)).basis == f"measured by {job['job_id']}"
     assert "adapter_model.safetensors" in hub.files("ada/tiny-docs-smoke")
 
 

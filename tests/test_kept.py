@@ -321,7 +321,9 @@ def test_out_of_memory_is_no_sign_that_packed_rows_see_each_other(runs, words, m
     assert run.last("batching")["packed"] is packed
     said = [event["message"] for event in run.all("warning") if event["code"] == "not_packed"]
     assert said == (
-        [] if packed else ["Each row is trained alone: packed rows cannot be tried: it does not fit in the GPU's memory."]
+        []
+        if packed
+        else ["No sequence packing, each row is trained alone: it could not be tested: it does not fit in the GPU's memory."]
     )
 
 

@@ -115,7 +115,7 @@ def test_a_run_that_is_done_says_what_it_was_worth_and_what_comes_next():
     words = shlex.split(status.next.splitlines()[1].partition(": ")[2])
     assert words[3].endswith("templates/export.py") and words[-2:] == ["--adapter", "ada/out"]
     nothing = Status(job("COMPLETED"), summarise(["hello"]), PLAN, None)
-    assert "told of no result" in nothing.next and "logs.py" in nothing.next
+    assert "reported no result" in nothing.next and "logs.py" in nothing.next
 
 
 def test_a_separator_in_a_text_cuts_no_event(hub, commands):
@@ -125,7 +125,7 @@ def test_a_separator_in_a_text_cuts_no_event(hub, commands):
     line = "EVENT " + json.dumps({"event": "failed", "code": "no_rows", "message": "a\u2028b\x85c"}, ensure_ascii=False)
     hub.jobs.set(made["job_id"], stage="ERROR", logs=[line])
     said = commands.json("status.py", made["job_id"], code=1)
-    assert (said["diagnosis"]["code"], said["diagnosis"]["message"]) == ("no_rows", "The job says: “a bc”")
+    assert (said["diagnosis"]["code"], said["diagnosis"]["message"]) == ("no_rows", "The job reports: “a bc”")
 
 
 # ---- records

@@ -18,7 +18,7 @@ TEMPLATE_S = 20  # for a question and an answer, which take milliseconds
 ROWS_S = 600  # for the sampled rows
 MEMORY = 4 << 30  # bytes, beside those that the process holds already
 GRACE_S = 10  # for an Overrun to be noticed, which it is not amid one operation: 10 ** 10 ** 9 takes hours
-LAST_WORDS = """
+WATCHDOG = """
 import select, sys
 if not select.select([sys.stdin], [], [], float(sys.argv[1]))[0]:
     print(sys.argv[2], file=sys.stderr)
@@ -36,7 +36,7 @@ def bounded(name: str, seconds: float) -> Iterator[None]:
     watch.daemon = True
     watch.start()
     try:
-        with limited_memory(), ended_at_last(refusal(name, f"longer than {seconds:.0f} seconds"), seconds + GRACE_S):
+        with limited_memory(), end_process(refusal(name, f"longer than {seconds:.0f} seconds"), seconds + GRACE_S):
             yield
     except (Overrun, MemoryError) as error:
         what = "the memory of this machine" if isinstance(error, MemoryError) else f"longer than {seconds:.0f} seconds"
@@ -54,14 +54,14 @@ def refusal(name: str, what: str) -> UserError:
 
 
 @contextlib.contextmanager
-def ended_at_last(error: UserError, seconds: float) -> Iterator[None]:
+def end_process(error: UserError, seconds: float) -> Iterator[None]:
     """Ends this process with exit code 1 where what is done within takes longer, also amid an operation that holds Python up
     so that no thread and no Ctrl-C gets a turn. So another process says why.
     """
-    said = f"error {error.problem.code}: {error.problem.message}\n  → {error.problem.fix}"
+    message = f"error {error.problem.code}: {error.problem.message}\n  → {error.problem.fix}"
     with contextlib.ExitStack() as stack:
         if os.name == "posix":
-            words = [sys.executable, "-S", "-c", LAST_WORDS, str(seconds - 1), said]
+            words = [sys.executable, "-S", "-c", WATCHDOG, str(seconds - 1), message]
             speaker = stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE))
             stack.callback(speaker.kill)
         faulthandler.dump_traceback_later(seconds, exit=True, file=stack.enter_context(open(os.devnull, "w")))

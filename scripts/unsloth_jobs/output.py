@@ -112,9 +112,9 @@ NO_TEMPORARY = "No usable temporary directory"  # as Python says it
 def unwritable(error: OSError) -> UserError:
     """What to say where a library could not keep what it downloads."""
     if NO_TEMPORARY in str(error):
-        said = "No folder for temporary files can be written to: the disk may be full or read-only."
+        message = "No folder for temporary files can be written to: the disk may be full or read-only."
         return UserError(
-            "cache_unwritable", said, "Make room on it, or set TMPDIR and HF_HOME to folders that can be written to."
+            "cache_unwritable", message, "Make room on it, or set TMPDIR and HF_HOME to folders that can be written to."
         )
     return UserError(
         "cache_unwritable",

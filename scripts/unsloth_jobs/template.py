@@ -143,7 +143,7 @@ def require_harmless(arguments: list[str]) -> None:
             raise UserError(
                 "control_characters",
                 f"The argument {argument!r} holds control characters.",
-                "Type it anew: an id or a path has none.",
+                "Type it again: an id or a path has none.",
                 USAGE,
             )
 
@@ -163,15 +163,15 @@ def settings(module: Template, arguments: list[str]) -> Any:
     """
     require_harmless(arguments)
     read = next(getattr(module, name) for name in READERS if hasattr(module, name))
-    script, said = Path(inspect.getfile(cast(ModuleType, module))), io.StringIO()
+    script, output = Path(inspect.getfile(cast(ModuleType, module))), io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             made = read(arguments)
     except SystemExit as end:
         if not end.code:
-            print(said.getvalue(), end="")
+            print(output.getvalue(), end="")
             raise
-        last = said.getvalue().strip().splitlines()[-1] if said.getvalue().strip() else "bad arguments"
+        last = output.getvalue().strip().splitlines()[-1] if output.getvalue().strip() else "bad arguments"
         raise UserError(
             "bad_arguments",
             f"{script.name}: {last.split('error: ')[-1]}",

@@ -150,7 +150,7 @@ def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run
     if found := misfits(flavor, needed.needed, disk_gb(model, settings), bf16_for(model)):
         return Candidate(flavor.name, False, found[0].reason, *sizes, code=found[0].code, **rows)
     pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend)
-    known = ledger.sharpen(flavor.name, pace)
+    known = ledger.refine_estimate(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(run.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
     evaluations = WATCHED_EVALUATIONS if settings.early_stopping else EVALUATIONS

@@ -129,7 +129,7 @@ def price_fault(item: JobHardwareInfo) -> str:
         return f"the Hub prices it per {item.unit_label}, not per minute"
     price: object = item.unit_cost_usd
     if not isinstance(price, int | float) or isinstance(price, bool) or not math.isfinite(price) or price <= 0:
-        return f"the Hub says {price!r} dollars a minute"
+        return f"its price on the Hub is {price!r} dollars a minute"
     return ""
 
 
@@ -156,7 +156,7 @@ def current_flavors(api: HfApi) -> tuple[list[Flavor], str]:
         return fetch_flavors(api)
     except UserError as error:
         flavors, source = snapshot_flavors()
-        return flavors, f"{source}, since live prices cannot be had ({error.problem.code})"
+        return flavors, f"{source}, since live prices are unavailable ({error.problem.code})"
 
 
 def find_flavor(flavors: list[Flavor], name: str) -> Flavor:

@@ -62,11 +62,11 @@ class RunKey:
 
 def run_key(settings: Any, script: Path) -> RunKey:
     """The key of a run of this script with these settings, revisions and the content of local rows included."""
-    said = {name: value for name, value in asdict(settings).items() if name not in FREE}
+    values = {name: value for name, value in asdict(settings).items() if name not in FREE}
     if (rows := Path(os.path.expanduser(settings.dataset))).is_file():  # what a file holds counts, not where it lies
-        said |= {"dataset": rows.suffix, "dataset_revision": file_digest(rows)}
-    said["script"] = sha256_of(script)
-    return RunKey(digest(said), digest({name: value for name, value in said.items() if name not in LENGTH}))
+        values |= {"dataset": rows.suffix, "dataset_revision": file_digest(rows)}
+    values["script"] = sha256_of(script)
+    return RunKey(digest(values), digest({name: value for name, value in values.items() if name not in LENGTH}))
 
 
 def digest(values: dict[str, Any]) -> str:
@@ -103,7 +103,7 @@ class History:
     entries: tuple[Entry, ...] = ()
     pace: str = ""
 
-    def sharpen(self, flavor: str, estimated: Range) -> RefinedTime:
+    def refine_estimate(self, flavor: str, estimated: Range) -> RefinedTime:
         """The estimate of a run's seconds per token on a flavor, after what runs there really took."""
         there = [entry for entry in self.entries if entry.flavor == flavor]
         if same := next((entry for entry in there if entry.pace == self.pace), None):

@@ -52,17 +52,17 @@ def time_problems(plan: Plan, estimate: dict[str, Any] | None) -> list[Problem]:
     """What the estimate says of the timeout. Raises UserError where not even the best case ends before it."""
     if estimate is None or plan.smoke:
         return []
-    low, high, asked = (f"{hours:.1f} h" for hours in (estimate["hours_low"], estimate["hours_high"], plan.timeout_s / 3600))
+    low, high, limit = (f"{hours:.1f} h" for hours in (estimate["hours_low"], estimate["hours_high"], plan.timeout_s / 3600))
     enough = math.ceil(estimate["hours_high"] * 60 / 10) * 10
     fix = f"Pass --timeout {enough}m; a job that reaches its timeout is ended."
     if plan.timeout_s < estimate["hours_low"] * 3600:
         raise UserError(
-            "timeout_short", f"The run takes {low} to {high} on {plan.flavor}, and would be ended after {asked}.", fix, USAGE
+            "timeout_short", f"The run takes {low} to {high} on {plan.flavor}, and would be ended after {limit}.", fix, USAGE
         )
     if plan.timeout_s < estimate["hours_high"] * 3600:
         return [
             Problem(
-                "timeout_tight", "warning", f"The run may take up to {high} on {plan.flavor}, and is ended after {asked}.", fix
+                "timeout_tight", "warning", f"The run may take up to {high} on {plan.flavor}, and is ended after {limit}.", fix
             )
         ]
     return []
@@ -71,4 +71,6 @@ def time_problems(plan: Plan, estimate: dict[str, Any] | None) -> list[Problem]:
 def require_amount(max_usd: float | None) -> None:
     """Raises UserError unless a ceiling, where there is one, is a sum that something can be over: nothing is over nan."""
     if max_usd is not None and not (math.isfinite(max_usd) and max_usd >= 0):
-        raise UserError("bad_ceiling", f"--max-usd {max_usd} is no sum of money.", "Pass a number, such as --max-usd 5.", USAGE)
+        raise UserError(
+            "bad_ceiling", f"--max-usd {max_usd} is not an amount of money.", "Pass a number, such as --max-usd 5.", USAGE
+        )

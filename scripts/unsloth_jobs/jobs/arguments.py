@@ -115,7 +115,7 @@ def require_sendable(words: list[str]) -> None:
         if Path(word).suffix in CLIENT_WANTS and not word.startswith(("http://", "https://")) and not Path(word).is_file():
             raise UserError(
                 "missing_file",
-                f"There is no file {word} here, and the Hub's client takes an argument that ends so for one.",
+                f"There is no file {word} here, and the Hub's client takes an argument with this ending for a file.",
                 "Correct its path, or choose a value with another end.",
                 FAILED,
             )

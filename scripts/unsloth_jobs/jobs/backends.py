@@ -45,7 +45,7 @@ def id_of(job: str) -> str:
     """A job's id, also from the address that submit.py prints. Raises UserError where it could be no id."""
     job_id = job.rstrip("/").rsplit("/", 1)[-1]
     if not re.fullmatch(r"[\w-]{1,100}", job_id):
-        raise UserError("bad_job_id", f"{job!r} is no job's id.", "Pass the id that submit.py printed, or --all.", USAGE)
+        raise UserError("bad_job_id", f"{job!r} is not a job id.", "Pass the id that submit.py printed, or --all.", USAGE)
     return job_id
 
 

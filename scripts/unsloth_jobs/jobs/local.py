@@ -197,18 +197,18 @@ def stage_of(state: dict | None, folder: Path) -> tuple[str, str | None]:
         return "ERROR", f"{folder} has no readable state: the disk was full, or the machine went down."
     stage, message = state["stage"], state.get("message")
     if stage == "SCHEDULING":
-        if said := said_by_runner(folder):
-            return "ERROR", f"The job could not be started: {said}"
+        if reason := runner_error(folder):
+            return "ERROR", f"The job could not be started: {reason}"
         if time.time() - state["created"] > STARTED_WITHIN_S:
             return "ERROR", "The job was never started: the command that submitted it was killed."
     if stage == "RUNNING" and not alive(state):
         if alive(state.get("child", {})):
-            return "RUNNING", f"Its timeout is no longer kept; process {state['child']['pid']} goes on without it."
+            return "RUNNING", f"Its timeout is no longer enforced; process {state['child']['pid']} goes on without it."
         if is_done(folder):
-            return "COMPLETED", "Its log ends with its result; the process that would have noted its exit status was killed."
-        said = said_by_runner(folder)
+            return "COMPLETED", "Its log ends with its result; the process that would have recorded its exit status was killed."
+        reason = runner_error(folder)
         return "ERROR", "The process is gone without an exit status: killed, or the machine restarted." + (
-            f" {said}" if said else ""
+            f" {reason}" if reason else ""
         )
     return stage, message
 
@@ -219,9 +219,9 @@ def is_done(folder: Path) -> bool:
     until = last_written(folder) + WRITTEN_WITHIN_S
     while True:
         with contextlib.suppress(OSError), log.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-            told = summarise(deque(lines, maxlen=TAIL))
-            if told.event("done"):
-                return not told.event("failed")
+            summary = summarise(deque(lines, maxlen=TAIL))
+            if summary.event("done"):
+                return not summary.event("failed")
         if time.time() > until:
             return False
         time.sleep(POLL_S)
@@ -235,7 +235,7 @@ def last_written(folder: Path) -> float:
         return 0.0
 
 
-def said_by_runner(folder: Path) -> str:
+def runner_error(folder: Path) -> str:
     """The last line of what went wrong in the runner itself."""
     with contextlib.suppress(OSError):
         lines = (folder / "runner.txt").read_text(errors="replace").split("\n")

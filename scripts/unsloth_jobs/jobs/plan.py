@@ -118,7 +118,7 @@ def seconds(text: str) -> int:
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     value = sum(float(number) * UNITS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text.strip() or not 1 <= value < math.inf:
-        raise UserError("bad_timeout", f"{text!r} is no duration with a unit.", "Write it as 30m, 4h, 2h30m or 1d.", USAGE)
+        raise UserError("bad_timeout", f"{text!r} is not a duration with a unit.", "Write it as 30m, 4h, 2h30m or 1d.", USAGE)
     return round(value)
 
 

@@ -8,13 +8,13 @@ from typing import Any
 from ..lookup import client
 from ..output import duration, span
 from .plan import SMOKE_STEPS, Plan
-from .planning import Prepared
+from .planning import PreparedPlan
 from .preflight import Repository
 
 SHORT = 7  # characters of a commit that tell it from others
 
 
-def summarise(made: Prepared, estimate: dict[str, Any] | None) -> dict[str, str]:
+def summarise(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, str]:
     """What is agreed to, line by line."""
     plan, settings = made.plan, made.settings
     if settings is None:
@@ -38,7 +38,7 @@ def details(plan: Plan) -> dict[str, str]:
     return {name: value for name, value in lines.items() if value}
 
 
-def training(made: Prepared, estimate: dict[str, Any] | None) -> dict[str, str]:
+def training(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, str]:
     plan, settings = made.plan, made.settings
     bits = "16 bits" if settings.load_in_16bit else "4 bits"
     lines = {
@@ -55,7 +55,7 @@ def training(made: Prepared, estimate: dict[str, Any] | None) -> dict[str, str]:
     return {name: value for name, value in lines.items() if value}
 
 
-def exporting(made: Prepared) -> dict[str, str]:
+def exporting(made: PreparedPlan) -> dict[str, str]:
     settings = made.settings
     return {
         "adapter": pinned(settings.adapter, settings.adapter_revision),

@@ -21,7 +21,7 @@ from .plan import DEFAULT_TIMEOUT_S, SMOKE_MAX_USD, SMOKE_STEPS, SMOKE_TIMEOUT_S
 
 
 @dataclass(frozen=True)
-class Wish:
+class RunRequest:
     """What submit.py was asked for. timeout: text such as 4h, or None for the default."""
 
     script: Path
@@ -35,7 +35,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedPlan:
     """A plan with what it rests on and does not fix: None or empty for a script that is run as it is."""
 
     plan: Plan
@@ -45,7 +45,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Run:
+class ResolvedRun:
     """A template's settings with all pinned that was left open, and what they name."""
 
     settings: Any
@@ -55,40 +55,40 @@ class Run:
     parameters: Model | None = None  # of the model, where one is trained
 
 
-def prepare(api: HfApi, wish: Wish) -> Prepared:
+def prepare(api: HfApi, request: RunRequest) -> PreparedPlan:
     """Look up all that a plan fixes: identity, price, revisions, repositories. Raises UserError."""
-    script = wish.script
-    template.require_harmless(wish.arguments)
+    script = request.script
+    template.require_harmless(request.arguments)
     module = template.load(script) if template.takes_settings(script) else None
     template.require_no_token(script)
-    if wish.smoke and not (module and template.trains(module)):
+    if request.smoke and not (module and template.trains(module)):
         raise UserError(
             "no_smoke", "A smoke run needs a script that takes --max-steps.", "Use templates/sft.py, or a copy.", USAGE
         )
-    settings = arguments.expanded(template.settings(module, wish.arguments)) if module else None
-    limit = seconds(wish.timeout) if wish.timeout is not None else None
-    if wish.where == "local":
+    settings = arguments.expanded(template.settings(module, request.arguments)) if module else None
+    limit = seconds(request.timeout) if request.timeout is not None else None
+    if request.where == "local":
         identity, machine, owner = None, LOCAL, None
         flavors: list[Flavor] = []
     else:
         identity = whoami(api)
-        owner = writable_namespace(identity, wish.namespace)
-        machine, flavors = fetch_flavor(api, wish.flavor)
+        owner = writable_namespace(identity, request.namespace)
+        machine, flavors = fetch_flavor(api, request.flavor)
     if limit is None:
-        limit = default_timeout(machine, wish.smoke)
+        limit = default_timeout(machine, request.smoke)
     base = Plan(
-        where=wish.where,
+        where=request.where,
         script=str(script.resolve()),
         script_sha256=sha256_of(script),
-        arguments=tuple(wish.arguments),
+        arguments=tuple(request.arguments),
         flavor=machine.name,
         timeout_s=limit,
         vram_gb=machine.vram_gb / max(machine.gpus, 1),
-        attempts=wish.attempts,
+        attempts=request.attempts,
         usd_per_minute=machine.usd_per_minute,
-        max_usd=machine.most_usd(limit, wish.attempts),
+        max_usd=machine.most_usd(limit, request.attempts),
         namespace=owner,
-        secrets=("HF_TOKEN",) if wish.where == "hf" else (),
+        secrets=("HF_TOKEN",) if request.where == "hf" else (),
         model=None,
         model_revision=None,
         dataset=None,
@@ -96,42 +96,42 @@ def prepare(api: HfApi, wish: Wish) -> Prepared:
         output_repo=None,
         output_dir=None,
         trackio_space=None,
-        smoke=wish.smoke,
+        smoke=request.smoke,
     )
     if module is None:
-        return as_it_is(base)
+        return plan_without_settings(base)
     if owner:
         arguments.require_visible(settings)
     if not template.trains(module):
-        return with_arguments(base, export(api, settings, identity, owner), module, wish.arguments)
-    run = training(api, module, settings, owner, wish)
+        return with_arguments(base, resolve_export(api, settings, identity, owner), module, request.arguments)
+    run = resolve_training(api, module, settings, owner, request)
     if owner and run.parameters:
         preflight.require_fit(machine, flavors, run.parameters, run.settings)
     key = run_key(run.settings, script)
-    whole = arguments.render(run.settings, wish.arguments)
-    if wish.smoke:
-        run = replace(run, settings=trial(run.settings))
-    if arguments.render(run.settings, wish.arguments) != whole:
+    whole = arguments.render(run.settings, request.arguments)
+    if request.smoke:
+        run = replace(run, settings=smoke_settings(run.settings))
+    if arguments.render(run.settings, request.arguments) != whole:
         base = replace(base, whole_arguments=tuple(whole))
-    repositories = look_up_results(api, identity, run.settings)
+    repositories = fetch_result_repositories(api, identity, run.settings)
     base = replace(base, run_key=key.run, pace_key=key.pace)
-    return with_arguments(base, replace(run, repositories=repositories), module, wish.arguments)
+    return with_arguments(base, replace(run, repositories=repositories), module, request.arguments)
 
 
-def as_it_is(plan: Plan) -> Prepared:
+def plan_without_settings(plan: Plan) -> PreparedPlan:
     """The plan of a script without settings: its arguments are its own."""
     words = list(plan.arguments)
     if {"--help", "-h"} & set(words):
         fix = f"To read its help, run it here: uv run {plan.script} --help"
         raise UserError("bad_arguments", "--help would be run as a job of its own.", fix, USAGE)
     if plan.where == "local":
-        return Prepared(plan)
+        return PreparedPlan(plan)
     problems = arguments.require_clear(words)
     arguments.require_sendable(words)
-    return Prepared(replace(plan, files=arguments.local_files(words)), problems=tuple(problems))
+    return PreparedPlan(replace(plan, files=arguments.local_files(words)), problems=tuple(problems))
 
 
-def with_arguments(plan: Plan, run: Run, module: template.Template, typed: list[str]) -> Prepared:
+def with_arguments(plan: Plan, run: ResolvedRun, module: template.Template, typed: list[str]) -> PreparedPlan:
     """The plan of a template's run, its arguments in their canonical form."""
     settings = run.settings
     words = arguments.render(settings, typed)
@@ -158,28 +158,30 @@ def with_arguments(plan: Plan, run: Run, module: template.Template, typed: list[
         output_dir=str(Path(save_local).resolve()) if save_local and plan.where == "local" else None,
         trackio_space=value("trackio_space"),
     )
-    return Prepared(made, settings, run.repositories)
+    return PreparedPlan(made, settings, run.repositories)
 
 
-def training(api: HfApi, module: template.Template, settings: Any, owner: str | None, wish: Wish) -> Run:
+def resolve_training(
+    api: HfApi, module: template.Template, settings: Any, owner: str | None, request: RunRequest
+) -> ResolvedRun:
     """What a run of templates/sft.py left open, filled in, so that the job does what was checked and keeps what it makes."""
     if owner and is_local(settings.base_model):
         raise UserError(
             "local_model", f"A job cannot see the folder {settings.base_model}.", "Upload it first: hf upload YOU/NAME FOLDER"
         )
-    model = preflight.model(api, module, settings)
-    pinned = {"base_model_revision": model.revision, "dataset_revision": preflight.dataset_revision(api, settings)}
+    model = preflight.find_model(api, module, settings)
+    pinned = {"base_model_revision": model.revision, "dataset_revision": preflight.find_dataset_revision(api, settings)}
     if owner and not settings.output_repo:
         pinned["output_repo"] = f"{owner}/{module.run_name(settings)}"
-    if owner and not arguments.given("--trackio-space", wish.arguments):
+    if owner and not arguments.given("--trackio-space", request.arguments):
         pinned["trackio_space"] = f"{owner}/trackio"
     settings = replace(settings, **{name: value for name, value in pinned.items() if value})
-    return Run(settings, (), settings.base_model, model.revision, model)
+    return ResolvedRun(settings, (), settings.base_model, model.revision, model)
 
 
-def export(api: HfApi, settings: Any, identity: Identity | None, owner: str | None) -> Run:
+def resolve_export(api: HfApi, settings: Any, identity: Identity | None, owner: str | None) -> ResolvedRun:
     """What a run of templates/export.py left open, filled in: the adapter's commit, and where the models go."""
-    found = preflight.adapter(api, settings)
+    found = preflight.find_adapter(api, settings)
     name = settings.output_repo or (found.id if found.revision else "")
     if owner and identity and not settings.output_repo and not identity.may("repo.write", name.partition("/")[0]):
         name = f"{owner}/{name.partition('/')[2]}"  # the adapter is another's: the models made of it are the user's
@@ -188,25 +190,25 @@ def export(api: HfApi, settings: Any, identity: Identity | None, owner: str | No
     names = [f"{name}-{kind}" for kind in kinds] if name else []
     if identity:
         preflight.require_own(identity, names)
-    repositories = tuple(preflight.repository(api, one) for one in names)
+    repositories = tuple(preflight.find_repository(api, one) for one in names)
     for one in repositories:
         preflight.require_room(one, settings.public, of_adapter=False)
-    return Run(settings, repositories, found.base, settings.base_model_revision or None)
+    return ResolvedRun(settings, repositories, found.base, settings.base_model_revision or None)
 
 
-def look_up_results(api: HfApi, identity: Identity | None, settings: Any) -> tuple[preflight.Repository, ...]:
+def fetch_result_repositories(api: HfApi, identity: Identity | None, settings: Any) -> tuple[preflight.Repository, ...]:
     """The repositories that a training writes to, as they are now. Raises UserError where it should not."""
     name = settings.output_repo
     names = [name, *([f"{name}-merged"] if settings.merge_model else [])] if name else []
     if identity:
         preflight.require_own(identity, names)
-    found = tuple(preflight.repository(api, one) for one in names)
+    found = tuple(preflight.find_repository(api, one) for one in names)
     for one in found:
         preflight.require_room(one, settings.public, of_adapter=one.id == name)
     return found
 
 
-def trial(settings: Any) -> Any:
+def smoke_settings(settings: Any) -> Any:
     """What makes a run of the template a short trial of itself, with a result of its own."""
     repository = {"output_repo": f"{settings.output_repo}-smoke"} if settings.output_repo else {}
     return replace(settings, max_steps=SMOKE_STEPS, **repository)

@@ -37,7 +37,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # ---- the model
 
 
-def model(api: HfApi, template: Template, settings: TrainingSettings) -> Model:
+def find_model(api: HfApi, template: Template, settings: TrainingSettings) -> Model:
     """The model to train, its revision as a commit. Raises UserError where it cannot be trained."""
     found = fetch_model(api, settings.base_model, settings.base_model_revision or None)
     require_decoder(template, found)
@@ -79,14 +79,16 @@ class Adapter:
     base: str
 
 
-def adapter(api: HfApi, settings: Any) -> Adapter:
+def find_adapter(api: HfApi, settings: Any) -> Adapter:
     """The adapter that templates/export.py would merge. Raises UserError where it cannot be read or is none."""
     folder = Path(os.path.expanduser(settings.adapter))
     if folder.is_dir():
         revision, files = None, {path.name for path in folder.iterdir()}
     else:
-        asked = settings.adapter_revision or None
-        info = client.fetch_or_suggest(api, "model", settings.adapter, lambda: api.model_info(settings.adapter, revision=asked))
+        wanted = settings.adapter_revision or None
+        info = client.fetch_or_suggest(
+            api, "model", settings.adapter, lambda: api.model_info(settings.adapter, revision=wanted)
+        )
         revision, files = info.sha, {sibling.rfilename for sibling in info.siblings or ()}
     if missing := [name for name in ADAPTER_FILES if name not in files]:
         fix = "Pass the repository that templates/sft.py made as --adapter."
@@ -112,7 +114,7 @@ def adapter_base(api: HfApi, name: str, revision: str | None) -> str:
 # ---- the rows
 
 
-def dataset_revision(api: HfApi, settings: Any) -> str | None:
+def find_dataset_revision(api: HfApi, settings: Any) -> str | None:
     """The commit of the data set; None for a local one.
 
     Raises UserError where its card says that its rows hold pictures or sound, unless the columns to learn were named.
@@ -164,11 +166,11 @@ class Repository:
         return "a checkpoint" if any(name.startswith("last-checkpoint/") for name in self.files) else ""
 
 
-def repository(api: HfApi, name: str) -> Repository:
+def find_repository(api: HfApi, name: str) -> Repository:
     """A repository as it is now; one that is not there is made by the run. Raises UserError."""
     try:
         with client.asking(f"model {name}"):
-            info = api.model_info(name, timeout=client.LOOK_UP_S)
+            info = api.model_info(name, timeout=client.LOOKUP_TIMEOUT_S)
     except UserError as error:
         if error.problem.code == "not_found" and isinstance(error.__cause__, RepositoryNotFoundError):
             return Repository(name)

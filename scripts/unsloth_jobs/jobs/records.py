@@ -25,7 +25,7 @@ from .plan import Plan, Submission
 ESTIMATE_KEYS = ("usd_low", "usd_high", "hours_low", "hours_high")
 RUN_KEYS = {"job_id", "submitted_at", "estimate", "plan"}
 ATTEMPT_KEYS = {"made_at", "approved", "estimate", "plan"}
-VOUCHES_S = 24 * 3600  # for so long an estimate vouches: prices and libraries change
+ESTIMATE_VALID_S = 24 * 3600  # for so long an estimate vouches: prices and libraries change
 LOCK_S = 120  # what a submit may take, with a large file to upload
 
 
@@ -96,7 +96,7 @@ def one_at_a_time(plan: Plan) -> Iterator[None]:
             lock.acquire()
         except Timeout as error:
             raise UserError(
-                "being_submitted", "Another command is submitting this very plan.", "See status.py --all in a minute.", APPROVAL
+                "being_submitted", "Another command is submitting this same plan.", "See status.py --all in a minute.", APPROVAL
             ) from error
     try:
         yield
@@ -119,9 +119,9 @@ def remember_estimate(run_key: str, flavors: dict[str, dict[str, Any]]) -> None:
 
 
 def recall_estimate(run_key: str | None, flavor: str) -> dict[str, Any] | None:
-    """What remember_estimate kept of a run on a flavor; None where that is older than VOUCHES_S."""
+    """What remember_estimate kept of a run on a flavor; None where that is older than ESTIMATE_VALID_S."""
     data = read(path_of("estimates", run_key)) if run_key else None
-    flavors = data.get("flavors") if data and estimate_age_s(run_key) <= VOUCHES_S else None
+    flavors = data.get("flavors") if data and estimate_age_s(run_key) <= ESTIMATE_VALID_S else None
     return estimate_of(flavors.get(flavor)) if isinstance(flavors, dict) else None
 
 
@@ -156,7 +156,7 @@ def remember_run(job_id: str, submission: Submission) -> None:
     """Raises UserError, also for an id that is no file's name."""
     run = {"job_id": job_id, "submitted_at": time.time(), **asdict(submission), "plan_id": submission.plan.plan_id}
     if (path := path_of("runs", job_id)) is None:
-        raise UserError("bad_job_id", f"The id {job_id!r} cannot be kept under its name.", "Note the id.")
+        raise UserError("bad_job_id", f"The id {job_id!r} cannot be used as a file name.", "Note the id.")
     write(path, run)
 
 

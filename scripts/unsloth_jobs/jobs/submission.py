@@ -22,14 +22,14 @@ from .hf import Unanswered
 from .job import FAILED, Backend, Job
 from .plan import SCRIPTS, Plan, Submission
 
-LOOK_AFTER_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # a Hub that did not answer may still be about to start the job
+SEARCH_AFTER_S = (0.0, 1.0, 2.0, 4.0, 8.0)  # a Hub that did not answer may still be about to start the job
 FORGOTTEN_AFTER_S = 3600.0  # a submission whose job is not listed by then is no longer looked for
 UNKNOWN = "The Hub has not answered whether this plan's job was started: the job may still appear, and would be paid for."
 STATUS = f"uv run {SCRIPTS / 'status.py'}"
 
 
 @dataclass(frozen=True)
-class Use:
+class EarlierStart:
     """What an approval of a plan was used for: its job, or None where it was asked for and has not been seen."""
 
     job: Job | None
@@ -40,16 +40,16 @@ class Use:
         return self.job is None or self.job.stage in FAILED
 
 
-def find_use(backend: Backend, plan: Plan) -> Use | None:
+def find_earlier_start(backend: Backend, plan: Plan) -> EarlierStart | None:
     """What became of an earlier approval of this plan; None where there was none. Raises UserError."""
     if job := backend.find(plan):
-        return Use(job)
+        return EarlierStart(job)
     if plan.where == "hf" and records.attempt_of(plan):
-        return Use(None)
+        return EarlierStart(None)
     return None
 
 
-def number(backend: Backend, plan: Plan, approve: str | None, yes: bool) -> tuple[Plan, list[Problem]]:
+def assign_number(backend: Backend, plan: Plan, approve: str | None, yes: bool) -> tuple[Plan, list[Problem]]:
     """The plan under the number that it is started by, and warnings about what became of the numbers before.
 
     An approved id names its number itself. --yes is one approval, however often it is repeated: it names the last number
@@ -57,19 +57,19 @@ def number(backend: Backend, plan: Plan, approve: str | None, yes: bool) -> tupl
     """
     problems: list[Problem] = []
     before = plan
-    while (use := find_use(backend, plan)) and plan.plan_id != approve and use.is_over:
-        problems.append(earlier(use))
+    while (earlier_start := find_earlier_start(backend, plan)) and plan.plan_id != approve and earlier_start.is_over:
+        problems.append(earlier_start_warning(earlier_start))
         before, plan = plan, replace(plan, start=plan.start + 1)
-    if yes and use is None:
+    if yes and earlier_start is None:
         return before, []
     return plan, [] if plan.plan_id == approve else problems
 
 
-def earlier(use: Use) -> Problem:
-    if use.job is None:
-        return Problem("earlier_start", "warning", f"This run was approved before. {UNKNOWN}", f"Look first: {STATUS} --all")
-    said = f"This run was approved before; its job {use.job.job_id} ended as {use.job.stage}."
-    return Problem("earlier_start", "warning", said, f"See why first: {STATUS} {use.job.job_id}")
+def earlier_start_warning(start: EarlierStart) -> Problem:
+    if start.job is None:
+        return Problem("earlier_start", "warning", f"This run was approved before. {UNKNOWN}", f"Check first: {STATUS} --all")
+    message = f"This run was approved before; its job {start.job.job_id} ended as {start.job.stage}."
+    return Problem("earlier_start", "warning", message, f"See why first: {STATUS} {start.job.job_id}")
 
 
 def start(backend: Backend, submission: Submission) -> tuple[Job, bool]:
@@ -80,20 +80,20 @@ def start(backend: Backend, submission: Submission) -> tuple[Job, bool]:
     plan = submission.plan
     with records.one_at_a_time(plan), ctrl_c_by_sigterm():
         try:
-            if use := find_use(backend, plan):
-                job = use.job or await_job(backend, plan)
+            if earlier_start := find_earlier_start(backend, plan):
+                job = earlier_start.job or await_job(backend, plan)
                 return earlier_job(job, submission), True
             ask = backend.prepare(submission)
             is_ours = backend.claim(plan)
         except KeyboardInterrupt as error:
-            said, fix = "Interrupted: this command has started no job.", "Repeat the same command: it looks for one first."
-            raise UserError("interrupted", said, fix, INTERRUPTED) from error
+            message, fix = "Interrupted: this command has started no job.", "Repeat the same command: it looks for one first."
+            raise UserError("interrupted", message, fix, INTERRUPTED) from error
         try:
             records.remember_attempt(submission)
             if not is_ours:
                 return earlier_job(await_job(backend, plan), submission), True
             job = submit_and_find(ask, backend, plan)
-            keep(job, submission)
+            record_job(job, submission)
         except KeyboardInterrupt as error:
             raise interrupted(backend, submission) from error
         except Unanswered:
@@ -119,16 +119,16 @@ def earlier_job(job: Job | None, submission: Submission) -> Job:
     """The job that another command, or an earlier one, has submitted, now on record. Raises UserError without it."""
     if job is None:
         raise unclear(submission.plan, "This plan was submitted before, by this command or another.")
-    keep(job, submission)
+    record_job(job, submission)
     return job
 
 
 def await_job(backend: Backend, plan: Plan) -> Job | None:
     """The job of a submission that was not answered, looked for while it may appear; None where it has not by then."""
-    looks = LOOK_AFTER_S if plan.where == "hf" else (0.0,)
+    pauses = SEARCH_AFTER_S if plan.where == "hf" else (0.0,)
     if plan.where == "hf":
-        diagnostics.print(f"Not answered yet: looking for the job, for up to {sum(looks):.0f} s.", markup=False)
-    for pause in looks:
+        diagnostics.print(f"Not answered yet: looking for the job, for up to {sum(pauses):.0f} s.", markup=False)
+    for pause in pauses:
         time.sleep(pause)
         try:
             if job := backend.find(plan):
@@ -139,7 +139,7 @@ def await_job(backend: Backend, plan: Plan) -> Job | None:
 
 
 def unclear(plan: Plan, why: str, code: str = "submit_unclear", exit_code: int = HUB) -> Unanswered:
-    fix = f"Look in a minute: {STATUS} --all. To start it anew all the same, for a plan to approve: {plan.again()}"
+    fix = f"Check in a minute: {STATUS} --all. To start it again anyway, for a plan to approve: {plan.again()}"
     return Unanswered(code, f"{why} {UNKNOWN}", fix, exit_code)
 
 
@@ -151,9 +151,9 @@ def interrupted(backend: Backend, submission: Submission) -> UserError:
     except KeyboardInterrupt:  # who insists is not kept waiting
         job = None
     if job is not None:
-        keep(job, submission)
-        said = f"Interrupted, but job {job.job_id} had been started and goes on."
-        return UserError("interrupted", said, f"To end it: {STATUS} {job.job_id} --cancel", INTERRUPTED)
+        record_job(job, submission)
+        message = f"Interrupted, but job {job.job_id} had been started and goes on."
+        return UserError("interrupted", message, f"To end it: {STATUS} {job.job_id} --cancel", INTERRUPTED)
     if plan.where == "local":
         records.forget_attempt(plan)
         return UserError("interrupted", "Interrupted: no job was started.", "Repeat the same command.", INTERRUPTED)
@@ -173,7 +173,7 @@ def ctrl_c_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def keep(job: Job, submission: Submission) -> None:
+def record_job(job: Job, submission: Submission) -> None:
     """Put the job on record, unless it is; where that fails the job goes on, and its id is said all the same."""
     try:
         if records.run_of(job.job_id) is None:
@@ -194,6 +194,6 @@ def recover() -> None:
         if plan.where == "hf" and is_old:
             continue
         if job := backend_for(api, plan).find(plan):
-            keep(job, Submission(plan, attempt["approved"], attempt["estimate"]))
+            record_job(job, Submission(plan, attempt["approved"], attempt["estimate"]))
         elif is_old:
             records.forget_attempt(plan)

@@ -49,8 +49,8 @@ def send(api: HfApi, plan: Plan) -> tuple[list[str], Volume]:
 
 
 def upload_failed(error: Exception) -> UserError:
-    said = plain(str(error)).strip().rstrip(".")
-    return UserError("upload_failed", f"The script could not be uploaded: {said}.", "Try again in a minute.", HUB)
+    reason = plain(str(error)).strip().rstrip(".")
+    return UserError("upload_failed", f"The script could not be uploaded: {reason}.", "Try again in a minute.", HUB)
 
 
 @contextmanager

@@ -56,10 +56,10 @@ def examine(
         faults += untold
     adapter, lora_problems = lora(template, settings, model)
     unusual = check_model(model) if model and not refused else []
-    told = dict.fromkeys(fault.problem for fault in (*faults, *refused))  # one bad token is refused at each look-up
+    lookup_problems = dict.fromkeys(fault.problem for fault in (*faults, *refused))  # one bad token is refused at each look-up
     exit_code = HUB if any(fault.exit_code == HUB for fault in faults) else FAILED
     found = Report(template, settings, identity, owner, model, table, sample, adapter, (), exit_code)
-    problems = (*told, *lora_problems, *check_owner(found), *unusual, *check_rows(found))
+    problems = (*lookup_problems, *lora_problems, *check_owner(found), *unusual, *check_rows(found))
     return replace(found, problems=problems)
 
 

@@ -35,7 +35,7 @@ from ..redaction import plain
 
 T = TypeVar("T")
 TIMEOUT_S = 30
-LOOK_UP_S = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT  # what the ecosystem waits for metadata: 10 s, unless set
+LOOKUP_TIMEOUT_S = huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT  # what the ecosystem waits for metadata: 10 s, unless set
 LONGEST_PAUSE_S = 5  # a Hub that asks for more is reported instead of waited for
 PATIENCE_S = 4  # after which a read that fails again and again is reported
 FIRST_PAUSE_S = 0.25
@@ -74,7 +74,7 @@ def refuse_to_hand_on(response: Any) -> None:
     if response.status_code in (307, 308) and target and response.request.method not in ("GET", "HEAD"):
         host = response.request.url.join(target).netloc
         if host != response.request.url.netloc:
-            raise HTTPError(f"it sends the request on to {plain(host.decode('ascii', 'replace'))}, which is not the Hub")
+            raise HTTPError(f"it redirects the request to {plain(host.decode('ascii', 'replace'))}, which is not the Hub")
 
 
 def send_patiently(send: Callable, request: Any, **options: Any) -> Any:
@@ -122,8 +122,8 @@ def require_part(request: Any, response: Any) -> None:
 
 def retry_after(response: Any) -> int:
     """Seconds that the Hub asks to wait; 0 where it does not say."""
-    said = response.headers.get("retry-after", "")
-    return int(said) if said.isdigit() else 0
+    seconds = response.headers.get("retry-after", "")
+    return int(seconds) if seconds.isdigit() else 0
 
 
 @contextlib.contextmanager
@@ -196,8 +196,10 @@ def fetch_or_suggest(api: HfApi, kind: str, name: str, look: Callable[[], T]) ->
         near = similar(api, kind, name) if error.problem.code == "not_found" else []
         if not near:
             raise
-        told = error.problem
-        raise UserError(told.code, told.message, f"Did you mean {' or '.join(near)}? {told.fix}", error.exit_code) from error
+        problem = error.problem
+        raise UserError(
+            problem.code, problem.message, f"Did you mean {' or '.join(near)}? {problem.fix}", error.exit_code
+        ) from error
 
 
 def similar(api: HfApi, kind: str, name: str) -> list[str]:
@@ -229,20 +231,20 @@ def spelling(about: str) -> str:
 
 def http_error(about: str, error: HfHubHTTPError) -> UserError:
     status = error.response.status_code if error.response is not None else 0
-    said = plain(error.server_message or str(error)).strip().splitlines()[0].rstrip(".")
+    reason = plain(error.server_message or str(error)).strip().splitlines()[0].rstrip(".")
     if status == 401:
-        return UserError("bad_token", f"The Hub does not accept this token ({said}).", LOGIN + ".", HUB)
+        return UserError("bad_token", f"The Hub does not accept this token ({reason}).", LOGIN + ".", HUB)
     if status == 402:
         return UserError(
             "no_credit",
-            f"The account cannot pay for this: {said}.",
+            f"The account cannot pay for this: {reason}.",
             "Add a payment method or credits at https://huggingface.co/settings/billing.",
             HUB,
         )
     if status == 403:
         return UserError(
             "forbidden",
-            f"The token may not do this for {about}: {said}.",
+            f"The token may not do this for {about}: {reason}.",
             "Use a token that may read it." if is_read(error) else "Use a token with write permission for that owner.",
             HUB,
         )
@@ -257,10 +259,10 @@ def http_error(about: str, error: HfHubHTTPError) -> UserError:
         return UserError("not_found", f"{about} is not on the Hub, or this token may not see it.", spelling(about))
     if status == 429:
         pause = f"{seconds} seconds" if (seconds := retry_after(error.response)) else "a few minutes"
-        return UserError("rate_limited", f"The Hub asks for a pause: {said}.", f"Wait {pause}, then try again.", HUB)
+        return UserError("rate_limited", f"The Hub asks for a pause: {reason}.", f"Wait {pause}, then try again.", HUB)
     if 400 <= status < 500:
-        return UserError("refused", f"The Hub refuses {about}: {said}.", "Change what it names, then try again.", HUB)
-    return UserError("hub_error", f"The Hub answered {status} about {about}: {said}.", "Try again in a minute.", HUB)
+        return UserError("refused", f"The Hub refuses {about}: {reason}.", "Change what it names, then try again.", HUB)
+    return UserError("hub_error", f"The Hub answered {status} about {about}: {reason}.", "Try again in a minute.", HUB)
 
 
 def is_read(error: HfHubHTTPError) -> bool:
@@ -275,6 +277,6 @@ def require_id(name: str) -> None:
     """Raises UserError on a name with the Hub's address before it, or one that is too long to be any."""
     address = re.match(r"(?:https?://[^/]+/|hf://)(?:models/|datasets/)?(.*)", name)
     if address:
-        raise UserError("not_found", f"{name} is an address, not an id.", f"Leave what is before the id out: {address[1]}")
+        raise UserError("not_found", f"{name} is an address, not an id.", f"Pass the id alone: {address[1]}")
     if len(name) > LONGEST_NAME:
         raise UserError("not_found", f"{name[:60]}… is too long for an id or a path.", "Correct the id: it is OWNER/NAME.")

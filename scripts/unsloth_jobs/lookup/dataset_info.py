@@ -10,7 +10,7 @@ from huggingface_hub.hf_api import DatasetInfo, RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..errors import UserError
-from .client import LONGEST_NAME, LOOK_UP_S, asking, endpoint, fetch_or_suggest, require_id
+from .client import LONGEST_NAME, LOOKUP_TIMEOUT_S, asking, endpoint, fetch_or_suggest, require_id
 
 VIEWER_S = 5
 MANY_FILES = 1000  # whose sizes are not asked for
@@ -27,7 +27,7 @@ def fetch_dataset_revision(api: HfApi, name: str, revision: str | None = None) -
 
 def dataset_info(api: HfApi, name: str, revision: str | None = None) -> DatasetInfo:
     """What the Hub says of a data set that this token can read. Raises UserError."""
-    info = fetch_or_suggest(api, "data set", name, lambda: api.dataset_info(name, revision=revision, timeout=LOOK_UP_S))
+    info = fetch_or_suggest(api, "data set", name, lambda: api.dataset_info(name, revision=revision, timeout=LOOKUP_TIMEOUT_S))
     if info.gated:
         with asking(f"data set {name}"):
             api.auth_check(name, repo_type="dataset")
@@ -46,10 +46,10 @@ def viewer_rows(api: HfApi, name: str, config: str, split: str) -> tuple[int, st
             splits = answer.json()["size"]["splits"]
     except (UserError, ValueError, KeyError, TypeError):
         return None
-    said: dict[str, Any] = next((one for one in splits if (one.get("config"), one.get("split")) == (config, split)), {})
-    if said.get("estimated_num_rows"):
-        return said["estimated_num_rows"], "estimated"
-    return (said["num_rows"], "viewer") if said.get("num_rows") and not answer.json().get("partial") else None
+    counts: dict[str, Any] = next((one for one in splits if (one.get("config"), one.get("split")) == (config, split)), {})
+    if counts.get("estimated_num_rows"):
+        return counts["estimated_num_rows"], "estimated"
+    return (counts["num_rows"], "viewer") if counts.get("num_rows") and not answer.json().get("partial") else None
 
 
 def file_sizes(api: HfApi, name: str, revision: str, urls: list[str]) -> int | None:

@@ -170,10 +170,10 @@ def check_table(table: Table, dataset: str) -> list[Problem]:
             Problem(
                 "duplicates",
                 "warning",
-                f"{table.duplicates} of the first {table.sampled} rows stand there before: they are learned more than once.",
+                f"{table.duplicates} of the first {table.sampled} rows are duplicates of earlier rows: they are learned more than once.",
                 f"Keep one of each: awk '!seen[$0]++' {shlex.quote(dataset)} > unique.jsonl"
                 if dataset.endswith(".jsonl")
-                else "Keep one of each, or train fewer passes: --num-epochs 1.",
+                else "Keep one of each, or train fewer epochs: --num-epochs 1.",
             )
         )
     if table.rows is not None and table.rows < FEW_ROWS:
@@ -207,7 +207,7 @@ def check_lengths(sample: Sample, model: Model) -> list[Problem]:
                 "warning",
                 f"Lengths change along the first {sample.sampled} rows, as in sorted data: the others may be longer or shorter, "
                 "so the number of tokens, and with it the cost, is uncertain.",
-                f"Look at more rows: --sample {min(sample.rows or MANY_ROWS, MANY_ROWS)}",
+                f"Sample more rows: --sample {min(sample.rows or MANY_ROWS, MANY_ROWS)}",
             )
         )
     limit = model.context_length
@@ -217,7 +217,7 @@ def check_lengths(sample: Sample, model: Model) -> list[Problem]:
             Problem(
                 "over_context",
                 "warning",
-                f"{over} of {sample.sampled} rows are longer than the {limit} tokens that {model.id} was made to read.",
+                f"{over} of {sample.sampled} rows are longer than the context of {model.id}, {limit} tokens.",
                 f"Cut them there: --max-seq-length {limit}. Or choose a model with a longer context.",
             )
         )

@@ -18,7 +18,7 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from ..errors import HUB, UserError
 from ..redaction import plain
 from ..training.lora import EXPERTS
-from .client import IS_ID, LOOK_UP_S, asking, endpoint, fetch_or_suggest, require_id
+from .client import IS_ID, LOOKUP_TIMEOUT_S, asking, endpoint, fetch_or_suggest, require_id
 
 MOST_LAYERS = 10_000  # or experts: a configuration that says more is no model's, and would be given memory for each
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors file's, as that library has it
@@ -128,7 +128,7 @@ def fetch_model(api: HfApi, name: str, revision: str | None = None) -> Model:
         return local_model(folder)
     if name.startswith((".", "/", "~")):
         raise UserError("not_found", f"There is no model folder {name}.", "Correct the path, or name a model on the Hub.")
-    info = fetch_or_suggest(api, "model", name, lambda: api.model_info(name, revision=revision, timeout=LOOK_UP_S))
+    info = fetch_or_suggest(api, "model", name, lambda: api.model_info(name, revision=revision, timeout=LOOKUP_TIMEOUT_S))
     with asking(f"model {name}"):
         if info.gated:
             api.auth_check(name)
@@ -144,7 +144,7 @@ def fetch_model(api: HfApi, name: str, revision: str | None = None) -> Model:
         require_no_page(name, file, read(file))
     with asking(f"model {name}"):
         try:
-            metadata = api.get_safetensors_metadata(name, revision=info.sha, timeout=LOOK_UP_S)
+            metadata = api.get_safetensors_metadata(name, revision=info.sha, timeout=LOOKUP_TIMEOUT_S)
         except (SafetensorsParsingError, NotASafetensorsRepoError) as error:
             raise broken_weights(name, error) from error
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -161,7 +161,7 @@ def configuration(name: str, file: str, text: str) -> dict[str, Any]:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         require_no_page(name, file, text)
-        raise bad_config(name, f"{file} is no whole JSON ({error})") from error
+        raise bad_config(name, f"{file} is not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise bad_config(name, f"{file} holds no JSON object")
     for part in (config, config["text_config"] if isinstance(config.get("text_config"), dict) else {}):
@@ -191,7 +191,7 @@ def require_no_page(name: str, file: str, text: str) -> None:
     if file.endswith(".json") and text.lstrip()[:1] == "<":
         raise UserError(
             "hub_garbled",
-            f"What {endpoint()} answered about {file} of {name} is a page for people.",
+            f"What {endpoint()} answered about {file} of {name} is a web page, not that file.",
             "A proxy or a login page may stand between: check the network and HF_ENDPOINT, then try again.",
             HUB,
         )

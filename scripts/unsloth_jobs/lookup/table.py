@@ -209,8 +209,8 @@ def count_rows(
     if split in splits and splits[split].num_examples:
         return splits[split].num_examples, "metadata"
     local = is_local(settings.dataset)
-    if not local and (said := viewer_rows(api, settings.dataset, stream.info.config_name or "default", split)):
-        return said
+    if not local and (rows_stated := viewer_rows(api, settings.dataset, stream.info.config_name or "default", split)):
+        return rows_stated
     # Other kinds are compressed or quoted, so that their size does not tell the rows.
     if size is None or not all(Path(file).suffix in (".jsonl", ".json") for file in files):
         return None, None

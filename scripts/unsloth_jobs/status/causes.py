@@ -45,7 +45,7 @@ def slower(settings: Mapping[str, Any]) -> list[str]:
 class Cause:
     """A failure that is known by what the failing program itself prints.
 
-    `change`: arguments to add to the run, from its settings; `flavor`: the machine to take instead. `{said}` in the
+    `change`: arguments to add to the run, from its settings; `flavor`: the machine to take instead. `{detail}` in the
     message is what the pattern's group of that name holds.
     """
 
@@ -81,14 +81,14 @@ IN_MESSAGE = (
     cause(
         "terminated",
         r"exit code:? (143|-15)\b|\b[Ee]victed|\b[Pp]reempted",
-        "The job was told to end from outside: its machine was taken back, or somebody ended it.",
+        "The job was ended from outside: its machine was taken back, or somebody ended it.",
         "Submit it again with --resume: it goes on from the checkpoint.",
         RESUME,
     ),
     cause(
         "killed",
         r"exit code:? (137|-9)\b",
-        "The job was killed without a word (SIGKILL), which is mostly for want of main memory.",
+        "The job was killed (SIGKILL) without an error message, mostly because main memory ran out.",
         "Submit it again with --resume; if it happens at the same place, choose a --flavor with more RAM.",
         RESUME,
     ),
@@ -229,7 +229,7 @@ IN_ERROR = (
         "repo_gone",
         r"assumes that the repo already exists on the Huggingface Hub",
         "The output repository is not there any more: it was deleted or renamed while the job ran.",
-        "Submit it again: the repository is created anew.",
+        "Submit it again: the repository is created again.",
         AGAIN,
     ),
     cause(
@@ -327,15 +327,15 @@ IN_ERROR = (
     ),
     cause(
         "unknown_config",
-        ERROR + r"BuilderConfig (?P<said>'[^']*') not found",
-        "The data set has no configuration {said}.",
+        ERROR + r"BuilderConfig (?P<detail>'[^']*') not found",
+        "The data set has no configuration {detail}.",
         "Name one that it has with --dataset-config.",
         CHECK,
     ),
     cause(
         "unknown_split",
-        ERROR + r"Unknown split (?P<said>\"[^\"]*\")",
-        "The data set has no split {said}.",
+        ERROR + r"Unknown split (?P<detail>\"[^\"]*\")",
+        "The data set has no split {detail}.",
         "Name one that it has with --dataset-split.",
         CHECK,
     ),
@@ -355,8 +355,8 @@ IN_ERROR = (
     ),
     cause(
         "template_refuses",
-        r"^jinja2\.exceptions\.\w+: (?P<said>.{1,200})",
-        "The model's chat template refuses a row: {said}",
+        r"^jinja2\.exceptions\.\w+: (?P<detail>.{1,200})",
+        "The model's chat template refuses a row: {detail}",
         "Use templates/sft.py, which leaves such rows out and counts them, or mend the rows.",
         CHECK,
     ),
@@ -392,14 +392,14 @@ IN_ERROR = (
         "weights_broken",
         r"SafetensorError: Error while deserializing|UnpicklingError: Weights only load failed|Unable to load weights from",
         "A file of weights is broken: it was cut off on its way, or written while the disk was full.",
-        "Submit it again: a new machine downloads it anew. If it happens twice, the file on the Hub is broken.",
+        "Submit it again: a new machine downloads it again. If it happens twice, the file on the Hub is broken.",
         AGAIN,
     ),
     cause(
         "checkpoint_broken",
         r"Can't find a valid checkpoint at|Error\(s\) in loading state_dict for",
         "The checkpoint is not whole, or of another model.",
-        "Submit it again without --resume, to begin anew.",
+        "Submit it again without --resume, to train from the beginning.",
         AGAIN,
     ),
     cause(
@@ -419,16 +419,16 @@ IN_ERROR = (
     ),
     cause(
         "version_mismatch",
-        r"^TypeError: (?P<said>\S+ got an unexpected keyword argument \S+)|^ImportError: (?P<name>cannot import name \S+ from \S+)",
-        "The script was written for other versions of its libraries: {said}.",
+        r"^TypeError: (?P<detail>\S+ got an unexpected keyword argument \S+)|^ImportError: (?P<name>cannot import name \S+ from \S+)",
+        "The script was written for other versions of its libraries: {detail}.",
         "Use templates/sft.py, which pins the versions that it was tested with.",
         LOGS,
     ),
     cause(
         "missing_package",
-        r"^ModuleNotFoundError: No module named (?P<said>\S+)|requires (?P<name>[\w-]+): `pip install"
+        r"^ModuleNotFoundError: No module named (?P<detail>\S+)|requires (?P<name>[\w-]+): `pip install"
         r"|the package for (?P<package>\w+) doesn't seem to be installed",
-        "A library is missing: {said}.",
+        "A library is missing: {detail}.",
         "Add it, with its version, to the dependencies in the script's header.",
         LOGS,
     ),
@@ -466,8 +466,8 @@ AT_END = (
     ),
     cause(
         "bad_arguments",
-        r"^\S+\.py: error: (?P<said>.{1,200})",
-        "The script does not take these arguments: {said}",
+        r"^\S+\.py: error: (?P<detail>.{1,200})",
+        "The script does not take these arguments: {detail}",
         "Correct them; the script's --help lists its flags.",
         LOGS,
     ),
@@ -476,7 +476,7 @@ CAUSES = (*IN_MESSAGE, *IN_ERROR, *AT_END)
 
 
 @dataclass(frozen=True)
-class Known:
+class Remedy:
     """What to do after a `failed` event of a template: in our words, since any line of a log may look like such an event."""
 
     fix: str
@@ -485,83 +485,87 @@ class Known:
     flavor: str | None = None
 
 
-OTHER_MODEL = Known("Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.")
-OTHER_BASE = Known("Export an adapter whose base model llama.cpp can run, or only merge it: --quantizations none.", LOGS)
-GO_ON = Known("Submit it again with --resume: it goes on from the last checkpoint.", RESUME)
+OTHER_MODEL = Remedy("Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.")
+OTHER_BASE = Remedy("Export an adapter whose base model llama.cpp can run, or only merge it: --quantizations none.", LOGS)
+GO_ON = Remedy("Submit it again with --resume: it goes on from the last checkpoint.", RESUME)
 # By the code of the event, of templates/sft.py and then of templates/export.py alone.
 STOPS = {
-    "deadline": Known("With a longer --timeout and --resume at the end of the arguments it goes on from there.", RESUME),
+    "deadline": Remedy("With a longer --timeout and --resume at the end of the arguments it goes on from there.", RESUME),
     "cancelled": GO_ON,
     "stopped": GO_ON,
     "resume_failed": GO_ON,
-    "hub_unreachable": Known(
+    "hub_unreachable": Remedy(
         "Submit it again with --resume in some minutes: where it has saved, it goes on from there.", RESUME
     ),
     "push_failed": GO_ON,
-    "push_denied": Known("Log in with a token that has write permission for the owner of --output-repo.", LOGIN),
-    "disk_full": Known(
+    "push_denied": Remedy("Log in with a token that has write permission for the owner of --output-repo.", LOGIN),
+    "disk_full": Remedy(
         "Make room; on a rented machine, choose a --flavor with a larger disk (l4x1: 400 GB). With --resume it goes on from its "
         "checkpoint.",
         RESUME,
         flavor="l4x1",
     ),
-    "out_of_vram": Known("Choose a --flavor with more GPU memory, or a smaller --max-seq-length.", ESTIMATE),
-    "loss_not_finite": Known(
+    "out_of_vram": Remedy("Choose a --flavor with more GPU memory, or a smaller --max-seq-length.", ESTIMATE),
+    "loss_not_finite": Remedy(
         "Lower --learning-rate to a third. On a T4 choose --flavor l4x1: many models overflow without bf16.", AGAIN, slower
     ),
-    "no_gpu": Known("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
-    "small_gpu": Known("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
-    "unknown_target": Known("Leave --target-modules at auto.", AGAIN, lambda settings: ["--target-modules=auto"]),
-    "unsloth_refused": Known(
+    "no_gpu": Remedy("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
+    "small_gpu": Remedy("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
+    "unknown_target": Remedy("Leave --target-modules at auto.", AGAIN, lambda settings: ["--target-modules=auto"]),
+    "unsloth_refused": Remedy(
         "With --backend trl: the same training without Unsloth, slower. Estimate it again first.",
         AGAIN,
         lambda settings: ["--backend=trl"],
     ),
-    "masks_lost": Known("Use the versions that templates/sft.py pins: another trainer masks in another way.", LOGS),
-    "low_coverage": Known("Leave --target-modules at auto, or lower --min-coverage knowingly.", LOGS),
-    "merge_failed": Known("The adapter is whole. Merge it with templates/export.py; training again is not needed.", LOGS),
-    "no_output_repo": Known("Pass --output-repo YOU/NAME.", LOGS),
-    "merge_needs_16bit": Known("Add --load-in-16bit, or leave --merge-model out.", LOGS),
-    "resume_mismatch": Known("Pass the settings that the checkpoint began with, or leave --resume out to begin anew.", LOGS),
-    "name_taken": Known("Name another --output-repo."),
-    "public_repository": Known("Name another --output-repo or, where the result may be public, pass --public.", LOGS),
-    "no_model": Known("Correct --base-model: a Hub id, or the path of a folder that holds a model.", LOGS),
-    "to_messages_failed": Known(
+    "masks_lost": Remedy(
+        "Use the versions that templates/sft.py pins: another trainer computes the loss mask differently.", LOGS
+    ),
+    "low_coverage": Remedy("Leave --target-modules at auto, or lower --min-coverage knowingly.", LOGS),
+    "merge_failed": Remedy("The adapter is whole. Merge it with templates/export.py; training again is not needed.", LOGS),
+    "no_output_repo": Remedy("Pass --output-repo YOU/NAME.", LOGS),
+    "merge_needs_16bit": Remedy("Add --load-in-16bit, or leave --merge-model out.", LOGS),
+    "resume_mismatch": Remedy(
+        "Pass the settings that the checkpoint began with, or leave --resume out to train from the beginning.", LOGS
+    ),
+    "name_taken": Remedy("Name another --output-repo."),
+    "public_repository": Remedy("Name another --output-repo or, where the result may be public, pass --public.", LOGS),
+    "no_model": Remedy("Correct --base-model: a Hub id, or the path of a folder that holds a model.", LOGS),
+    "to_messages_failed": Remedy(
         "Correct to_messages in the script: check.py --script SCRIPT tries it on the first rows.", CHECK
     ),
-    "unknown_columns": Known("Name the columns with --prompt-column and --completion-column, or choose another data set."),
-    "unknown_column": Known("Name columns that exist with --prompt-column and --completion-column."),
-    "preference_data": Known("To imitate the chosen answers: --prompt-column prompt --completion-column chosen."),
-    "config_needed": Known("Name one of the configurations with --dataset-config."),
-    "split_needed": Known("Name one of the splits with --dataset-split."),
-    "unknown_config": Known("Name a configuration that the data set has with --dataset-config."),
-    "unknown_split": Known("Name a split that the data set has with --dataset-split."),
-    "dataset_unreadable": Known("Look at its files: an empty one, or rows whose columns differ, cannot be loaded."),
-    "dataset_not_found": Known(
+    "unknown_columns": Remedy("Name the columns with --prompt-column and --completion-column, or choose another data set."),
+    "unknown_column": Remedy("Name columns that exist with --prompt-column and --completion-column."),
+    "preference_data": Remedy("To imitate the chosen answers: --prompt-column prompt --completion-column chosen."),
+    "config_needed": Remedy("Name one of the configurations with --dataset-config."),
+    "split_needed": Remedy("Name one of the splits with --dataset-split."),
+    "unknown_config": Remedy("Name a configuration that the data set has with --dataset-config."),
+    "unknown_split": Remedy("Name a split that the data set has with --dataset-split."),
+    "dataset_unreadable": Remedy("Look at its files: an empty one, or rows whose columns differ, cannot be loaded."),
+    "dataset_not_found": Remedy(
         "Correct --dataset; for a private or gated one, ask for access and log in with `hf auth login`."
     ),
-    "unknown_file": Known("Convert it to .jsonl."),
-    "no_rows": Known("Choose another with --dataset-split."),
-    "nothing_supervised": Known("Look at the rows' answers, or pass a larger --max-seq-length."),
-    "slow_tokenizer": Known("Choose a model whose repository holds a tokenizer.json."),
-    "no_chat_template": Known("Choose the instruct version of this model, or rows of prompt + completion or text."),
-    "bad_chat_template": Known("Choose another version of this model: its template is not for plain conversations."),
+    "unknown_file": Remedy("Convert it to .jsonl."),
+    "no_rows": Remedy("Choose another with --dataset-split."),
+    "nothing_supervised": Remedy("Look at the rows' answers, or pass a larger --max-seq-length."),
+    "slow_tokenizer": Remedy("Choose a model whose repository holds a tokenizer.json."),
+    "no_chat_template": Remedy("Choose the instruct version of this model, or rows of prompt + completion or text."),
+    "bad_chat_template": Remedy("Choose another version of this model: its template is not for plain conversations."),
     "encoder_decoder": OTHER_MODEL,
     "not_a_decoder": OTHER_MODEL,
-    "quantized_model": Known("Choose the original 16-bit model, or its bitsandbytes 4-bit version."),
-    "no_adapter": Known("Pass what templates/sft.py made as --adapter.", LOGS),
-    "too_little_memory": Known("Choose a flavor with more memory: --flavor cpu-xl.", LOGS),
-    "not_lora": Known("Only LoRA adapters can be merged.", LOGS),
-    "no_base_model": Known("Pass --base-model.", LOGS),
-    "quantized_base": Known("Pass the original 16-bit model as --base-model.", LOGS),
+    "quantized_model": Remedy("Choose the original 16-bit model, or its bitsandbytes 4-bit version."),
+    "no_adapter": Remedy("Pass what templates/sft.py made as --adapter.", LOGS),
+    "too_little_memory": Remedy("Choose a flavor with more memory: --flavor cpu-xl.", LOGS),
+    "not_lora": Remedy("Only LoRA adapters can be merged.", LOGS),
+    "no_base_model": Remedy("Pass --base-model.", LOGS),
+    "quantized_base": Remedy("Pass the original 16-bit model as --base-model.", LOGS),
     "conversion_failed": OTHER_BASE,
     "unsupported_model": OTHER_BASE,
     "unknown_tokenizer": OTHER_BASE,
-    "quantization_failed": Known("Its log says why.", LOGS),
-    "conversion_disagrees": Known(
+    "quantization_failed": Remedy("Its log says why.", LOGS),
+    "conversion_disagrees": Remedy(
         "Choose a finer quantisation such as q8_0, or read the answers in the `compared` event and lower --min-agreement.", LOGS
     ),
-    "no_converter": Known("Submit it again: what is pushed by now is not made again.", AGAIN),
-    "not_found": Known("Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.", LOGS),
+    "no_converter": Remedy("Submit it again: what is pushed by now is not made again.", AGAIN),
+    "not_found": Remedy("Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.", LOGS),
 }
 WRAPPERS = ("error", "push_denied", "dataset_unreadable", "resume_failed")

@@ -30,10 +30,10 @@ from .causes import (
     Diagnosis,
     no_change,
 )
-from .log_end import LAST_LINES, exceptions, last_words, recent, telling
+from .log_end import LAST_LINES, exceptions, informative_lines, key_line, recent
 
 
-def saved(summary: Summary, repository: str | None) -> str:
+def describe_saved(summary: Summary, repository: str | None) -> str:
     """What of a run that ended early is kept on the Hub, by its own events."""
     if repository and summary.event("pushed"):
         return f"The adapter is in {repository}."
@@ -52,30 +52,32 @@ def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis 
     if job.stage not in ("ERROR", "DELETED"):
         return None
     failed = summary.event("failed")
-    code, told = failed.get("code", ""), failed.get("message", "")
+    code, reported = failed.get("code", ""), failed.get("message", "")
     errors, end = exceptions(recent(summary.lines))
-    say = Speaker(job, summary, plan)
+    writer = DiagnosisWriter(job, summary, plan)
     if code in ("", "error", "cancelled") and (found := find(IN_MESSAGE, [job.message or ""])):
-        return say.cause(
-            *found, before=saved(summary, plan.output_repo if plan else None) if found[0].command == RESUME else ""
+        return writer.cause(
+            *found, before=describe_saved(summary, plan.output_repo if plan else None) if found[0].command == RESUME else ""
         )
-    if code in ("", *WRAPPERS) and (found := find(IN_ERROR, [told, *errors]) or (find(AT_END, [end]) if not code else None)):
-        return say.cause(*found)
+    if code in ("", *WRAPPERS) and (
+        found := find(IN_ERROR, [reported, *errors]) or (find(AT_END, [end]) if not code else None)
+    ):
+        return writer.cause(*found)
     if code in STOPS:
-        return say.stop(code, told)
-    last = last_words([told] if told else errors, end)
-    said = f"The last thing said: {quotation(last) if last else silence(summary) + '.'}"
-    lines = () if told else telling("\n".join(errors) or end)[-LAST_LINES:]
+        return writer.stop(code, reported)
+    last = key_line([reported] if reported else errors, end)
+    message = f"Last output: {quotation(last) if last else last_progress(summary) + '.'}"
+    lines = () if reported else informative_lines("\n".join(errors) or end)[-LAST_LINES:]
     return Diagnosis(
         "unknown",
-        f"{' '.join(plain(job.message or job.stage).split())}. {said}",
+        f"{' '.join(plain(job.message or job.stage).split())}. {message}",
         "Look at the end of the log.",
-        say.command(LOGS),
+        writer.command(LOGS),
         tuple(lines),
     )
 
 
-def silence(summary: Summary) -> str:
+def last_progress(summary: Summary) -> str:
     step = summary.progress.step
     return "nothing" if step is None else f"step {step} of {summary.progress.total_steps}, and nothing after it"
 
@@ -87,7 +89,7 @@ def find(causes: Iterable[Cause], texts: list[str]) -> tuple[Cause, re.Match[str
 
 
 @dataclass(frozen=True)
-class Speaker:
+class DiagnosisWriter:
     """Puts a cause into words for one job."""
 
     job: Job
@@ -95,20 +97,20 @@ class Speaker:
     plan: Plan | None
 
     def cause(self, cause: Cause, match: re.Match[str], before: str = "") -> Diagnosis:
-        said = next((value for value in match.groups() if value), "").rstrip(".").strip("'\"")
-        message = cause.message.replace("{said}", quotation(said))
+        detail = next((value for value in match.groups() if value), "").rstrip(".").strip("'\"")
+        message = cause.message.replace("{detail}", quotation(detail))
         return Diagnosis(
             cause.code, message, f"{before} {cause.fix}".strip(), self.command(cause.command, cause.change, cause.flavor)
         )
 
-    def stop(self, code: str, told: str) -> Diagnosis:
+    def stop(self, code: str, reported: str) -> Diagnosis:
         """What to say of a `failed` event whose code is a template's."""
-        known, message = STOPS[code], f"The job says: {quotation(told)}" if told else "The job says no more."
+        remedy, message = STOPS[code], f"The job reports: {quotation(reported)}" if reported else "The job reports no details."
         if code == "push_failed" and (found := find(IN_ERROR, [self.summary.event("warning").get("message", "")])):
             message += f" {found[0].message}"
         if code in ("push_failed", "push_denied") and (kept := self.kept()):
             return Diagnosis(code, message, *kept)
-        return Diagnosis(code, message, known.fix, self.command(known.command, known.change, known.flavor))
+        return Diagnosis(code, message, remedy.fix, self.command(remedy.command, remedy.change, remedy.flavor))
 
     def kept(self) -> tuple[str, str] | None:
         """Where a trained adapter lies that the Hub did not take, and what sends or fetches it; None where it is gone."""

@@ -62,18 +62,18 @@ def exceptions(lines: list[str]) -> tuple[list[str], str]:
         if joint != DIRECT:
             break
     end = chain[0] if chain else "\n".join(lines)
-    if not chain and RAISED.match(last := last_words([], end)):  # a program that prints its exception and no frames
+    if not chain and RAISED.match(last := key_line([], end)):  # a program that prints its exception and no frames
         chain = [last]
     return chain, end
 
 
-def last_words(errors: list[str], end: str) -> str:
+def key_line(errors: list[str], end: str) -> str:
     """The line that says most: the exception's first, or else the last line that is no progress bar."""
-    lines = telling(errors[0] if errors else end)
+    lines = informative_lines(errors[0] if errors else end)
     return lines[0 if errors else -1].strip() if lines else ""
 
 
-def telling(text: str) -> list[str]:
+def informative_lines(text: str) -> list[str]:
     """The lines that say something: no progress bars, no general advice."""
     lines = [line.rstrip() for line in text.splitlines()]
     return [line for line in lines if line.strip() and not BAR.search(line) and not ADVICE.search(line.strip())]

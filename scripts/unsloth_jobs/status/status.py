@@ -18,8 +18,8 @@ from ..jobs.plan import SCRIPTS, Plan
 from ..output import duration
 from ..training.secrets import quotation
 from .causes import Diagnosis
-from .diagnosis import diagnose, saved
-from .warnings import LONG_S, Alternative, alternatives, too_long, waited_s, warnings
+from .diagnosis import describe_saved, diagnose
+from .warnings import LONG_S, Alternative, alternatives, wait_warning, waited_s, warnings
 
 PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
@@ -94,14 +94,16 @@ class Status:
         """What follows a job that is done."""
         if not self.result:
             log = f"uv run {SCRIPTS / 'logs.py'} {self.job.job_id} --tail 50"
-            return f"It ended without an error and told of no result: there may be none. Look at its log: {log}"
-        said = f"The tuned model: {self.result}"
+            return f"It ended without an error and reported no result: there may be none. See its log: {log}"
+        result = f"The tuned model: {self.result}"
         if not (self.plan and self.plan.model and self.plan.dataset):
-            return said  # no training of a template's
+            return result  # no training of a template's
         adapter = self.plan.output_repo or self.plan.output_dir
         export = ["uv", "run", str(SCRIPTS / "submit.py"), str(SCRIPTS.parent / "templates" / "export.py")]
         export += ["--where", "local"] if self.plan.where == "local" else ["--flavor", "cpu-upgrade", "--timeout", "2h"]
-        return f"{said}\nTo make files of it for a laptop or a phone: {shlex.join([*export, '--', '--adapter', str(adapter)])}"
+        return (
+            f"{result}\nTo make files of it for a laptop or a phone: {shlex.join([*export, '--', '--adapter', str(adapter)])}"
+        )
 
     @property
     def next(self) -> str:
@@ -110,7 +112,7 @@ class Status:
         if self.job.stage == "COMPLETED":
             return self.after
         if self.job.stage == "CANCELED":
-            kept = saved(self.summary, self.plan.output_repo if self.plan else None)
+            kept = describe_saved(self.summary, self.plan.output_repo if self.plan else None)
             return " ".join(part for part in ("It was cancelled.", self.ended_because, kept, self.again) if part)
         if self.job.stage == "SCHEDULING":
             waited = f", for {duration(waited)} by now" if (waited := waited_s(self.job)) else ""
@@ -167,8 +169,8 @@ def read_log(backend: Backend, job: Job, before: Status | None) -> tuple[Summary
     except UserError as error:
         if error.exit_code != HUB:
             raise
-        said = Problem("log_unread", "warning", f"Its log cannot be read: {error.problem.message}", error.problem.fix)
-        return before.summary if before else summarise(lines), [said]
+        problem = Problem("log_unread", "warning", f"Its log cannot be read: {error.problem.message}", error.problem.fix)
+        return before.summary if before else summarise(lines), [problem]
 
 
 def with_alternatives(found: Status, backend: Backend, waited: float, before: Status | None) -> Status:
@@ -176,7 +178,7 @@ def with_alternatives(found: Status, backend: Backend, waited: float, before: St
     plan, others = found.plan, before.alternatives if before else ()
     if not others and plan:
         others = alternatives(backend.flavors(), plan, functools.partial(records.recall_estimate, plan.run_key))
-    warning = too_long(found.job, waited, plan, others)
+    warning = wait_warning(found.job, waited, plan, others)
     return replace(found, alternatives=others, warnings=(*found.warnings, warning))
 
 

@@ -62,8 +62,8 @@ def as_table(status: Status) -> Table:
     colour = {"COMPLETED": "green", "RUNNING": "cyan", "ERROR": "red", "DELETED": "red"}.get(job.stage, "yellow")
     grid = Table.grid(padding=(0, 2))
     grid.add_row("job", escape(f"{job.job_id} on {job.flavor}" if job.flavor else job.job_id))
-    said = job.message or (status.phase if job.stage == "RUNNING" else "")
-    grid.add_row("stage", f"[{colour}]{job.stage}[/]" + (f"  {escape(said)}" if said else ""))
+    message = job.message or (status.phase if job.stage == "RUNNING" else "")
+    grid.add_row("stage", f"[{colour}]{job.stage}[/]" + (f"  {escape(message)}" if message else ""))
     if progress.step is not None and progress.total_steps:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(ProgressBar(progress.total_steps, progress.step, width=30), f"{progress.step}/{progress.total_steps}")

@@ -23,11 +23,16 @@ LEAST_FALL = 0.005  # of the loss: what a run learns at least
 
 def warnings(job: Job, summary: Summary, plan: Plan | None, estimate: dict[str, Any] | None = None) -> list[Problem]:
     """What to tell of a run before it fails or is wasted. plan, estimate: None for a job that was submitted elsewhere."""
-    found = [silent(job, summary, plan), not_finite(summary), flat(summary, plan), other_rows(job, summary, estimate)]
+    found = [
+        silence_warning(job, summary, plan),
+        loss_warning(summary),
+        flat_loss_warning(summary, plan),
+        other_rows(job, summary, estimate),
+    ]
     return [warning for warning in found if warning and job.stage in ("RUNNING", "COMPLETED")]
 
 
-def silent(job: Job, summary: Summary, plan: Plan | None) -> Problem | None:
+def silence_warning(job: Job, summary: Summary, plan: Plan | None) -> Problem | None:
     """A running job whose script prints events and has not for long."""
     if job.stage != "RUNNING":
         return None
@@ -41,7 +46,7 @@ def silent(job: Job, summary: Summary, plan: Plan | None) -> Problem | None:
     usual = max((after - before for before, after in pairwise(times)), default=0.0)
     if quiet < max(SILENT_S, SLOW * usual):
         return None
-    curves = f" and at its curves ({plan.dashboard_url}): a log may stand still alone" if plan and plan.dashboard_url else ""
+    curves = f" and at its curves ({plan.dashboard_url}): the log alone may have stalled" if plan and plan.dashboard_url else ""
     return Problem(
         "silent",
         "warning",
@@ -51,7 +56,7 @@ def silent(job: Job, summary: Summary, plan: Plan | None) -> Problem | None:
     )
 
 
-def not_finite(summary: Summary) -> Problem | None:
+def loss_warning(summary: Summary) -> Problem | None:
     newest = [points[-1] for points in (summary.curve.loss, summary.curve.eval_loss) if points]
     wrong = next((point for point in newest if not math.isfinite(point.value)), None)
     if wrong is None:
@@ -64,7 +69,7 @@ def not_finite(summary: Summary) -> Problem | None:
     )
 
 
-def flat(summary: Summary, plan: Plan | None) -> Problem | None:
+def flat_loss_warning(summary: Summary, plan: Plan | None) -> Problem | None:
     """A run that has learned nothing since it began. One that has learned and then levels off is a healthy end.
 
     The held-out loss tells, where the base model was evaluated too: the same rows each time. The training loss differs
@@ -148,15 +153,15 @@ def alternatives(
     """
     flavors = [flavor for flavor in flavors if flavor.gpus == 1]
     needs_bf16 = all(flavor.gpu.bf16 for flavor in flavors if flavor.name == plan.flavor and flavor.gpu)
-    said = {flavor.name: found for flavor in flavors if (found := estimate(flavor.name))}
+    estimates = {flavor.name: found for flavor in flavors if (found := estimate(flavor.name))}
 
     def holds(flavor: Flavor) -> bool:
-        if said:
-            return flavor.name in said
+        if estimates:
+            return flavor.name in estimates
         return flavor.gpu is not None and flavor.vram_gb >= plan.vram_gb > 0 and flavor.gpu.bf16 >= needs_bf16
 
     def offer(flavor: Flavor) -> Alternative:
-        figures = said.get(flavor.name, {})
+        figures = estimates.get(flavor.name, {})
         return Alternative(flavor.name, round(flavor.usd_per_hour, 4), figures.get("usd_low"), figures.get("usd_high"))
 
     others = [offer(flavor) for flavor in flavors if flavor.name != plan.flavor and holds(flavor)]
@@ -164,11 +169,13 @@ def alternatives(
     return tuple(sorted(others, key=price)[:OFFERED])
 
 
-def too_long(job: Job, waited: float, plan: Plan | None, others: tuple[Alternative, ...]) -> Problem:
+def wait_warning(job: Job, waited: float, plan: Plan | None, others: tuple[Alternative, ...]) -> Problem:
     """The warning about a wait of more than LONG_S."""
     fix = f"Waiting may still end. To give up: uv run {SCRIPTS / 'status.py'} {job.job_id} --cancel"
     if plan and others:
         moved = replace(plan, flavor=others[0].flavor).again()
         fix += f"; then elsewhere, for a plan to approve: {moved}"
-    said = f" Also with room for it: {', '.join(map(str, others))}; the Hub does not say which is free." if others else ""
-    return Problem("waiting", "warning", f"It has waited {duration(waited)} for {job.flavor}, which is not billed.{said}", fix)
+    elsewhere = f" Also with room for it: {', '.join(map(str, others))}; the Hub does not say which is free." if others else ""
+    return Problem(
+        "waiting", "warning", f"It has waited {duration(waited)} for {job.flavor}, which is not billed.{elsewhere}", fix
+    )

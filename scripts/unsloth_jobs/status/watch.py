@@ -21,14 +21,14 @@ from .view import as_table, line_of
 FINISHING_S = 120  # what a run still takes after its last step: the last evaluation, the card, the push
 
 
-def reason_to_cancel(left_s: float, summary: Summary, look_s: float) -> str | None:
+def reason_to_cancel(left_s: float, summary: Summary, interval_s: float) -> str | None:
     """Why to cancel a running job now, or None.
 
-    left_s: seconds until the ceiling is reached; look_s: at most so many pass until it is asked again. A job's machine
+    left_s: seconds until the ceiling is reached; interval_s: at most so many pass until it is asked again. A job's machine
     may be gone the moment it is cancelled, so it is cancelled right after the last checkpoint that it can push before
     the ceiling. When that is, the pushes so far tell; all times are of the job's own clock.
     """
-    if left_s <= look_s:
+    if left_s <= interval_s:
         return "The ceiling is reached."
     progress, times = summary.progress, save_times(summary)
     if len(times) < 2 or summary.heard is None or progress.step == progress.total_steps:
@@ -37,7 +37,7 @@ def reason_to_cancel(left_s: float, summary: Summary, look_s: float) -> str | No
         return None
     interval = max(after - before for before, after in pairwise(times))
     next_save_s = interval - (summary.heard - times[-1])
-    if 0 < next_save_s <= left_s - look_s or next_save_s <= 0:  # one that is late may come any moment
+    if 0 < next_save_s <= left_s - interval_s or next_save_s <= 0:  # one that is late may come any moment
         return None
     return f"The checkpoint of step {summary.saves[-1].step} is pushed, and the next one would come after the ceiling."
 
@@ -61,25 +61,25 @@ def watch(ref: JobRef, interval: float, max_usd: float | None = None) -> Status:
     """Show a job until it ends, on a terminal as one live table, elsewhere as a line for each new step.
 
     interval: seconds between looks. With max_usd the job is cancelled so that it costs no more, after it has saved.
-    Raises Left on Ctrl-C, which the job does not notice, and UserError for what does not pass.
+    Raises WatchInterrupted on Ctrl-C, which the job does not notice, and UserError for what does not pass.
     """
     require_amount(max_usd)
-    status, said, guard = fetch_status(ref), Said(), Guard(ref, max_usd, (PATIENTLY + 1) * interval)
+    status, reporter, guard = fetch_status(ref), LineReporter(), Guard(ref, max_usd, (PATIENTLY + 1) * interval)
     if max_usd is not None and status.usd_per_minute is None:
         raise UserError("no_price", f"What {status.job.flavor} costs is not known.", "Leave --max-usd out.", USAGE)
     try:
         with Live(as_table(status), console=people, auto_refresh=False, transient=True) as live:
             while not status.job.ended:
                 status = guard.enforce(status)
-                said.tell(status)
-                rest(interval * (PATIENTLY if in_trouble(status) else 1), status, live)
+                reporter.report(status)
+                wait(interval * (PATIENTLY if is_hub_unavailable(status) else 1), status, live)
                 status = fetch_again(ref, status)
     except KeyboardInterrupt:
-        raise Left(status) from None
+        raise WatchInterrupted(status) from None
     return replace(status, ended_because=guard.because if status.job.stage == "CANCELED" else None)
 
 
-class Left(Exception):
+class WatchInterrupted(Exception):
     """The watcher was told to stop; `status` is what it saw last."""
 
     def __init__(self, status: Status):
@@ -87,14 +87,16 @@ class Left(Exception):
         self.status = status
 
 
-def in_trouble(status: Status) -> bool:
+def is_hub_unavailable(status: Status) -> bool:
     return any(warning.code in PASSING for warning in status.warnings)
 
 
-def troubled(status: Status, problem: Problem) -> Status:
+def with_hub_warning(status: Status, problem: Problem) -> Status:
     """The status as it was, with a warning that the Hub does not answer. Raises UserError where that will not pass."""
     kept = [warning for warning in status.warnings if warning.code not in PASSING]
-    again = Problem(problem.code, "warning", problem.message, "The job goes on without it. It is asked again until it answers.")
+    again = Problem(
+        problem.code, "warning", problem.message, "The job goes on without it. The Hub is asked again until it answers."
+    )
     return replace(status, warnings=(*kept, again))
 
 
@@ -104,10 +106,10 @@ def fetch_again(ref: JobRef, before: Status) -> Status:
     except UserError as error:
         if error.problem.code not in PASSING:
             raise
-        return troubled(before, error.problem)
+        return with_hub_warning(before, error.problem)
 
 
-def rest(seconds: float, status: Status, live: Live) -> None:
+def wait(seconds: float, status: Status, live: Live) -> None:
     """Let time pass; on a terminal the table's own clock goes on."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
@@ -135,11 +137,11 @@ class Guard:
             self.because = f"{why} --max-usd {self.max_usd:g} was allowed."
         if self.because is None:
             return status
-        problem = ask_to_end(self.ref)
-        return troubled(status, problem) if problem else status
+        problem = request_cancel(self.ref)
+        return with_hub_warning(status, problem) if problem else status
 
 
-def ask_to_end(ref: JobRef) -> Problem | None:
+def request_cancel(ref: JobRef) -> Problem | None:
     """Cancel a job once. What was in the way, where that may pass or the job may have ended meanwhile; else UserError."""
     try:
         ref.backend.cancel(ref.job_id)
@@ -150,14 +152,14 @@ def ask_to_end(ref: JobRef) -> Problem | None:
     return None
 
 
-def end(ref: JobRef, patience_s: float) -> None:
+def end_job(ref: JobRef, patience_s: float) -> None:
     """Cancel a job, again and again until a look shows that it has ended: an answer alone is no proof of that.
 
     Raises UserError where none shows it within patience_s.
     """
     until, pause, problem = time.monotonic() + patience_s, FIRST_PAUSE_S, None
     while time.monotonic() < until:
-        problem = ask_to_end(ref)
+        problem = request_cancel(ref)
         try:
             if ref.inspect().ended:
                 return
@@ -170,20 +172,20 @@ def end(ref: JobRef, patience_s: float) -> None:
     why = f" {problem.message}" if problem else ""
     raise UserError(
         "still_running",
-        f"Job {ref.job_id} was cancelled, and no look has shown that it ended within {patience_s:.0f} s.{why}",
+        f"Job {ref.job_id} was cancelled, and its end was not confirmed within {patience_s:.0f} s.{why}",
         f"It may still be paid for. Again: uv run {SCRIPTS / 'status.py'} {ref.job_id} --cancel",
         HUB,
     )
 
 
 @dataclass
-class Said:
+class LineReporter:
     """What was said off a terminal: a line is for what is new."""
 
     line: str = ""
     warnings: set[str] = field(default_factory=set)
 
-    def tell(self, status: Status) -> None:
+    def report(self, status: Status) -> None:
         if people.is_terminal:
             return
         if (line := line_of(status)) != self.line:

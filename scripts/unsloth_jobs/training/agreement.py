@@ -106,26 +106,26 @@ def as_prompt(tokenizer: Any, question: str) -> str:
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    said = model.generation_config.eos_token_id
-    found = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id]
-    return [token for token in dict.fromkeys(found) if token is not None]
+    configured = model.generation_config.eos_token_id
+    tokens = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(tokens) if token is not None]
 
 
-def ask(model: Any, tokenizer: Any, asked: list[str], length: int) -> dict[str, Any]:
+def answer_questions(model: Any, tokenizer: Any, questions: list[str], length: int) -> dict[str, Any]:
     """The adapter's own answers: {"asked", "length", "stops", "context", "perplexity", "answers": [...]}."""
     adapted, stops = Transformers(model, tokenizer), stop_tokens(model, tokenizer)
     answers, context = [], 0
-    for question in asked:
+    for question in questions:
         prompt = as_prompt(tokenizer, question)
         prompt_ids = adapted.tokens(prompt)
         ids = adapted.answer(prompt_ids, length, stops)
         answers.append({"prompt": prompt, "prompt_ids": prompt_ids, "ids": ids, "text": adapted.text(ids)})
         context = max(context, len(prompt_ids) + length)
-    reference = {"asked": asked, "length": length, "stops": stops, "context": context + 64, "answers": answers}
-    return reference | {"perplexity": follow(adapted, reference)[1]}
+    reference = {"asked": questions, "length": length, "stops": stops, "context": context + 64, "answers": answers}
+    return reference | {"perplexity": measure_agreement(adapted, reference)[1]}
 
 
-def follow(model: Transformers | LlamaCpp, reference: Mapping[str, Any]) -> tuple[float, float]:
+def measure_agreement(model: Transformers | LlamaCpp, reference: Mapping[str, Any]) -> tuple[float, float]:
     """The share of the reference's tokens that a model would pick too, and its perplexity on them."""
     import numpy as np
 
@@ -142,7 +142,7 @@ def follow(model: Transformers | LlamaCpp, reference: Mapping[str, Any]) -> tupl
 
 def compare(what: str, model: Transformers | LlamaCpp, reference: Mapping[str, Any], least: float) -> dict[str, Any]:
     """Figures of a conversion against the adapter, as an event too. Raises Stop where they are too far apart."""
-    agreement, perplexity = follow(model, reference)
+    agreement, perplexity = measure_agreement(model, reference)
     texts = [
         model.text(model.answer(model.tokens(answer["prompt"]), reference["length"], reference["stops"]))
         for answer in reference["answers"]

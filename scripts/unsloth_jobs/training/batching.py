@@ -89,11 +89,11 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
     """
     smaller = next((way for way in ways if way.tokens < batching.tokens), None)
     if kept and (smaller is None or smaller.tokens < FEWEST_TOKENS_AT_ONCE):
-        said = "Going on with its activations recomputed (gradient checkpointing)"
+        remedy = "Going on with its activations recomputed (gradient checkpointing)"
         smaller, kept = batching, False
     elif smaller:
-        said = (
-            f"Going on with passes of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
+        remedy = (
+            f"Going on with micro-batches of {smaller.tokens:,} tokens: gradient accumulation {batching.gradient_accumulation} → "
             f"{smaller.gradient_accumulation}, the same effective batch size"
         )
     else:
@@ -102,7 +102,7 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
             f"The GPU's memory does not hold one sequence at a time: {str(error).splitlines()[0]}",
             "Choose a flavor with more GPU memory (estimate.py lists them), or a smaller --max-seq-length.",
         ) from error
-    message = f"Out of GPU memory in a forward pass of {batching.tokens:,} tokens. {said}."
+    message = f"Out of GPU memory in a forward pass of {batching.tokens:,} tokens. {remedy}."
     emit("warning", code="out_of_vram", message=message)
     return smaller, kept
 

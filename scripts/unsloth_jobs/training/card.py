@@ -48,7 +48,7 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
 def batch_line(settings: TrainingSettings) -> str:
     made = LAST_EVENTS["batching"]
     how = f"sequences of {made['length']:,} tokens, each packed with rows" if made["packed"] else "single rows"
-    return f"{made['rows_per_step']} rows a step, in {made['accumulation']} × {made['micro']} {how}"
+    return f"{made['rows_per_step']} rows a step (effective batch size), in {made['accumulation']} × {made['micro']} {how}"
 
 
 def steps_line(state: Any) -> str:

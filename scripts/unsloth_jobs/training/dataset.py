@@ -15,15 +15,15 @@ from .report import Stop
 from .settings import TrainingSettings
 
 
-def choose(kind: str, asked: str, available: list[str], preferred: str) -> str:
+def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
     """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
-    if asked in available:
-        return asked
+    if wanted in available:
+        return wanted
     flag = "--dataset-" + kind
-    if asked:
+    if wanted:
         raise Stop(
             f"unknown_{kind}",
-            f"The data set has no {kind} {asked!r}; it has: {', '.join(available)}.",
+            f"The data set has no {kind} {wanted!r}; it has: {', '.join(available)}.",
             f"Pass {flag} {shlex.quote(available[0])}.",
         )
     if preferred in available or len(available) == 1:
@@ -113,11 +113,11 @@ def data_revision(settings: TrainingSettings) -> str | None:
 
     if (path := Path(os.path.expanduser(settings.dataset))).is_file():
         return file_digest(path)
-    asked = settings.dataset_revision or None
+    revision = settings.dataset_revision or None
     try:
-        return HfApi().dataset_info(settings.dataset, revision=asked).sha
+        return HfApi().dataset_info(settings.dataset, revision=revision).sha
     except Exception:  # a local folder, or rows from the cache of a machine without a network: they are there all the same
-        return asked
+        return revision
 
 
 def split_rows(rows: Any, settings: TrainingSettings) -> tuple[Any, Any]:

@@ -32,7 +32,7 @@ def run_tool(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["(it said nothing)"])[-1]
+    return (text.strip().splitlines() or ["(no output)"])[-1]
 
 
 def convert(source: Path, model: Path, target: Path, *options: str) -> None:
@@ -41,15 +41,15 @@ def convert(source: Path, model: Path, target: Path, *options: str) -> None:
     if done.returncode == 0:
         return
     print(done.stderr, file=sys.stderr)
-    said = last_line(done.stderr)
+    reason = last_line(done.stderr)
     alone = "For the merged model alone: --quantizations none."
     if "pre-tokenizer was not recognized" in done.stderr:
         raise Stop(
             "unknown_tokenizer", "llama.cpp does not know this model's tokenizer, so no GGUF would read text right.", alone
         )
     if "is not supported" in done.stderr:
-        raise Stop("unsupported_model", f"llama.cpp cannot run this model: {said}", alone)
-    raise Stop("conversion_failed", f"llama.cpp's converter failed: {said}", f"The log above has all it said. {alone}")
+        raise Stop("unsupported_model", f"llama.cpp cannot run this model: {reason}", alone)
+    raise Stop("conversion_failed", f"llama.cpp's converter failed: {reason}", f"Its whole output is in the log above. {alone}")
 
 
 def require_convertible(source: Path, files: Path, scratch: Path) -> None:

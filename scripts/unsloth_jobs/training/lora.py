@@ -27,19 +27,19 @@ def leaf(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def lora_targets(linears: Shapes, asked: str = "auto") -> list[str]:
+def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
     """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
     present = sorted({leaf(name) for name in adaptable(linears)})
-    if asked == "auto":
+    if wanted == "auto":
         return present
-    wanted = [name.strip() for name in asked.split(",") if name.strip()]
-    if unknown := [name for name in wanted if name not in present]:
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in present]:
         raise Stop(
             "unknown_target",
             f"The model has no linear layer named {', '.join(unknown)}.",
             f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
         )
-    return wanted
+    return names
 
 
 def target_pattern(targets: Iterable[str]) -> str:
@@ -141,7 +141,7 @@ def attach_adapter(model: Any, settings: TrainingSettings) -> Any:
         missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
         raise Stop(
             "low_coverage",
-            f"The adapter reaches {share:.0%} of the modules asked for; without one: {missing}.",
+            f"The adapter reaches {share:.0%} of the requested modules; without one: {missing}.",
             "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
         )
     return model

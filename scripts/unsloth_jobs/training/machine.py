@@ -43,12 +43,12 @@ def require_planned_memory(found: float, planned: float) -> None:
 
 def driver_version() -> str | None:
     """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
-    asking = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(asking, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
     except (OSError, subprocess.SubprocessError):
         return None
-    return said[0] if said else None
+    return lines[0] if lines else None
 
 
 def hardware() -> dict[str, Any]:

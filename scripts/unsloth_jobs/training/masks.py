@@ -112,7 +112,7 @@ def make_renderer(tokenizer: Any, layout: Format) -> Renderer:
     if not tokenizer.is_fast:
         raise Stop(
             "slow_tokenizer",
-            "This model has no fast tokenizer, so its masks cannot be computed exactly.",
+            "This model has no fast tokenizer, so its loss masks cannot be computed exactly.",
             "Choose a model whose repository holds a tokenizer.json.",
         )
     if not tokenizer.chat_template and layout.name in ("messages", "sharegpt"):

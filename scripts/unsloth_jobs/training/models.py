@@ -68,10 +68,10 @@ def load_model(settings: TrainingSettings) -> Any:
     except (OSError, torch.OutOfMemoryError):  # a file, the network, the GPU: no other backend would do better
         raise
     except Exception as error:
-        said = str(error).strip().splitlines() or [""]
+        lines = str(error).strip().splitlines() or [""]
         raise Stop(
             "unsloth_refused",
-            f"Unsloth does not load {name}: {type(error).__name__}: {said[0][:300]}",
+            f"Unsloth does not load {name}: {type(error).__name__}: {lines[0][:300]}",
             "Add --backend trl: the same training without Unsloth, slower. Estimate it again first.",
         ) from error
     return model

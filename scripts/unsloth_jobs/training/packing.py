@@ -177,6 +177,6 @@ def can_pack(model: Any, settings: TrainingSettings) -> bool:
             leak = f"{type(error).__name__}: {error}"
         break
     if leak:
-        why = "rows would see each other in this model" if leak is True else f"packed rows cannot be tried: {leak}"
-        emit("warning", code="not_packed", message=f"Each row is trained alone: {why}.")
+        why = "in this model rows would see each other" if leak is True else f"it could not be tested: {leak}"
+        emit("warning", code="not_packed", message=f"No sequence packing, each row is trained alone: {why}.")
     return not leak

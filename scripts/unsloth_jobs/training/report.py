@@ -55,7 +55,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
     except Stop as stop:
         emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
     except KeyboardInterrupt:
-        emit("failed", code="cancelled", message="The run was told to end.", fix=f"{again[0].upper()}{again[1:]}.")
+        emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
     except Exception as error:
         if DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"

@@ -42,13 +42,13 @@ class StopSignal:
     """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM, Ctrl-C)."""
 
     MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
-    LOOKS_EVERY_S = 1.0
+    CHECKS_EVERY_S = 1.0
     SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
 
     def __init__(self) -> None:
         self.reason = ""
         self.training = False
-        self.told_at = 0.0
+        self.signalled_at = 0.0
         timeout = run_facts().get("timeout_s")
         self.deadline = billed_since() + timeout if timeout else None
         least, most = self.MARGINS_S
@@ -60,10 +60,10 @@ class StopSignal:
 
     def on_signal(self, number: int, _: Any) -> None:
         if self.reason == "cancelled":  # uv passes on what a whole group of processes was sent already
-            if number == signal.SIGINT and time.monotonic() > self.told_at + self.SAME_SIGNAL_S:
+            if number == signal.SIGINT and time.monotonic() > self.signalled_at + self.SAME_SIGNAL_S:
                 raise KeyboardInterrupt  # Ctrl-C once more: at once, whatever is lost
             return
-        self.reason, self.told_at = "cancelled", time.monotonic()
+        self.reason, self.signalled_at = "cancelled", time.monotonic()
         if not self.training:  # nothing new has been learned that could be saved
             raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
@@ -79,7 +79,7 @@ class StopSignal:
         if self.deadline and until > self.deadline:
             return False
         while self.reason != "cancelled" and (left := until - time.time()) > 0:
-            time.sleep(min(left, self.LOOKS_EVERY_S))
+            time.sleep(min(left, self.CHECKS_EVERY_S))
         return self.reason != "cancelled"
 
     def require_none(self, state: Any, where: str) -> None:
@@ -87,7 +87,9 @@ class StopSignal:
         if state.global_step >= state.max_steps or self.reason == "early_stopped":
             return
         code = self.reason or "stopped"
-        why = {"deadline": "Its timeout was near", "cancelled": "It was told to end"}.get(self.reason, "For no known reason")
+        why = {"deadline": "Its timeout was near", "cancelled": "It was ended from outside"}.get(
+            self.reason, "For no known reason"
+        )
         raise Stop(
             code,
             f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
