@@ -60,10 +60,11 @@ from typing import Any
 from unsloth_jobs.training.adapter import TOKENIZER_FILES, Adapter, base_bytes, base_files, find_adapter
 from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, compare_gguf
 from unsloth_jobs.training.export_cards import gguf_card, merged_card
-from unsloth_jobs.training.flags import parse_flags, setting
+from unsloth_jobs.training.flags import parse_flags
 from unsloth_jobs.training.llama_cpp import convert, llama_cpp_source, quantize, require_convertible
 from unsloth_jobs.training.machine import memory_bytes, versions
 from unsloth_jobs.training.report import Stop, emit, exit_code
+from unsloth_jobs.training.setting import setting
 
 METHOD = "export"
 

@@ -59,7 +59,7 @@ from unsloth_jobs.training.columns import Format, detect_format, media_columns
 from unsloth_jobs.training.dataset import data_revision, load_rows, split_rows
 from unsloth_jobs.training.early_stopping import BestAdapter, perplexity
 from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, show_answers
-from unsloth_jobs.training.flags import parse_flags, setting
+from unsloth_jobs.training.flags import parse_flags
 from unsloth_jobs.training.lora import attach_adapter, in_full_precision
 from unsloth_jobs.training.machine import hardware, peak_gb, require_gpu_where_paid, training_libraries, versions
 from unsloth_jobs.training.masks import IGNORE, Example, make_renderer, segments
@@ -73,7 +73,9 @@ from unsloth_jobs.training.repository import open_repository
 from unsloth_jobs.training.retry import train_with_oom_retry
 from unsloth_jobs.training.rows import custom_format
 from unsloth_jobs.training.run import StopSignal, billed_since, cost_usd, run_facts, run_name
-from unsloth_jobs.training.settings import TrainingSettings, training_problems
+from unsloth_jobs.training.setting import setting
+from unsloth_jobs.training.setting_problems import training_problems
+from unsloth_jobs.training.settings import TrainingSettings
 from unsloth_jobs.training.step_timer import StepTimer
 from unsloth_jobs.training.steps import Steps, effective_batch_size
 from unsloth_jobs.training.tokens import digest_of, encode_rows, require_supervised

@@ -73,49 +73,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 
-# ---- training/flags.py ----------------------------------------------------------------------------------------
-# Settings as flags: a dataclass whose fields are the flags of a script.
-
-
-Settled = TypeVar("Settled")
+# ---- training/setting.py --------------------------------------------------------------------------------------
+# A setting: the field of a dataclass, its default, and the help of the flag that is named after it.
 
 
 def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
-
-
-def parse_flags(
-    kind: type[Settled], problems: Callable[[Settled], Iterable[str]], about: str | None, argv: list[str] | None
-) -> Settled:
-    """The dataclass `kind` from flags named after its fields, over its defaults. about: the text of --help.
-
-    Raises SystemExit(2) on a flag or a value that is not one, or where problems finds one.
-    """
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    for item in fields(kind):  # type: ignore[arg-type]  # a TypeVar cannot be bound to "any dataclass"
-        flag, default, text = as_flag_name(item.name), item.default, item.metadata["help"]
-        text += f" [{default}]" if default not in ("", False) else ""
-        if isinstance(default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
-        else:
-            parser.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__, help=text)
-    settings = kind(**vars(parser.parse_args(argv)))
-    for problem in problems(settings):
-        parser.error(problem)
-    return settings
-
-
-def as_flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def as_flag(name: str, value: Any) -> str:
-    """A setting as it is typed."""
-    if isinstance(value, bool):
-        return as_flag_name(name) if value else as_flag_name(f"no_{name}")
-    return f"{as_flag_name(name)} {shlex.quote(str(value))}"
 
 
 METHOD = "export"
@@ -962,6 +925,47 @@ def gguf_card(
     laptop, phone = LAPTOP if repo else FROM_FILE, PHONE + (LEAP if kind.startswith("lfm2") else "")
     parts = [says, laptop.format(**values), phone.format(**values), compared_part(made)]
     return render_card(Path(repo or folder).name, merged, "quantized", "gguf", parts)
+
+
+# ---- training/flags.py ----------------------------------------------------------------------------------------
+# Settings as flags: a dataclass whose fields are the flags of a script.
+
+
+Settled = TypeVar("Settled")
+
+
+def parse_flags(
+    kind: type[Settled], problems: Callable[[Settled], Iterable[str]], about: str | None, argv: list[str] | None
+) -> Settled:
+    """The dataclass `kind` from flags named after its fields, over its defaults. about: the text of --help.
+
+    Raises SystemExit(2) on a flag or a value that is not one, or where problems finds one.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for item in fields(kind):  # type: ignore[arg-type]  # a TypeVar cannot be bound to "any dataclass"
+        flag, default, text = as_flag_name(item.name), item.default, item.metadata["help"]
+        text += f" [{default}]" if default not in ("", False) else ""
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        else:
+            parser.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__, help=text)
+    settings = kind(**vars(parser.parse_args(argv)))
+    for problem in problems(settings):
+        parser.error(problem)
+    return settings
+
+
+def as_flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, bool):
+        return as_flag_name(name) if value else as_flag_name(f"no_{name}")
+    return f"{as_flag_name(name)} {shlex.quote(str(value))}"
 
 
 # ---- training/llama_cpp.py ------------------------------------------------------------------------------------

@@ -80,49 +80,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 
-# ---- training/flags.py ----------------------------------------------------------------------------------------
-# Settings as flags: a dataclass whose fields are the flags of a script.
-
-
-Settled = TypeVar("Settled")
+# ---- training/setting.py --------------------------------------------------------------------------------------
+# A setting: the field of a dataclass, its default, and the help of the flag that is named after it.
 
 
 def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
-
-
-def parse_flags(
-    kind: type[Settled], problems: Callable[[Settled], Iterable[str]], about: str | None, argv: list[str] | None
-) -> Settled:
-    """The dataclass `kind` from flags named after its fields, over its defaults. about: the text of --help.
-
-    Raises SystemExit(2) on a flag or a value that is not one, or where problems finds one.
-    """
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    for item in fields(kind):  # type: ignore[arg-type]  # a TypeVar cannot be bound to "any dataclass"
-        flag, default, text = as_flag_name(item.name), item.default, item.metadata["help"]
-        text += f" [{default}]" if default not in ("", False) else ""
-        if isinstance(default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
-        else:
-            parser.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__, help=text)
-    settings = kind(**vars(parser.parse_args(argv)))
-    for problem in problems(settings):
-        parser.error(problem)
-    return settings
-
-
-def as_flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def as_flag(name: str, value: Any) -> str:
-    """A setting as it is typed."""
-    if isinstance(value, bool):
-        return as_flag_name(name) if value else as_flag_name(f"no_{name}")
-    return f"{as_flag_name(name)} {shlex.quote(str(value))}"
 
 
 # ---- training/settings.py -------------------------------------------------------------------------------------
@@ -169,35 +132,6 @@ class TrainingSettings:
     merge_model: bool = setting(False, "also push the 16-bit merged model, to OUTPUT_REPO-merged")
     trackio_space: str = setting("", "Trackio Space for live curves, you/NAME (default: kept on the training machine)")
     run_name: str = setting("", "name of the run in Trackio (default: from model and data set)")
-
-
-def training_problems(settings: TrainingSettings) -> Iterable[str]:
-    """What is wrong with the values of the settings above, each as a sentence."""
-    if not settings.dataset:
-        yield "--dataset is needed: a Hub id such as mlabonne/FineTome-100k, or a local file"
-    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "max_eval_rows", "lora_r", "lora_alpha"):
-        if getattr(settings, name) < 1:
-            yield f"{as_flag_name(name)} must be at least 1, not {getattr(settings, name)}"
-    for name in ("num_epochs", "learning_rate", "save_steps"):
-        if not 0 < getattr(settings, name) < math.inf:
-            yield f"{as_flag_name(name)} must be above 0, not {getattr(settings, name)}"
-    for name in ("num_samples", "max_steps", "seed"):
-        if getattr(settings, name) < 0:
-            yield f"{as_flag_name(name)} must be at least 0, not {getattr(settings, name)}"
-    if not 0 <= settings.min_coverage <= 1:
-        yield f"--min-coverage is a share from 0 to 1, not {settings.min_coverage}"
-    if not 0 <= settings.eval_split < 1:
-        yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
-    if settings.early_stopping < 0:
-        yield f"--early-stopping is a number of evaluations, or 0, not {settings.early_stopping}"
-    if settings.early_stopping and not settings.eval_split:
-        yield "--early-stopping needs rows held out: --eval-split 0.1"
-    if settings.backend not in ("unsloth", "trl"):
-        yield f"--backend is unsloth or trl, not {settings.backend}"
-    if settings.gradient_checkpointing not in ("auto", "off", "offload"):
-        yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
-    if settings.output_repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.output_repo, re.ASCII):
-        yield f"--output-repo is OWNER/NAME, not {settings.output_repo!r}"
 
 
 METHOD = "sft"
@@ -930,6 +864,47 @@ class Passes:
 def rounded(length: int) -> int:
     """To what a GPU's kernels like."""
     return math.ceil(length / 64) * 64
+
+
+# ---- training/flags.py ----------------------------------------------------------------------------------------
+# Settings as flags: a dataclass whose fields are the flags of a script.
+
+
+Settled = TypeVar("Settled")
+
+
+def parse_flags(
+    kind: type[Settled], problems: Callable[[Settled], Iterable[str]], about: str | None, argv: list[str] | None
+) -> Settled:
+    """The dataclass `kind` from flags named after its fields, over its defaults. about: the text of --help.
+
+    Raises SystemExit(2) on a flag or a value that is not one, or where problems finds one.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for item in fields(kind):  # type: ignore[arg-type]  # a TypeVar cannot be bound to "any dataclass"
+        flag, default, text = as_flag_name(item.name), item.default, item.metadata["help"]
+        text += f" [{default}]" if default not in ("", False) else ""
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        else:
+            parser.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__, help=text)
+    settings = kind(**vars(parser.parse_args(argv)))
+    for problem in problems(settings):
+        parser.error(problem)
+    return settings
+
+
+def as_flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, bool):
+        return as_flag_name(name) if value else as_flag_name(f"no_{name}")
+    return f"{as_flag_name(name)} {shlex.quote(str(value))}"
 
 
 # ---- training/run.py ------------------------------------------------------------------------------------------
@@ -3964,6 +3939,39 @@ def train_with_oom_retry(
         trainer = make_trainer(batching, kept)
         if not evaluates:
             trainer.eval_dataset = None
+
+
+# ---- training/setting_problems.py -----------------------------------------------------------------------------
+# Values of settings that no run can have.
+
+
+def training_problems(settings: TrainingSettings) -> Iterable[str]:
+    """What is wrong with the values of the settings above, each as a sentence."""
+    if not settings.dataset:
+        yield "--dataset is needed: a Hub id such as mlabonne/FineTome-100k, or a local file"
+    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "max_eval_rows", "lora_r", "lora_alpha"):
+        if getattr(settings, name) < 1:
+            yield f"{as_flag_name(name)} must be at least 1, not {getattr(settings, name)}"
+    for name in ("num_epochs", "learning_rate", "save_steps"):
+        if not 0 < getattr(settings, name) < math.inf:
+            yield f"{as_flag_name(name)} must be above 0, not {getattr(settings, name)}"
+    for name in ("num_samples", "max_steps", "seed"):
+        if getattr(settings, name) < 0:
+            yield f"{as_flag_name(name)} must be at least 0, not {getattr(settings, name)}"
+    if not 0 <= settings.min_coverage <= 1:
+        yield f"--min-coverage is a share from 0 to 1, not {settings.min_coverage}"
+    if not 0 <= settings.eval_split < 1:
+        yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
+    if settings.early_stopping < 0:
+        yield f"--early-stopping is a number of evaluations, or 0, not {settings.early_stopping}"
+    if settings.early_stopping and not settings.eval_split:
+        yield "--early-stopping needs rows held out: --eval-split 0.1"
+    if settings.backend not in ("unsloth", "trl"):
+        yield f"--backend is unsloth or trl, not {settings.backend}"
+    if settings.gradient_checkpointing not in ("auto", "off", "offload"):
+        yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
+    if settings.output_repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.output_repo, re.ASCII):
+        yield f"--output-repo is OWNER/NAME, not {settings.output_repo!r}"
 
 
 # ---- training/tokens.py ---------------------------------------------------------------------------------------

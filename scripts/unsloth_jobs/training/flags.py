@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import field, fields
+from dataclasses import fields
 from typing import Any, TypeVar
 
 Settled = TypeVar("Settled")
-
-
-def setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 def parse_flags(
