@@ -257,7 +257,7 @@ def test_a_conversation_of_ten_thousand_turns_is_read_in_no_time(tmp_path):
         ("train.jsonl", b"\nnull\n", "Line 2 of train.jsonl is null"),
         ("train.json", b" [ null, {}]", "Line 1 of train.json begins with null"),
         ("test.jsonl", b"\xef\xbb\xbfnull\r\n", "Line 1 of test.jsonl is null"),
-        ("train.jsonl.gz", gzip.compress(b'{"text": "a"}\nnull'), "Line 2 of train.jsonl.gz is null"),
+        ("train.jsonl.gz", gzip.compress(b'{"text": "a"}\nnull', mtime=0), "Line 2 of train.jsonl.gz is null"),
     ],
 )
 def test_a_null_in_a_folder_s_files_does_not_end_the_process(tmp_path, file, content, message):
