@@ -359,7 +359,7 @@ def build_trainer(
         logging_first_step=True,
         logging_nan_inf_filter=False,  # it waits for the GPU after each forward pass; progress_callback stops at NaN
         disable_tqdm=True,
-        report_to="none",  # Trackio is told by a callback of its own
+        report_to="none",  # Trackio has a callback of its own
         project="unsloth-jobs",
         run_name=run_name(settings),
         trackio_space_id=settings.trackio_space or None,

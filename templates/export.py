@@ -485,6 +485,8 @@ def own_secrets() -> list[str]:
 
 def redacted(text: str) -> str:
     """text without secrets: an error, a row or what a library prints may quote one, also with unshown characters in it."""
+    if len(text) < SHORTEST_SECRET:
+        return text
     found = starred(text)
     visible = UNSHOWN.sub("", found)
     return found if visible == found or starred(visible) == visible else starred(visible)
@@ -515,7 +517,7 @@ class Stop(Exception):
         self.code, self.message, self.fix = code, message, fix
 
 
-LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card tells what the log told
+LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card shows what the log showed
 # JSON leaves these as they are, and some readers end a line there: an event is one line.
 SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
@@ -996,7 +998,7 @@ def last_line(text: str) -> str:
 
 
 def convert(source: Path, model: Path, target: Path, *options: str) -> None:
-    """Run llama.cpp's converter. Raises Stop with what it said."""
+    """Run llama.cpp's converter. Raises Stop with its last line."""
     done = run_tool([sys.executable, str(source / "convert_hf_to_gguf.py"), str(model), "--outfile", str(target), *options])
     if done.returncode == 0:
         return

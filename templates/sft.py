@@ -413,7 +413,7 @@ def build_trainer(
         logging_first_step=True,
         logging_nan_inf_filter=False,  # it waits for the GPU after each forward pass; progress_callback stops at NaN
         disable_tqdm=True,
-        report_to="none",  # Trackio is told by a callback of its own
+        report_to="none",  # Trackio has a callback of its own
         project="unsloth-jobs",
         run_name=run_name(settings),
         trackio_space_id=settings.trackio_space or None,
@@ -559,6 +559,8 @@ def own_secrets() -> list[str]:
 
 def redacted(text: str) -> str:
     """text without secrets: an error, a row or what a library prints may quote one, also with unshown characters in it."""
+    if len(text) < SHORTEST_SECRET:
+        return text
     found = starred(text)
     visible = UNSHOWN.sub("", found)
     return found if visible == found or starred(visible) == visible else starred(visible)
@@ -589,7 +591,7 @@ class Stop(Exception):
         self.code, self.message, self.fix = code, message, fix
 
 
-LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card tells what the log told
+LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card shows what the log showed
 # JSON leaves these as they are, and some readers end a line there: an event is one line.
 SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
@@ -788,7 +790,7 @@ def choose_batching(
 ) -> tuple[Batching, bool]:
     """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
 
-    Keeping them saves a third of the arithmetic, so smaller passes are taken for it, but none too small for a GPU.
+    Keeping them saves a third of the arithmetic, so smaller micro-batches are taken for it, but none too small for a GPU.
     """
     most = WIDER * max_micro_batch_size(settings) * settings.max_seq_length  # a little more is better than a pass more
     fewest = math.ceil(length_for(1) / most) if packed else 1
@@ -806,7 +808,7 @@ def choose_batching(
 
 
 def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], error: Exception) -> tuple[Batching, bool]:
-    """The same step in less memory: in smaller passes while a GPU computes them well, then with its activations recomputed.
+    """The same step in less memory: in smaller micro-batches while a GPU computes them well, then with gradient checkpointing.
 
     Raises Stop where both are done already.
     """
@@ -917,7 +919,7 @@ def this_run() -> dict[str, Any]:
 
 
 def run_facts() -> dict[str, Any]:
-    """What submit.py told of this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
+    """What submit.py passed on about this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
     try:
         return json.loads(os.environ.get("UNSLOTH_JOBS_RUN", "{}"))
     except ValueError:
@@ -925,7 +927,7 @@ def run_facts() -> dict[str, Any]:
 
 
 def billed_since() -> float:
-    """Epoch seconds at which this job began: what the local place states, or when uv began to install its libraries."""
+    """Epoch seconds at which this job began: what the local backend states, or when uv began to install its libraries."""
     import psutil
 
     if started := run_facts().get("started"):
@@ -936,7 +938,7 @@ def billed_since() -> float:
 
 
 class StopSignal:
-    """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM, Ctrl-C)."""
+    """Whether the run must end before its last step: its timeout is near, or it was cancelled (SIGTERM, Ctrl-C)."""
 
     MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
     CHECKS_EVERY_S = 1.0
@@ -1101,23 +1103,23 @@ def checkpoint_to_resume(settings: TrainingSettings, api: Any, own: Mapping[str,
 def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[str, Any]) -> None:
     """Raises Stop unless a checkpoint was made from the same rows and model, with the settings that decide its steps."""
     began, theirs = stored(checkpoint), lineage_of(checkpoint)
-    anew = "to train from the beginning, leave --resume out"
+    fix = "to train from the beginning, leave --resume out"
     if not theirs:
         message = f"The checkpoint {checkpoint.name} does not say what it was trained on."
-        raise Stop("resume_mismatch", message, f"{anew[0].upper()}{anew[1:]}.")
+        raise Stop("resume_mismatch", message, f"{fix[0].upper()}{fix[1:]}.")
     if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name)]:
         flags = " ".join(as_flag(name, began[name]) for name in changed if name in began)
         raise Stop(
             "resume_mismatch",
             f"The checkpoint was trained with other settings ({', '.join(changed)}), so it cannot be resumed.",
-            f"Pass what it began with: {flags}. Or, {anew}." if flags else f"{anew[0].upper()}{anew[1:]}.",
+            f"Pass what it began with: {flags}. Or, {fix}." if flags else f"{fix[0].upper()}{fix[1:]}.",
         )
     if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own[name]]:
         data = [as_flag("dataset", began.get("dataset")), as_flag("dataset_revision", theirs.get("data_revision"))]
         raise Stop(
             "resume_mismatch",
             f"The checkpoint is another run's: {' and '.join(changed)} differ, so it cannot be resumed.",
-            f"It began with {' '.join(data[: 2 if theirs.get('data_revision') else 1])}. Or, {anew}.",
+            f"It began with {' '.join(data[: 2 if theirs.get('data_revision') else 1])}. Or, {fix}.",
         )
 
 
@@ -1235,7 +1237,7 @@ class StepTimer:
 class BestAdapter:
     """The adapter of the lowest held-out loss, which is the result of a run with --early-stopping.
 
-    It is kept in memory, so that it needs no checkpoint at each evaluation: a resumed run looks for it anew.
+    It is kept in memory, so that it needs no checkpoint at each evaluation: a resumed run looks for it again.
     """
 
     patience: int = 0  # evaluations in which the loss may fail to fall; 0: the last adapter is the result
@@ -2497,7 +2499,7 @@ SHOWN_CHARS = 800  # of a text in the card
 
 
 def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> dict[str, Any]:
-    """How the adapter was made, by title, from what the events said; None where it does not apply. seconds: of the run."""
+    """How the adapter was made, by title, from the events; None where it does not apply. seconds: of the run."""
     facts, data, masks, reach = run_facts(), LAST_EVENTS["data"], LAST_EVENTS["masks"], LAST_EVENTS["coverage"]
     return {
         "Base model revision": settings.base_model_revision or None,
@@ -3404,7 +3406,7 @@ ROOM = 0.75  # share of a GPU's memory that weights and activations may fill; th
 
 
 def activation_bytes(linears: Shapes, tokens: int) -> float:
-    """What a forward pass keeps when nothing is computed anew: what each linear layer reads and writes, in 16 bits."""
+    """What a forward pass keeps without gradient checkpointing: what each linear layer reads and writes, in 16 bits."""
     return tokens * 2 * sum(out + into for out, into in adaptable(linears).values())
 
 
@@ -3422,7 +3424,7 @@ def logits_bytes(config: Mapping[str, Any], tokens: int) -> float:
 def keeps_activations(
     settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], tokens: int, weights: float, memory: float
 ) -> bool:
-    """Whether a run keeps its activations, which is fastest, or computes them anew; sizes in bytes of one GPU."""
+    """Whether a run keeps its activations, which is fastest, or recomputes them (gradient checkpointing); sizes in bytes of one GPU."""
     if settings.gradient_checkpointing != "auto":
         return settings.gradient_checkpointing == "off"
     activations = activation_bytes(linears, tokens) * (TRL_ACTIVATIONS if settings.backend == "trl" else 1)
@@ -3622,7 +3624,7 @@ def require_local_model(settings: TrainingSettings) -> None:
 # Sequence packing: several rows share a sequence, so that little is spent on padding and each forward pass has the same
 # shape (a new one costs a GPU seconds).
 #
-# Rows must not see each other: attention follows position_ids that start anew, convolutions by seq_idx, and
+# Rows must not see each other: attention follows position_ids that start again at 0, convolutions by seq_idx, and
 # has_cross_contamination finds the models that listen to neither. TRL's pack_dataset packs by the same rule; this one
 # keeps one shape, gives LFM2 its seq_idx, and spreads a step's own rows.
 
@@ -3705,7 +3707,7 @@ def as_batch(rows: list[tuple[list[int], list[int]]], width: int | None = None) 
 def keep_rows_apart(model: Any) -> None:
     """Give LFM2's short convolutions a kernel that stops at row borders. Call it once the model is loaded.
 
-    transformers' own falls back to a plain convolution, which ignores seq_idx and is compiled anew for each length.
+    transformers' own falls back to a plain convolution, which ignores seq_idx and is compiled again for each length.
     """
     if "unsloth" in sys.modules:
         try:  # attention over each row alone; without it, it is as exact over a mask of tokens × tokens
@@ -3769,7 +3771,7 @@ def may_pack(settings: TrainingSettings, config: Mapping[str, Any]) -> bool:
 
 
 def can_pack(model: Any, settings: TrainingSettings) -> bool:
-    """Whether rows stay apart in this model when they are packed; said, where not."""
+    """Whether rows stay apart in this model under sequence packing; where not, a warning says so."""
     if not wants_packing(settings):
         return False
     import torch
@@ -3910,7 +3912,7 @@ def train_with_oom_retry(
 ) -> tuple[Any, float | None]:
     """Train, from a checkpoint where there is one: the trainer that came to the end, and the base model's loss before.
 
-    Out of GPU memory a step is computed in smaller passes, then with its activations recomputed; it still sees the same
+    Out of GPU memory a step is computed in smaller micro-batches, then with gradient checkpointing; it still sees the same
     rows, and training goes on from the newest checkpoint. Raises Stop where one row does not fit.
     """
     import torch
@@ -3934,7 +3936,7 @@ def train_with_oom_retry(
             recompute_activations(model)
         kept = keeps
         with torch.no_grad():
-            for name, value in trainable.items():  # where no checkpoint was reached, the run begins anew
+            for name, value in trainable.items():  # where no checkpoint was reached, training begins again
                 value.copy_(first[name])
         trainer = make_trainer(batching, kept)
         if not evaluates:

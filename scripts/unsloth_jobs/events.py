@@ -88,7 +88,7 @@ class Summary:
     progress: Progress
     eta_s: float | None
     last: dict[str, dict[str, Any]] = field(default_factory=dict)  # the newest event of each name
-    lines: tuple[str, ...] = ()  # what was said since the last event that tells of a run in health, cleaned
+    lines: tuple[str, ...] = ()  # the log since the last event of a healthy run, cleaned
     curve: Curve = Curve()
     saves: tuple[Point, ...] = ()
     heard: float | None = None

@@ -62,7 +62,7 @@ def run(app: typer.Typer) -> NoReturn:
     """Run a script's command, and end its process at once, with its exit code. A traceback has no secrets.
 
     pyarrow's threads go on reading ahead in what was streamed: in the common way, some interpreters abort while they end
-    (SIGABRT, exit code -6), after all was said and whatever the command had found.
+    (SIGABRT, exit code -6), after all output and whatever the command had found.
     """
     code: Any = 1
     try:

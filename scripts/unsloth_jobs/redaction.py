@@ -19,8 +19,9 @@ def redact(text: str) -> str:
 
 def plain(text: str) -> str:
     """redact, and without terminal control sequences; line breaks and tabs stay."""
-    # Before and after: a colour may part a token from a word, and stand within one.
-    return redact(CONTROL.sub("", redact(text)))
+    stripped = CONTROL.sub("", text)
+    # Where something steers, before it is cut out, too: a colour may part a token from a word, or stand within one.
+    return redact(text) if stripped == text else redact(CONTROL.sub("", redact(text)))
 
 
 @functools.cache

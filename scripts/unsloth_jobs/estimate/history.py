@@ -54,7 +54,7 @@ class Range:
 
 @dataclass(frozen=True)
 class RunKey:
-    """What a run is told apart by. run: all that its cost depends on; pace: all that its time per token depends on."""
+    """What identifies a run. run: all that its cost depends on; pace: all that its time per token depends on."""
 
     run: str
     pace: str

@@ -84,7 +84,7 @@ class Plan:
         return self.whole_arguments or self.arguments
 
     def again(self, *more: str) -> str:
-        """The command that plans this run anew, with more of its script's arguments at its end."""
+        """The command that plans this run again, with more of its script's arguments at its end."""
         place = ["--where", "local"] if self.where == "local" else ["--flavor", self.flavor]
         place += ["--namespace", self.namespace] if self.namespace else []
         place += ["--attempts", str(self.attempts)] if self.attempts > 1 else []

@@ -22,7 +22,7 @@ from .plan import DEFAULT_TIMEOUT_S, SMOKE_MAX_USD, SMOKE_STEPS, SMOKE_TIMEOUT_S
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What submit.py was asked for. timeout: text such as 4h, or None for the default."""
+    """The arguments of submit.py. timeout:  text such as 4h, or None for the default."""
 
     script: Path
     arguments: list[str]

@@ -207,7 +207,7 @@ def require_unused(api: HfApi, plan: Plan, label: str) -> None:
     """Raises UserError where a job of another plan that is not over writes to the same repository.
 
     A job names its repository in its command, also one that was submitted from elsewhere. Where the list cannot be read
-    nothing is said: before a job is started the list is asked again.
+    there is no error: before a job is started the list is fetched again.
     """
     if not (wanted := output_repo(plan.arguments)) or not plan.namespace:
         return

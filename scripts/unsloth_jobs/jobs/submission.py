@@ -1,6 +1,6 @@
 """Start an approved plan once: whatever fails on the way, no second job is paid for and none is forgotten.
 
-An approval is used up by what it starts. A job that failed, was cancelled or was never heard of is started anew under
+An approval is used up by what it starts. A job that failed, was cancelled or never appeared is started again under
 the next number (Plan.start), which makes it a plan of its own, to be approved.
 """
 
@@ -30,13 +30,13 @@ STATUS = f"uv run {SCRIPTS / 'status.py'}"
 
 @dataclass(frozen=True)
 class EarlierStart:
-    """What an approval of a plan was used for: its job, or None where it was asked for and has not been seen."""
+    """What an approval of a plan was used for: its job, or None where it was requested and has not appeared."""
 
     job: Job | None
 
     @property
     def is_over(self) -> bool:
-        """Whether the run must be approved anew to be started."""
+        """Whether the run must be approved again to be started."""
         return self.job is None or self.job.stage in FAILED
 
 
@@ -174,7 +174,7 @@ def ctrl_c_by_sigterm() -> Iterator[None]:
 
 
 def record_job(job: Job, submission: Submission) -> None:
-    """Put the job on record, unless it is; where that fails the job goes on, and its id is said all the same."""
+    """Put the job on record, unless it is; where that fails the job goes on, and its id is printed."""
     try:
         if records.run_of(job.job_id) is None:
             records.remember_run(job.job_id, submission)

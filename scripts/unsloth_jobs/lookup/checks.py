@@ -66,7 +66,7 @@ def examine(
 def fetch_data(
     api: HfApi, template: Template, settings: TrainingSettings, limit: int
 ) -> tuple[Any, Table | None, list[UserError]]:
-    """The settings with the data set's revision pinned, its table at that revision, and what could not be looked at."""
+    """The settings with the data set's revision pinned, its table at that revision, and what could not be checked."""
     revision, missing = attempt(lambda: fetch_dataset_revision(api, settings.dataset, settings.dataset_revision or None))
     if missing:
         return settings, None, missing

@@ -222,7 +222,7 @@ def page(about: str) -> str:
 
 
 def spelling(about: str) -> str:
-    """What to look at in an id that was not found."""
+    """What to check in an id that was not found."""
     name = about.split()[-1]
     if Path(name).suffix in (".jsonl", ".json", ".csv", ".parquet", ".txt"):
         return f"There is no file {name} here either: correct its path."

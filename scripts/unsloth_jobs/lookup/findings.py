@@ -36,18 +36,18 @@ class Lora:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; a part that could not be looked at is None, and `problems` says why."""
+    """What was found; a part that could not be checked is None, and `problems` says why."""
 
     template: Template
     settings: TrainingSettings
     identity: Identity | None
-    owner: str  # who would pay and own the result; "" where the token was not looked at
+    owner: str  # who would pay and own the result; "" where the token was not checked
     model: Model | None
     table: Table | None
     sample: Sample | None  # the table with its tokens, which need the model's tokenizer
     lora: Lora
     problems: tuple[Problem, ...]
-    exit_code: int = FAILED  # where not ok: HUB if the Hub kept something from being looked at
+    exit_code: int = FAILED  # where not ok: HUB if the Hub kept something from being checked
 
     @property
     def ok(self) -> bool:
@@ -55,7 +55,7 @@ class Report:
 
     @property
     def unanswered(self) -> bool:
-        """Whether nothing is known to be wrong: the Hub, or the way to it, kept something from being looked at."""
+        """Whether nothing is known to be wrong: the Hub, or the way to it, kept something from being checked."""
         errors = {problem.code for problem in self.problems if problem.severity == "error"}
         return bool(errors) and errors <= client.FAULTS
 
@@ -104,7 +104,7 @@ def check_model(model: Model) -> list[Problem]:
 
 
 def check_rows(found: Report) -> list[Problem]:
-    """What the rows say, beyond what could not be looked at."""
+    """What the rows say, beyond what could not be checked."""
     table, sample = found.table, found.sample
     problems = []
     if sample and found.model:

@@ -127,7 +127,7 @@ class Sample(Table):
         return statistics.fmean(min(length, max_length) for length in self.lengths) if self.lengths else 0.0
 
     def mean_error(self, max_length: int) -> float:
-        """Relative 95% uncertainty of tokens_per_row; 0 where each row was looked at."""
+        """Relative 95% uncertainty of tokens_per_row; 0 where each row was read."""
         if len(self.lengths) < 2 or self.rows == self.sampled:
             return 0.0
         spread = statistics.stdev(min(length, max_length) for length in self.lengths)

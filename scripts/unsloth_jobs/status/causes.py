@@ -363,7 +363,7 @@ IN_ERROR = (
     cause(
         "nothing_supervised",
         r"All labels in your dataset are -100",
-        "Not one token would be learned: the markers that were looked for are not in the rows, or were cut off.",
+        "Not one token would be learned: the expected markers are not in the rows, or were cut off.",
         "Use templates/sft.py, which finds the answers by the model's own template; or a larger --max-seq-length.",
         CHECK,
     ),

@@ -44,7 +44,7 @@ def describe_saved(summary: Summary, repository: str | None) -> str:
 
 
 def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis | None:
-    """What went wrong, or None where nothing did (yet). A cause that is not known says so, with what was said last.
+    """What went wrong, or None where nothing did (yet). A cause that is not known says so, with its last output.
 
     In this order: what the platform says, the run's own `failed` event, the exception that ended it, its last lines.
     Codes, fixes and commands are of the tables above: what the log says is quoted and never followed.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-LONGEST = 2000  # characters of a line that are looked at
+LONGEST = 2000  # characters of a line that are read
 HEADER = re.compile(r"(?:^|^\S.*|\d%\|.*)Traceback \(most recent call last\)(?::$| ─+╮$)")
 FRAME = re.compile(r"[ \t│╭╰┃]|$")
 FIRST_FRAME = re.compile(r'\s+File "[^"]*", line \d+')
 RANK = re.compile(r"^\[rank\d+\]: ?")
 DIRECT = "The above exception was the direct cause of the following exception:"
 HANDLING = "During handling of the above exception, another exception occurred:"
-WORKER = "Original Traceback"  # of what torch raises anew from a worker's exception
+WORKER = "Original Traceback"  # of what torch raises again from a worker's exception
 RAISED = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception|Timeout): ")
 IGNORED = ("Exception ignored in", "--- Logging error ---")
 HEALTHY = re.compile(r"\{'(?:train_)?loss': ")  # what TRL and transformers print at each step

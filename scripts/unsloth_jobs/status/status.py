@@ -82,7 +82,7 @@ class Status:
 
     @property
     def again(self) -> str:
-        """How to go on with a run that was ended, or to begin anew where it has saved nothing; empty without its plan."""
+        """How to go on with a run that was ended, or to begin again where it has saved nothing; empty without its plan."""
         if self.plan is None:
             return ""
         if self.summary.event("checkpoint"):

@@ -24,7 +24,7 @@ FINISHING_S = 120  # what a run still takes after its last step: the last evalua
 def reason_to_cancel(left_s: float, summary: Summary, interval_s: float) -> str | None:
     """Why to cancel a running job now, or None.
 
-    left_s: seconds until the ceiling is reached; interval_s: at most so many pass until it is asked again. A job's machine
+    left_s: seconds until the ceiling is reached; interval_s: at most so many pass until the next check. A job's machine
     may be gone the moment it is cancelled, so it is cancelled right after the last checkpoint that it can push before
     the ceiling. When that is, the pushes so far tell; all times are of the job's own clock.
     """
@@ -50,17 +50,17 @@ def save_times(summary: Summary) -> list[float]:
     return [min(summary.curve.loss[0].time, times[0]), *times]
 
 
-EVERY_S = {"hf": 10.0, "local": 1.0}  # between two looks
+EVERY_S = {"hf": 10.0, "local": 1.0}  # between two updates
 PASSING = ("hub_unreachable", "hub_error", "hub_garbled", "rate_limited")  # codes of trouble that is waited out
 END_WITHIN_S = 30.0  # a job on this machine has 20 s to save
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between two cancels
-PATIENTLY = 3  # times as long until the next look at a Hub in trouble
+PATIENTLY = 3  # times as long until the next request to a Hub in trouble
 
 
 def watch(ref: JobRef, interval: float, max_usd: float | None = None) -> Status:
     """Show a job until it ends, on a terminal as one live table, elsewhere as a line for each new step.
 
-    interval: seconds between looks. With max_usd the job is cancelled so that it costs no more, after it has saved.
+    interval: seconds between updates. With max_usd the job is cancelled so that it costs no more, after it has saved.
     Raises WatchInterrupted on Ctrl-C, which the job does not notice, and UserError for what does not pass.
     """
     require_amount(max_usd)
@@ -80,7 +80,7 @@ def watch(ref: JobRef, interval: float, max_usd: float | None = None) -> Status:
 
 
 class WatchInterrupted(Exception):
-    """The watcher was told to stop; `status` is what it saw last."""
+    """The watching was stopped by Ctrl-C; `status` is what it saw last."""
 
     def __init__(self, status: Status):
         super().__init__()
@@ -120,7 +120,7 @@ def wait(seconds: float, status: Status, live: Live) -> None:
 
 @dataclass
 class Guard:
-    """Cancels a run by ceiling.due, again at each look until one shows that it has ended. because: why it did."""
+    """Cancels a run by reason_to_cancel, again at each update until one shows that it has ended. because: why it did."""
 
     ref: JobRef
     max_usd: float | None
@@ -153,7 +153,7 @@ def request_cancel(ref: JobRef) -> Problem | None:
 
 
 def end_job(ref: JobRef, patience_s: float) -> None:
-    """Cancel a job, again and again until a look shows that it has ended: an answer alone is no proof of that.
+    """Cancel a job, again and again until its state shows that it has ended: an answer alone is no proof of that.
 
     Raises UserError where none shows it within patience_s.
     """
@@ -180,7 +180,7 @@ def end_job(ref: JobRef, patience_s: float) -> None:
 
 @dataclass
 class LineReporter:
-    """What was said off a terminal: a line is for what is new."""
+    """A line for each change, where there is no terminal; what was printed last."""
 
     line: str = ""
     warnings: set[str] = field(default_factory=set)

@@ -65,7 +65,7 @@ def choose_batching(
 ) -> tuple[Batching, bool]:
     """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
 
-    Keeping them saves a third of the arithmetic, so smaller passes are taken for it, but none too small for a GPU.
+    Keeping them saves a third of the arithmetic, so smaller micro-batches are taken for it, but none too small for a GPU.
     """
     most = WIDER * max_micro_batch_size(settings) * settings.max_seq_length  # a little more is better than a pass more
     fewest = math.ceil(length_for(1) / most) if packed else 1
@@ -83,7 +83,7 @@ def choose_batching(
 
 
 def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], error: Exception) -> tuple[Batching, bool]:
-    """The same step in less memory: in smaller passes while a GPU computes them well, then with its activations recomputed.
+    """The same step in less memory: in smaller micro-batches while a GPU computes them well, then with gradient checkpointing.
 
     Raises Stop where both are done already.
     """

@@ -20,7 +20,7 @@ SHOWN_CHARS = 800  # of a text in the card
 
 
 def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> dict[str, Any]:
-    """How the adapter was made, by title, from what the events said; None where it does not apply. seconds: of the run."""
+    """How the adapter was made, by title, from the events; None where it does not apply. seconds: of the run."""
     facts, data, masks, reach = run_facts(), LAST_EVENTS["data"], LAST_EVENTS["masks"], LAST_EVENTS["coverage"]
     return {
         "Base model revision": settings.base_model_revision or None,

@@ -105,23 +105,23 @@ def checkpoint_to_resume(settings: TrainingSettings, api: Any, own: Mapping[str,
 def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[str, Any]) -> None:
     """Raises Stop unless a checkpoint was made from the same rows and model, with the settings that decide its steps."""
     began, theirs = stored(checkpoint), lineage_of(checkpoint)
-    anew = "to train from the beginning, leave --resume out"
+    fix = "to train from the beginning, leave --resume out"
     if not theirs:
         message = f"The checkpoint {checkpoint.name} does not say what it was trained on."
-        raise Stop("resume_mismatch", message, f"{anew[0].upper()}{anew[1:]}.")
+        raise Stop("resume_mismatch", message, f"{fix[0].upper()}{fix[1:]}.")
     if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name)]:
         flags = " ".join(as_flag(name, began[name]) for name in changed if name in began)
         raise Stop(
             "resume_mismatch",
             f"The checkpoint was trained with other settings ({', '.join(changed)}), so it cannot be resumed.",
-            f"Pass what it began with: {flags}. Or, {anew}." if flags else f"{anew[0].upper()}{anew[1:]}.",
+            f"Pass what it began with: {flags}. Or, {fix}." if flags else f"{fix[0].upper()}{fix[1:]}.",
         )
     if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own[name]]:
         data = [as_flag("dataset", began.get("dataset")), as_flag("dataset_revision", theirs.get("data_revision"))]
         raise Stop(
             "resume_mismatch",
             f"The checkpoint is another run's: {' and '.join(changed)} differ, so it cannot be resumed.",
-            f"It began with {' '.join(data[: 2 if theirs.get('data_revision') else 1])}. Or, {anew}.",
+            f"It began with {' '.join(data[: 2 if theirs.get('data_revision') else 1])}. Or, {fix}.",
         )
 
 

@@ -15,7 +15,7 @@ from .step_timer import StepTimer
 class BestAdapter:
     """The adapter of the lowest held-out loss, which is the result of a run with --early-stopping.
 
-    It is kept in memory, so that it needs no checkpoint at each evaluation: a resumed run looks for it anew.
+    It is kept in memory, so that it needs no checkpoint at each evaluation: a resumed run looks for it again.
     """
 
     patience: int = 0  # evaluations in which the loss may fail to fall; 0: the last adapter is the result

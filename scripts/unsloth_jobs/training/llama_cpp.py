@@ -36,7 +36,7 @@ def last_line(text: str) -> str:
 
 
 def convert(source: Path, model: Path, target: Path, *options: str) -> None:
-    """Run llama.cpp's converter. Raises Stop with what it said."""
+    """Run llama.cpp's converter. Raises Stop with its last line."""
     done = run_tool([sys.executable, str(source / "convert_hf_to_gguf.py"), str(model), "--outfile", str(target), *options])
     if done.returncode == 0:
         return

@@ -14,7 +14,7 @@ ROOM = 0.75  # share of a GPU's memory that weights and activations may fill; th
 
 
 def activation_bytes(linears: Shapes, tokens: int) -> float:
-    """What a forward pass keeps when nothing is computed anew: what each linear layer reads and writes, in 16 bits."""
+    """What a forward pass keeps without gradient checkpointing: what each linear layer reads and writes, in 16 bits."""
     return tokens * 2 * sum(out + into for out, into in adaptable(linears).values())
 
 
@@ -32,7 +32,7 @@ def logits_bytes(config: Mapping[str, Any], tokens: int) -> float:
 def keeps_activations(
     settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], tokens: int, weights: float, memory: float
 ) -> bool:
-    """Whether a run keeps its activations, which is fastest, or computes them anew; sizes in bytes of one GPU."""
+    """Whether a run keeps its activations, which is fastest, or recomputes them (gradient checkpointing); sizes in bytes of one GPU."""
     if settings.gradient_checkpointing != "auto":
         return settings.gradient_checkpointing == "off"
     activations = activation_bytes(linears, tokens) * (TRL_ACTIVATIONS if settings.backend == "trl" else 1)

@@ -1,7 +1,7 @@
 """Sequence packing: several rows share a sequence, so that little is spent on padding and each forward pass has the same
 shape (a new one costs a GPU seconds).
 
-Rows must not see each other: attention follows position_ids that start anew, convolutions by seq_idx, and
+Rows must not see each other: attention follows position_ids that start again at 0, convolutions by seq_idx, and
 has_cross_contamination finds the models that listen to neither. TRL's pack_dataset packs by the same rule; this one
 keeps one shape, gives LFM2 its seq_idx, and spreads a step's own rows.
 """
@@ -98,7 +98,7 @@ def as_batch(rows: list[tuple[list[int], list[int]]], width: int | None = None) 
 def keep_rows_apart(model: Any) -> None:
     """Give LFM2's short convolutions a kernel that stops at row borders. Call it once the model is loaded.
 
-    transformers' own falls back to a plain convolution, which ignores seq_idx and is compiled anew for each length.
+    transformers' own falls back to a plain convolution, which ignores seq_idx and is compiled again for each length.
     """
     if "unsloth" in sys.modules:
         try:  # attention over each row alone; without it, it is as exact over a mask of tokens × tokens
@@ -162,7 +162,7 @@ def may_pack(settings: TrainingSettings, config: Mapping[str, Any]) -> bool:
 
 
 def can_pack(model: Any, settings: TrainingSettings) -> bool:
-    """Whether rows stay apart in this model when they are packed; said, where not."""
+    """Whether rows stay apart in this model under sequence packing; where not, a warning says so."""
     if not wants_packing(settings):
         return False
     import torch

@@ -22,7 +22,7 @@ class Stop(Exception):
         self.code, self.message, self.fix = code, message, fix
 
 
-LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card tells what the log told
+LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card shows what the log showed
 # JSON leaves these as they are, and some readers end a line there: an event is one line.
 SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 

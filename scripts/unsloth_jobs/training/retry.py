@@ -22,7 +22,7 @@ def train_with_oom_retry(
 ) -> tuple[Any, float | None]:
     """Train, from a checkpoint where there is one: the trainer that came to the end, and the base model's loss before.
 
-    Out of GPU memory a step is computed in smaller passes, then with its activations recomputed; it still sees the same
+    Out of GPU memory a step is computed in smaller micro-batches, then with gradient checkpointing; it still sees the same
     rows, and training goes on from the newest checkpoint. Raises Stop where one row does not fit.
     """
     import torch
@@ -46,7 +46,7 @@ def train_with_oom_retry(
             recompute_activations(model)
         kept = keeps
         with torch.no_grad():
-            for name, value in trainable.items():  # where no checkpoint was reached, the run begins anew
+            for name, value in trainable.items():  # where no checkpoint was reached, training begins again
                 value.copy_(first[name])
         trainer = make_trainer(batching, kept)
         if not evaluates:

@@ -20,7 +20,7 @@ def this_run() -> dict[str, Any]:
 
 
 def run_facts() -> dict[str, Any]:
-    """What submit.py told of this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
+    """What submit.py passed on about this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
     try:
         return json.loads(os.environ.get("UNSLOTH_JOBS_RUN", "{}"))
     except ValueError:
@@ -28,7 +28,7 @@ def run_facts() -> dict[str, Any]:
 
 
 def billed_since() -> float:
-    """Epoch seconds at which this job began: what the local place states, or when uv began to install its libraries."""
+    """Epoch seconds at which this job began: what the local backend states, or when uv began to install its libraries."""
     import psutil
 
     if started := run_facts().get("started"):
@@ -39,7 +39,7 @@ def billed_since() -> float:
 
 
 class StopSignal:
-    """Whether the run must end before its last step: its timeout is near, or it was told to end (SIGTERM, Ctrl-C)."""
+    """Whether the run must end before its last step: its timeout is near, or it was cancelled (SIGTERM, Ctrl-C)."""
 
     MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
     CHECKS_EVERY_S = 1.0

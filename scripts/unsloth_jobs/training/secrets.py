@@ -59,6 +59,8 @@ def own_secrets() -> list[str]:
 
 def redacted(text: str) -> str:
     """text without secrets: an error, a row or what a library prints may quote one, also with unshown characters in it."""
+    if len(text) < SHORTEST_SECRET:
+        return text
     found = starred(text)
     visible = UNSHOWN.sub("", found)
     return found if visible == found or starred(visible) == visible else starred(visible)
