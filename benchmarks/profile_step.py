@@ -33,7 +33,7 @@ def callback(trainer):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step in (WARMUP, WARMUP + TIMED):
                 torch.cuda.synchronize()
-                print("STEP", time.monotonic(), float(trainer.pace.tokens), flush=True)
+                print("STEP", time.monotonic(), float(trainer.timer.tokens), flush=True)
             if state.global_step == WARMUP + TIMED:
                 kinds = torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA
                 self.profile = torch.profiler.profile(activities=kinds)
@@ -91,7 +91,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     import sft
 
-    found = sft.versions("unsloth")
+    found = sft.versions(sft.training_libraries("unsloth"))
     common = {
         "gpu": sft.hardware()["device"], "date": datetime.date.today().isoformat(),
         "versions": " ".join(f"{name}={found[name]}" for name in ("unsloth", "torch", "transformers", "trl")),

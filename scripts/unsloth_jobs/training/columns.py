@@ -97,7 +97,8 @@ def naming_hint(columns: list[str]) -> str:
     if any(map(reads_like_a_cell, columns)):
         return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
     # Names come from the data set, and a fix is pasted into a shell.
-    return "Name the two columns, such as: --prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
+    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
+    return f"Name the two columns, such as: {named}. Or fill in to_messages(row) in a copy of the template."
 
 
 def reads_like_a_cell(name: str) -> bool:
