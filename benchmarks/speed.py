@@ -43,7 +43,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("templates", "demo", "benchmarks")]
 
-from contenders import ACCUMULATION, BATCH, LENGTH, SEED, child  # noqa: E402
+from contenders import ACCUMULATION, BATCH, LENGTH, SEED, Turn, child  # noqa: E402
 
 KINDS = ("mixed", "full")
 CONTENDERS = ("ours", "ours-lean", "ours-trl", "article", "trl", "trl-packed")
