@@ -195,6 +195,7 @@ def curve_of(loss: Callable[[int], float], steps: int = 200) -> list[str]:
     return [progress(step, loss(step), steps, time=time.time()) for step in range(1, steps + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 0.01, 0.05, 0.2])
 @pytest.mark.parametrize("fall", [0.02, 0.1, 0.5])
 @pytest.mark.parametrize("tau", [2, 10, 60])
