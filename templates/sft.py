@@ -181,10 +181,14 @@ def train(settings: Settings) -> None:
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
     rows = load_rows(settings)
-    first_row = rows[0] if len(rows) else {}
-    layout = find_format(settings, rows.column_names, first_row, media_columns(rows.features))
+    media = media_columns(rows.features)
+    text_columns = [name for name in rows.column_names if name not in media]
+    first_row = rows.select_columns(text_columns)[0] if len(rows) and text_columns else {}
+    layout = find_format(settings, rows.column_names, first_row, media)
+    used = set(layout.columns.values())
+    unused = sorted(set(rows.column_names) - used)
+    rows = rows.select_columns(sorted(used))  # pictures and sound beside them are not even decoded
     train_rows, eval_rows = split_rows(rows, settings)
-    unused = sorted(set(rows.column_names) - set(layout.columns.values()))
     emit(
         "data",
         rows=len(rows),

@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import Commands
 from runs import TOKEN
@@ -154,4 +156,22 @@ def test_a_copy_s_own_reading_that_fails_is_named(runs, tiny_model, tmp_path, ho
     assert (problem["code"], problem["message"]) == (
         "to_messages_failed",
         "to_messages fails on the first row: KeyError: 'title'",
+    )
+
+
+def test_pictures_beside_named_columns_are_left_alone(runs, tiny_model, tmp_path):
+    """Also where they are none that could be opened."""
+    picture, text = {"_type": "Image"}, {"_type": "Value", "dtype": "string"}
+    about = json.dumps({"info": {"features": {"image": picture, "q": text, "a": text}}})  # as datasets writes it
+    rows = [{"image": {"bytes": b"no picture", "path": None}, "q": f"Row {number}?", "a": "Yes."} for number in range(12)]
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"huggingface": about})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    columns = ["--prompt-column", "q", "--completion-column", "a"]
+    words = ["--base-model", str(tiny_model), "--dataset", str(tmp_path / "rows.parquet"), *columns, "--max-steps", "1"]
+    run = runs.start(*words).wait()
+    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    found = commands.json("check.py", str(tiny_model), str(tmp_path / "rows.parquet"), *columns)
+    assert run.code == 0, run.log[-3000:]
+    assert (
+        run.last("masks")["rows_kept"] == 11 and run.last("data")["unused_columns"] == ["image"] == found["dataset"]["unused"]
     )
