@@ -3102,22 +3102,25 @@ START_BYTES = 11_000_000  # of the first one: datasets parses 10 MiB before it g
 NEXT_BYTES = 64_000  # of each other
 
 
-def require_sound_starts(files: Iterable[str]) -> None:
-    """What the first rows are streamed from. Raises Stop on a null, and on a line that takes too much memory."""
-    for number, file in enumerate(itertools.islice(files, STARTS)):
-        scan_lines(file, START_BYTES if number == 0 else NEXT_BYTES)
+def require_sound_starts(splits: Iterable[list[str]], rows: float = math.inf) -> None:
+    """What the first rows of each split are streamed from. Raises Stop on a null, and on a line that takes too much memory."""
+    for files in splits:
+        lines = 0
+        for number, file in enumerate(files[:STARTS]):
+            if lines < rows:
+                lines += scan_lines(file, START_BYTES if number == 0 else NEXT_BYTES)
 
 
-def require_no_null(files: Iterable[str]) -> None:
+def require_no_null(splits: Iterable[list[str]]) -> None:
     """Every line that the job will read, of the copies that datasets reads. Raises Stop on a null."""
     from datasets.utils.file_utils import cached_path
 
-    for file in files:
+    for file in itertools.chain.from_iterable(splits):
         scan_lines(cached_path(file))
 
 
-def scan_lines(file: str, most: int | None = None) -> None:
-    """Raises Stop on a line `null` among the first `most` bytes (of all): pyarrow may end the process over it, without a
+def scan_lines(file: str, most: int | None = None) -> int:
+    """How many lines were read, 0 of a document. Raises Stop on a line `null` among the first `most` bytes (of all): pyarrow may end the process over it, without a
     word, wherever it stands. Where `most` is given, also on a line that is longer than a row may be.
     """
     import fsspec  # type: ignore[import-untyped]
@@ -3129,7 +3132,7 @@ def scan_lines(file: str, most: int | None = None) -> None:
         if re.match(rb"\[\s*null\b", start):
             raise bad_line(Path(path), 1, "begins with null, not with an object with the columns of a row", ROW_EXAMPLE)
         if re.match(rb"\[|\{\s*\n", start):
-            return  # a document, in which a null may well have a line of its own
+            return 0  # a document, in which a null may well have a line of its own
         number, at, is_start = 0, 0, True
         while (most is None or at < most) and (piece := lines.readline(ROW_LIMIT + 1)):
             number, at = number + is_start, at + len(piece)
@@ -3139,6 +3142,7 @@ def scan_lines(file: str, most: int | None = None) -> None:
                 what = f"is longer than {ROW_LIMIT // 10**6} MB, and no model reads that much at once"
                 raise bad_line(Path(path), number, what, "Split it into shorter rows, or train on a copy without it.")
             is_start = piece.endswith(b"\n")
+    return number
 
 
 # ---- training/dataset.py --------------------------------------------------------------------------------------
@@ -3165,17 +3169,19 @@ def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
     )
 
 
-def load_rows(settings: TrainingSettings, streaming: bool = False) -> Any:
-    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming). Raises Stop."""
+def load_rows(settings: TrainingSettings, streaming: bool = False, first: float = math.inf) -> Any:
+    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming, of which so many will be read).
+
+    Raises Stop.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     if (file := local_file(settings)) and not streaming:
         return load_file(file)
     try:
-        return load_dataset(
-            **data_source(settings, require_sound_starts if streaming else require_no_null), streaming=streaming
-        )
+        require_sound = functools.partial(require_sound_starts, rows=first) if streaming else require_no_null
+        return load_dataset(**data_source(settings, require_sound), streaming=streaming)
     except Stop:
         raise
     except DatasetNotFoundError as error:
@@ -3213,11 +3219,11 @@ def unreadable(settings: TrainingSettings, error: Exception) -> Stop:
 
 
 def data_source(
-    settings: TrainingSettings, require_sound: Callable[[Iterable[str]], None] = lambda files: None
+    settings: TrainingSettings, require_sound: Callable[[Iterable[list[str]]], None] = lambda splits: None
 ) -> dict[str, Any]:
     """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
 
-    require_sound is called with the data set's JSON files before datasets reads the first byte of one.
+    require_sound is called with each split's JSON files before datasets reads the first byte of one.
     """
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset_builder
 
@@ -3230,8 +3236,8 @@ def data_source(
     names = get_dataset_config_names(settings.dataset, revision=revision)
     config = choose("config", settings.dataset_config, names, "default")
     built = load_dataset_builder(settings.dataset, config, revision=revision).config
-    files = (str(file) for files in (getattr(built, "data_files", None) or {}).values() for file in files)
-    require_sound(file for file in files if re.search(r"\.jsonl?(\.\w+)?$", file))
+    by_split = (getattr(built, "data_files", None) or {}).values()
+    require_sound([str(file) for file in files if re.search(r"\.jsonl?(\.\w+)?$", str(file))] for files in by_split)
     splits = get_dataset_split_names(settings.dataset, config, revision=revision)
     split = choose("split", settings.dataset_split, splits, "train")
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}

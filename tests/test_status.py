@@ -525,12 +525,14 @@ def test_a_job_on_this_machine_saves_when_its_ceiling_is_reached(tmp_path):
     commands = Commands({"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}, tmp_path)
     job = commands.json("submit.py", "script.py", "--where", "local", "--yes", "--timeout", "2m")["job_id"]
     until(lambda: "progress" in commands.run("logs.py", job).stdout)
-    free = watching(commands, job, "--max-usd", "0.01")
-    assert "step 1/9" in free.stderr.readline()
     record = tmp_path / "hf/unsloth-jobs/runs" / f"{job}.json"
     run = json.loads(record.read_text())
+    free = watching(commands, job, "--max-usd", "0.01")
+    assert "step 1/9" in free.stderr.readline()  # what costs nothing goes on
+    free.kill()
+    free.communicate()
     record.write_text(json.dumps(run | {"plan": run["plan"] | {"usd_per_minute": 1.0}}))
-    free.communicate(timeout=60)
+    watching(commands, job, "--max-usd", "0.01").communicate(timeout=60)
     status = commands.json("status.py", job)
     assert status["stage"] == "CANCELED"
     assert "checkpoint" in commands.run("logs.py", job).stdout

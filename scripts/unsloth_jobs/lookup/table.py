@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import json
 import os
@@ -158,7 +159,9 @@ def read_table(api: HfApi, template: Template, settings: TrainingSettings, limit
     if file := template.local_file(settings):
         return read_file(template, settings, file, limit)
     end_soon()
-    stream = template.load_rows(settings, streaming=True)
+    # A copy of an earlier version does not ask how many.
+    first = {"first": limit + 1} if "first" in inspect.signature(template.load_rows).parameters else {}
+    stream = template.load_rows(settings, streaming=True, **first)
     media = template.media_columns(stream.features)
     taken = first_rows(template, settings, stream, limit + 1)
     if not taken:

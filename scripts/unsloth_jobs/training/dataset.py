@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import re
 import shlex
@@ -35,17 +37,19 @@ def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
     )
 
 
-def load_rows(settings: TrainingSettings, streaming: bool = False) -> Any:
-    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming). Raises Stop."""
+def load_rows(settings: TrainingSettings, streaming: bool = False, first: float = math.inf) -> Any:
+    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming, of which so many will be read).
+
+    Raises Stop.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     if (file := local_file(settings)) and not streaming:
         return load_file(file)
     try:
-        return load_dataset(
-            **data_source(settings, require_sound_starts if streaming else require_no_null), streaming=streaming
-        )
+        require_sound = functools.partial(require_sound_starts, rows=first) if streaming else require_no_null
+        return load_dataset(**data_source(settings, require_sound), streaming=streaming)
     except Stop:
         raise
     except DatasetNotFoundError as error:
@@ -83,11 +87,11 @@ def unreadable(settings: TrainingSettings, error: Exception) -> Stop:
 
 
 def data_source(
-    settings: TrainingSettings, require_sound: Callable[[Iterable[str]], None] = lambda files: None
+    settings: TrainingSettings, require_sound: Callable[[Iterable[list[str]]], None] = lambda splits: None
 ) -> dict[str, Any]:
     """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
 
-    require_sound is called with the data set's JSON files before datasets reads the first byte of one.
+    require_sound is called with each split's JSON files before datasets reads the first byte of one.
     """
     from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset_builder
 
@@ -100,8 +104,8 @@ def data_source(
     names = get_dataset_config_names(settings.dataset, revision=revision)
     config = choose("config", settings.dataset_config, names, "default")
     built = load_dataset_builder(settings.dataset, config, revision=revision).config
-    files = (str(file) for files in (getattr(built, "data_files", None) or {}).values() for file in files)
-    require_sound(file for file in files if re.search(r"\.jsonl?(\.\w+)?$", file))
+    by_split = (getattr(built, "data_files", None) or {}).values()
+    require_sound([str(file) for file in files if re.search(r"\.jsonl?(\.\w+)?$", str(file))] for files in by_split)
     splits = get_dataset_split_names(settings.dataset, config, revision=revision)
     split = choose("split", settings.dataset_split, splits, "train")
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
