@@ -3,7 +3,7 @@
     make demo
 
 Each step is the command that a paying user types. The model is real, SmolLM2-135M-Instruct; its rows are what the support
-team of Kestrel answers, an e-bike rental that does not exist. Two idle CPU cores run it all in about four minutes after set-up.
+team of Kestrel answers, an e-bike rental that does not exist. Two idle CPU cores run it all in about three minutes after set-up.
 """
 
 from __future__ import annotations
