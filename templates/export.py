@@ -492,10 +492,15 @@ def redacted(text: str) -> str:
     return found if visible == found or starred(visible) == visible else starred(visible)
 
 
+def cut_out(text: str, value: str) -> str:
+    """text without this secret, which may be one of the Hub's."""
+    return text.replace(value, "hf_***" if value.startswith("hf_") else "***")
+
+
 def starred(text: str) -> str:
     """text with *** in the place of each secret as it stands."""
     for value in own_secrets():
-        text = text.replace(value, "hf_***" if value.startswith("hf_") else "***")
+        text = cut_out(text, value)
     return SECRETS.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + "***", text)
 
 

@@ -570,10 +570,15 @@ def redacted(text: str) -> str:
     return found if visible == found or starred(visible) == visible else starred(visible)
 
 
+def cut_out(text: str, value: str) -> str:
+    """text without this secret, which may be one of the Hub's."""
+    return text.replace(value, "hf_***" if value.startswith("hf_") else "***")
+
+
 def starred(text: str) -> str:
     """text with *** in the place of each secret as it stands."""
     for value in own_secrets():
-        text = text.replace(value, "hf_***" if value.startswith("hf_") else "***")
+        text = cut_out(text, value)
     return SECRETS.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + "***", text)
 
 
@@ -2408,259 +2413,6 @@ def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_ste
     return True
 
 
-# ---- training/machine.py --------------------------------------------------------------------------------------
-# The machine: its GPU, driver and library versions.
-
-
-def require_gpu_where_paid(planned_gb: float) -> None:
-    """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
-
-    Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
-    """
-    import torch
-
-    accelerator = os.environ.get("ACCELERATOR", "")
-    if accelerator and not accelerator.startswith("cpu") and not torch.cuda.is_available():
-        raise Stop(
-            "no_gpu",
-            f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU (driver: {driver_version() or 'none'}).",
-            "Submit it again; if it happens twice, choose another flavor.",
-        )
-    if torch.cuda.is_available():
-        found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
-        require_planned_memory(found / 1e9, planned_gb)
-
-
-def require_planned_memory(found: float, planned: float) -> None:
-    """Stop where a machine's GPUs have less memory than the plan assumed, in GB; a driver keeps some of it to itself."""
-    if found < 0.9 * planned:
-        raise Stop(
-            "small_gpu",
-            f"The GPU has {found:.1f} GB of memory, and the run was planned for {planned:.1f} GB.",
-            "Submit it again; if it happens twice, choose another flavor.",
-        )
-
-
-def driver_version() -> str | None:
-    """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return lines[0] if lines else None
-
-
-def hardware() -> dict[str, Any]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return {"device": "cpu", "cpus": os.cpu_count(), "driver": driver_version()}
-    device = torch.cuda.get_device_properties(0)
-    return {
-        "device": device.name,
-        "gpus": torch.cuda.device_count(),
-        "vram_gb": round(device.total_memory / 1e9, 1),
-        "cuda": torch.version.cuda,
-        "driver": driver_version(),
-    }
-
-
-def peak_gb() -> float | None:
-    """GB of GPU memory that the tensors of this run took at most; None without a GPU."""
-    import torch
-
-    return round(torch.cuda.max_memory_allocated() / 1e9, 3) if torch.cuda.is_available() else None
-
-
-def training_libraries(backend: str) -> tuple[str, ...]:
-    """The libraries that decide what training does."""
-    return (*(("unsloth",) if backend == "unsloth" else ()), "torch", "transformers", "trl", "peft", "datasets")
-
-
-def versions(libraries: Iterable[str]) -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in libraries}
-
-
-def memory_bytes() -> int | None:
-    """Memory of this machine, or of the container that it is; None where the system does not say."""
-    found = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max": there is none
-            found.append(int(Path(limit).read_text("utf-8")))
-    return min(found, default=None)
-
-
-# ---- training/card.py -----------------------------------------------------------------------------------------
-# The model card: what training changed, how the adapter was made, how it is used.
-
-
-LIBRARY = {"unsloth": "Unsloth", "trl": "TRL and PEFT"}
-SHOWN_CHARS = 800  # of a text in the card
-
-
-def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> dict[str, Any]:
-    """How the adapter was made, by title, from the events; None where it does not apply. seconds: of the run."""
-    facts, data, masks, reach = run_facts(), LAST_EVENTS["data"], LAST_EVENTS["masks"], LAST_EVENTS["coverage"]
-    return {
-        "Base model revision": settings.base_model_revision or None,
-        "Data set revision": data["revision"],
-        "Rows": f"{masks['rows_kept']:,} trained on, {data['eval_rows']:,} held out, {masks['rows_without_answer']:,} left out",
-        "Supervised share": f"{masks['supervised_fraction']:.1%} of the tokens; the rest is read, not learned",
-        "LoRA": f"rank {settings.lora_r}, alpha {settings.lora_alpha}, on a base in {16 if settings.load_in_16bit else 4} bits",
-        "LoRA coverage": f"{reach['coverage']:.1%} of all linear layers: {reach['modules']} modules, "
-        f"{reach['trainable']:,} trainable parameters",
-        "Batches": batch_line(settings),
-        "Learning rate, seed": f"{settings.learning_rate:g}, {settings.seed}",
-        "Steps": steps_line(trainer.state),
-        "Training loss at the end": f"{last_loss(trainer):.4f}",
-        "Tokens": tokens_line(trainer.timer.figures()),
-        "Duration": f"{seconds / 60:.1f} min",
-        "Peak GPU memory": None if peak_gb() is None else f"{peak_gb():.1f} GB",
-        "Cost": cost_line(facts),
-        "Hardware": hardware_line(LAST_EVENTS["plan"]["hardware"], facts),
-        "Versions": ", ".join(f"{name} {number}" for name, number in versions(training_libraries(settings.backend)).items()),
-        "Plan": facts.get("plan_id"),
-        "Script": f"sha256 {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}",
-    }
-
-
-def batch_line(settings: TrainingSettings) -> str:
-    made = LAST_EVENTS["batching"]
-    how = f"sequences of {made['length']:,} tokens, each packed with rows" if made["packed"] else "single rows"
-    return f"{made['rows_per_step']} rows a step (effective batch size), in {made['accumulation']} × {made['micro']} {how}"
-
-
-def steps_line(state: Any) -> str:
-    if not (stopped := LAST_EVENTS.get("early_stopped")):
-        return f"{state.global_step:,}"
-    saved = "" if stopped["usd_saved"] is None else f", about ${stopped['usd_saved']:.2f}"
-    return (
-        f"{stopped['step']:,} of {stopped['of']:,}: stopped early, as the held-out loss no longer fell. "
-        f"The adapter is that of step {stopped['kept_step']:,}. Saved: {stopped['steps_saved']:,} steps{saved}"
-    )
-
-
-def tokens_line(figures: Mapping[str, Any]) -> str:
-    speed = f"; about {figures['timed_tokens'] / figures['train_s']:,.0f} a second" if figures["train_s"] else ""
-    return f"{figures['tokens']:,}, padding not counted{speed}"
-
-
-def cost_line(facts: Mapping[str, Any]) -> str | None:
-    cost, estimate = cost_usd(), facts.get("estimate")
-    if cost is None:
-        return None
-    foreseen = "; estimated ${usd_low:.2f} to ${usd_high:.2f} for the whole run".format(**estimate) if estimate else ""
-    return f"about ${cost:.2f}{foreseen}"
-
-
-def hardware_line(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    parts = [found["device"], f"{found['vram_gb']} GB" if "vram_gb" in found else f"{found['cpus']} cores"]
-    titles = {"CUDA": found.get("cuda"), "driver": found.get("driver"), "flavor": facts.get("flavor")}
-    return ", ".join(parts + [f"{title} {value}" for title, value in titles.items() if value])
-
-
-def model_card(
-    settings: TrainingSettings,
-    losses: Mapping[str, float | None],
-    figures: Mapping[str, Any],
-    answers: list[dict[str, str]],
-    picture: str | None,
-    method: str,
-) -> str:
-    """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it."""
-    from huggingface_hub import ModelCardData
-
-    base, data, where = Path(settings.base_model), Path(settings.dataset), settings.output_repo or settings.save_local
-    header = ModelCardData(
-        base_model=None if base.exists() else settings.base_model,
-        library_name="peft",
-        pipeline_tag="text-generation",
-        datasets=None if data.exists() else [settings.dataset],
-        tags=[*(["unsloth"] if settings.backend == "unsloth" else []), "trl", method, "lora", "hf_jobs"],
-    )
-    parts = [
-        f"---\n{header.to_yaml()}\n---",
-        f"# {Path(where).name}",
-        # Of a path on the training machine, a reader of the card needs the last part only.
-        f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with {LIBRARY[settings.backend]} on "
-        f"`{data.name if data.exists() else data}`.",
-        "## What training changed",
-        card_losses(losses),
-        f"![Training and held-out loss over the steps]({picture})" if picture else "",
-        card_answers(answers) if settings.card_samples else "",
-        "## How it was made",
-        markdown_table({"": "", **{name: value for name, value in figures.items() if value is not None}}),
-        "" if base.exists() else CARD_USAGE.format(where=where) + (CARD_CHAT if answers else "") + "```",
-    ]
-    return redacted("\n\n".join(filter(None, parts))) + "\n"
-
-
-def card_losses(losses: Mapping[str, float | None]) -> str:
-    if losses["base_loss"] is None or losses["tuned_loss"] is None:
-        failed = LAST_EVENTS.get("warning", {}).get("code") == "evaluation_failed"
-        return "Not measured: the evaluation failed." if failed else "Not measured: no rows were held out."
-    changes = {
-        "Held-out rows": "base → tuned",
-        "Loss (nats per token)": "{base_loss:.4f} → {tuned_loss:.4f}",
-        "Perplexity": "{base_perplexity:,.2f} → {tuned_perplexity:,.2f}",
-    }
-    return markdown_table({name: change.format(**losses) for name, change in changes.items()})
-
-
-def card_answers(answers: list[dict[str, str]]) -> str:
-    if not answers:
-        return ""
-    parts = [f"## Held-out questions\n\nAnswered greedily, with at most {ANSWER_TOKENS} tokens."]
-    for answer in answers:
-        row = " | ".join(cell(answer[name]) for name in ("base", "tuned", "reference"))
-        parts.append(quoted(answer["prompt"]) + f"\n\n| Base | Tuned | Reference |\n|---|---|---|\n| {row} |")
-    return "\n\n".join(parts)
-
-
-def markdown_table(rows: Mapping[str, Any]) -> str:
-    """A Markdown table of two columns; the first row is its head."""
-    head, *lines = (f"| {name} | {value} |" for name, value in rows.items())
-    return "\n".join([head, "|---|---|", *lines])
-
-
-def cell(text: str) -> str:
-    """A model's text on one line, for a table."""
-    return as_markdown(text).replace("|", "\\|").replace("\n", "<br>") or "(nothing)"
-
-
-def quoted(text: str) -> str:
-    return "\n".join(f"> {line}  " for line in as_markdown(text).splitlines())
-
-
-def as_markdown(text: str) -> str:
-    """A model's text as Markdown in which its tags are seen, without its middle where it is long."""
-    half = SHOWN_CHARS // 2
-    text = text if len(text) <= SHOWN_CHARS else f"{text[:half]} … {text[-half:]}"
-    return html.escape("".join(char for char in text if char.isprintable() or char == "\n"), quote=False)
-
-
-CARD_USAGE = """## Use
-
-```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained("{where}")
-tokenizer = AutoTokenizer.from_pretrained("{where}")
-"""
-CARD_CHAT = """
-messages = [{"role": "user", "content": "Your question"}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-output = model.generate(**prompt.to(model.device), max_new_tokens=200)
-print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
-"""
-
-
 # ---- training/rows.py -----------------------------------------------------------------------------------------
 # A row, whatever its columns are called, as {"messages", "tools"?}, {"prompt", "completion"} or {"text"}.
 
@@ -3091,6 +2843,259 @@ def sha256_of(file: Path | str) -> str:
 def file_digest(file: Path) -> str:
     """What a file on this machine has instead of a revision."""
     return "sha256:" + sha256_of(file)
+
+
+# ---- training/machine.py --------------------------------------------------------------------------------------
+# The machine: its GPU, driver and library versions.
+
+
+def require_gpu_where_paid(planned_gb: float) -> None:
+    """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
+
+    Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
+    """
+    import torch
+
+    accelerator = os.environ.get("ACCELERATOR", "")
+    if accelerator and not accelerator.startswith("cpu") and not torch.cuda.is_available():
+        raise Stop(
+            "no_gpu",
+            f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU (driver: {driver_version() or 'none'}).",
+            "Submit it again; if it happens twice, choose another flavor.",
+        )
+    if torch.cuda.is_available():
+        found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
+        require_planned_memory(found / 1e9, planned_gb)
+
+
+def require_planned_memory(found: float, planned: float) -> None:
+    """Stop where a machine's GPUs have less memory than the plan assumed, in GB; a driver keeps some of it to itself."""
+    if found < 0.9 * planned:
+        raise Stop(
+            "small_gpu",
+            f"The GPU has {found:.1f} GB of memory, and the run was planned for {planned:.1f} GB.",
+            "Submit it again; if it happens twice, choose another flavor.",
+        )
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return lines[0] if lines else None
+
+
+def hardware() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"device": "cpu", "cpus": os.cpu_count(), "driver": driver_version()}
+    device = torch.cuda.get_device_properties(0)
+    return {
+        "device": device.name,
+        "gpus": torch.cuda.device_count(),
+        "vram_gb": round(device.total_memory / 1e9, 1),
+        "cuda": torch.version.cuda,
+        "driver": driver_version(),
+    }
+
+
+def peak_gb() -> float | None:
+    """GB of GPU memory that the tensors of this run took at most; None without a GPU."""
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1e9, 3) if torch.cuda.is_available() else None
+
+
+def training_libraries(backend: str) -> tuple[str, ...]:
+    """The libraries that decide what training does."""
+    return (*(("unsloth",) if backend == "unsloth" else ()), "torch", "transformers", "trl", "peft", "datasets")
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in libraries}
+
+
+def memory_bytes() -> int | None:
+    """Memory of this machine, or of the container that it is; None where the system does not say."""
+    found = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max": there is none
+            found.append(int(Path(limit).read_text("utf-8")))
+    return min(found, default=None)
+
+
+# ---- training/card.py -----------------------------------------------------------------------------------------
+# The model card: what training changed, how the adapter was made, how it is used.
+
+
+LIBRARY = {"unsloth": "Unsloth", "trl": "TRL and PEFT"}
+SHOWN_CHARS = 800  # of a text in the card
+
+
+def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> dict[str, Any]:
+    """How the adapter was made, by title, from the events; None where it does not apply. seconds: of the run."""
+    facts, data, masks, reach = run_facts(), LAST_EVENTS["data"], LAST_EVENTS["masks"], LAST_EVENTS["coverage"]
+    return {
+        "Base model revision": settings.base_model_revision or None,
+        "Data set revision": data["revision"],
+        "Rows": f"{masks['rows_kept']:,} trained on, {data['eval_rows']:,} held out, {masks['rows_without_answer']:,} left out",
+        "Supervised share": f"{masks['supervised_fraction']:.1%} of the tokens; the rest is read, not learned",
+        "LoRA": f"rank {settings.lora_r}, alpha {settings.lora_alpha}, on a base in {16 if settings.load_in_16bit else 4} bits",
+        "LoRA coverage": f"{reach['coverage']:.1%} of all linear layers: {reach['modules']} modules, "
+        f"{reach['trainable']:,} trainable parameters",
+        "Batches": batch_line(settings),
+        "Learning rate, seed": f"{settings.learning_rate:g}, {settings.seed}",
+        "Steps": steps_line(trainer.state),
+        "Training loss at the end": f"{last_loss(trainer):.4f}",
+        "Tokens": tokens_line(trainer.timer.figures()),
+        "Duration": f"{seconds / 60:.1f} min",
+        "Peak GPU memory": None if peak_gb() is None else f"{peak_gb():.1f} GB",
+        "Cost": cost_line(facts),
+        "Hardware": hardware_line(LAST_EVENTS["plan"]["hardware"], facts),
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions(training_libraries(settings.backend)).items()),
+        "Plan": facts.get("plan_id"),
+        "Script": f"sha256 {sha256_of(__file__)}",
+    }
+
+
+def batch_line(settings: TrainingSettings) -> str:
+    made = LAST_EVENTS["batching"]
+    how = f"sequences of {made['length']:,} tokens, each packed with rows" if made["packed"] else "single rows"
+    return f"{made['rows_per_step']} rows a step (effective batch size), in {made['accumulation']} × {made['micro']} {how}"
+
+
+def steps_line(state: Any) -> str:
+    if not (stopped := LAST_EVENTS.get("early_stopped")):
+        return f"{state.global_step:,}"
+    saved = "" if stopped["usd_saved"] is None else f", about ${stopped['usd_saved']:.2f}"
+    return (
+        f"{stopped['step']:,} of {stopped['of']:,}: stopped early, as the held-out loss no longer fell. "
+        f"The adapter is that of step {stopped['kept_step']:,}. Saved: {stopped['steps_saved']:,} steps{saved}"
+    )
+
+
+def tokens_line(figures: Mapping[str, Any]) -> str:
+    speed = f"; about {figures['timed_tokens'] / figures['train_s']:,.0f} a second" if figures["train_s"] else ""
+    return f"{figures['tokens']:,}, padding not counted{speed}"
+
+
+def cost_line(facts: Mapping[str, Any]) -> str | None:
+    cost, estimate = cost_usd(), facts.get("estimate")
+    if cost is None:
+        return None
+    foreseen = "; estimated ${usd_low:.2f} to ${usd_high:.2f} for the whole run".format(**estimate) if estimate else ""
+    return f"about ${cost:.2f}{foreseen}"
+
+
+def hardware_line(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    parts = [found["device"], f"{found['vram_gb']} GB" if "vram_gb" in found else f"{found['cpus']} cores"]
+    titles = {"CUDA": found.get("cuda"), "driver": found.get("driver"), "flavor": facts.get("flavor")}
+    return ", ".join(parts + [f"{title} {value}" for title, value in titles.items() if value])
+
+
+def model_card(
+    settings: TrainingSettings,
+    losses: Mapping[str, float | None],
+    figures: Mapping[str, Any],
+    answers: list[dict[str, str]],
+    picture: str | None,
+    method: str,
+) -> str:
+    """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it."""
+    from huggingface_hub import ModelCardData
+
+    base, data, where = Path(settings.base_model), Path(settings.dataset), settings.output_repo or settings.save_local
+    header = ModelCardData(
+        base_model=None if base.exists() else settings.base_model,
+        library_name="peft",
+        pipeline_tag="text-generation",
+        datasets=None if data.exists() else [settings.dataset],
+        tags=[*(["unsloth"] if settings.backend == "unsloth" else []), "trl", method, "lora", "hf_jobs"],
+    )
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {Path(where).name}",
+        # Of a path on the training machine, a reader of the card needs the last part only.
+        f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with {LIBRARY[settings.backend]} on "
+        f"`{data.name if data.exists() else data}`.",
+        "## What training changed",
+        card_losses(losses),
+        f"![Training and held-out loss over the steps]({picture})" if picture else "",
+        card_answers(answers) if settings.card_samples else "",
+        "## How it was made",
+        markdown_table({"": "", **{name: value for name, value in figures.items() if value is not None}}),
+        "" if base.exists() else CARD_USAGE.format(where=where) + (CARD_CHAT if answers else "") + "```",
+    ]
+    return redacted("\n\n".join(filter(None, parts))) + "\n"
+
+
+def card_losses(losses: Mapping[str, float | None]) -> str:
+    if losses["base_loss"] is None or losses["tuned_loss"] is None:
+        failed = LAST_EVENTS.get("warning", {}).get("code") == "evaluation_failed"
+        return "Not measured: the evaluation failed." if failed else "Not measured: no rows were held out."
+    changes = {
+        "Held-out rows": "base → tuned",
+        "Loss (nats per token)": "{base_loss:.4f} → {tuned_loss:.4f}",
+        "Perplexity": "{base_perplexity:,.2f} → {tuned_perplexity:,.2f}",
+    }
+    return markdown_table({name: change.format(**losses) for name, change in changes.items()})
+
+
+def card_answers(answers: list[dict[str, str]]) -> str:
+    if not answers:
+        return ""
+    parts = [f"## Held-out questions\n\nAnswered greedily, with at most {ANSWER_TOKENS} tokens."]
+    for answer in answers:
+        row = " | ".join(cell(answer[name]) for name in ("base", "tuned", "reference"))
+        parts.append(quoted(answer["prompt"]) + f"\n\n| Base | Tuned | Reference |\n|---|---|---|\n| {row} |")
+    return "\n\n".join(parts)
+
+
+def markdown_table(rows: Mapping[str, Any]) -> str:
+    """A Markdown table of two columns; the first row is its head."""
+    head, *lines = (f"| {name} | {value} |" for name, value in rows.items())
+    return "\n".join([head, "|---|---|", *lines])
+
+
+def cell(text: str) -> str:
+    """A model's text on one line, for a table."""
+    return as_markdown(text).replace("|", "\\|").replace("\n", "<br>") or "(nothing)"
+
+
+def quoted(text: str) -> str:
+    return "\n".join(f"> {line}  " for line in as_markdown(text).splitlines())
+
+
+def as_markdown(text: str) -> str:
+    """A model's text as Markdown in which its tags are seen, without its middle where it is long."""
+    half = SHOWN_CHARS // 2
+    text = text if len(text) <= SHOWN_CHARS else f"{text[:half]} … {text[-half:]}"
+    return html.escape("".join(char for char in text if char.isprintable() or char == "\n"), quote=False)
+
+
+CARD_USAGE = """## Use
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{where}")
+tokenizer = AutoTokenizer.from_pretrained("{where}")
+"""
+CARD_CHAT = """
+messages = [{"role": "user", "content": "Your question"}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+output = model.generate(**prompt.to(model.device), max_new_tokens=200)
+print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
 
 
 # ---- training/json_lines.py -----------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ import functools
 
 from huggingface_hub import get_token
 
-from .training.secrets import CONTROL, SHORTEST_SECRET, redacted
+from .training.secrets import CONTROL, SHORTEST_SECRET, cut_out, redacted
 
 
 def redact(text: str) -> str:
     """redacted, and without the token of `hf auth login`."""
     token = stored_token() or ""
     if len(token) >= SHORTEST_SECRET:
-        text = text.replace(token, "hf_***" if token.startswith("hf_") else "***")
+        text = cut_out(text, token)
     return redacted(text)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..jobs import records
 from ..jobs.backends import JobRef
 from ..jobs.job import Backend, Job
 from ..jobs.plan import SCRIPTS, Plan
+from ..lookup.client import IS_ID
 from ..output import duration
 from ..training.secrets import quotation
 from .causes import Diagnosis
@@ -60,7 +60,7 @@ class Status:
             return None
         if self.plan and self.plan.model_url:
             return self.plan.model_url
-        repositories = [name for name in (done.get("repo"), *done.get("repos", ())) if name and is_repository(name)]
+        repositories = [name for name in (done.get("repo"), *done.get("repos", ())) if name and IS_ID.fullmatch(name)]
         paths = [quotation(path) for path in (done.get("path"), *done.get("paths", ())) if path]
         return ", ".join(repositories or paths) or None
 
@@ -120,10 +120,6 @@ class Status:
         if self.job.stage != "RUNNING":
             return "Its status is unavailable now. Look again later."
         return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
-
-
-def is_repository(name: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name, re.ASCII))
 
 
 def fetch_status(ref: JobRef, before: Status | None = None) -> Status:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .evidence import ANSWER_TOKENS, last_loss
+from .files import sha256_of
 from .machine import peak_gb, training_libraries, versions
 from .report import LAST_EVENTS
 from .run import cost_usd, run_facts
@@ -41,7 +41,7 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
         "Hardware": hardware_line(LAST_EVENTS["plan"]["hardware"], facts),
         "Versions": ", ".join(f"{name} {number}" for name, number in versions(training_libraries(settings.backend)).items()),
         "Plan": facts.get("plan_id"),
-        "Script": f"sha256 {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}",
+        "Script": f"sha256 {sha256_of(__file__)}",
     }
 
 
