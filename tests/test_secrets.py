@@ -253,7 +253,8 @@ def test_a_file_s_name_and_its_columns_reach_no_shell(hub, commands, project):
     (project / "columns.jsonl").write_text(json.dumps({"$(touch owned)": "Hi", "x; touch owned": "Hello"}) + "\n")
     refused = commands.json("check.py", "ada/tiny", "columns.jsonl", code=1)
     [problem] = [problem for problem in refused["problems"] if problem["code"] == "unknown_columns"]
-    assert shlex.split(problem["fix"])[-4:] == ["--prompt-column", "$(touch owned)", "--completion-column", "x; touch owned"]
+    flags = problem["fix"].split("such as: ")[1].split(". Or fill in")[0]
+    assert shlex.split(flags) == ["--prompt-column", "$(touch owned)", "--completion-column", "x; touch owned"]
     assert sorted(path.name for path in project.rglob("*")) == ["columns.jsonl", name, "script.py"]
 
 
