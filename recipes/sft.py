@@ -36,8 +36,8 @@ Here, on whatever processor there is:
     uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, masks,
-coverage, batching, progress, eval, checkpoint, early_stopped, sample, pushed, warning, done, failed. Exit code 0: a tuned model is where
-the `done` event says; 1: the `failed` event says why and what to do.
+questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
+code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
 """
@@ -58,7 +58,7 @@ from unsloth_jobs.training.checkpoints import checkpoint_to_resume, lineage, ste
 from unsloth_jobs.training.columns import Format, detect_format, media_columns
 from unsloth_jobs.training.dataset import data_revision, load_rows, split_rows
 from unsloth_jobs.training.early_stopping import BestAdapter, perplexity
-from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, show_answers
+from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, show_evidence
 from unsloth_jobs.training.flags import parse_flags
 from unsloth_jobs.training.lora import attach_adapter, in_full_precision
 from unsloth_jobs.training.machine import hardware, peak_gb, require_gpu_where_paid, training_libraries, versions
@@ -68,6 +68,7 @@ from unsloth_jobs.training.merge import push_merged, require_mergeable
 from unsloth_jobs.training.models import has_bf16, load_model, require_decoder, require_local_model
 from unsloth_jobs.training.packing import Collator, can_pack, keep_rows_apart, pack
 from unsloth_jobs.training.push import push_results
+from unsloth_jobs.training.question_set import choose_questions
 from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
 from unsloth_jobs.training.repository import open_repository
 from unsloth_jobs.training.retry import train_with_oom_retry
@@ -166,6 +167,7 @@ def train(settings: Settings) -> None:
         eval_tokens = None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
     emit("masks", **masks, digest=digest_of(renderer, layout, rows), sample=segments(tokenizer, first))
+    chosen = choose_questions(settings, train_rows, eval_rows, tokenizer, renderer, layout, find_format)
 
     # ---- the model, and how much of it the adapter reaches
     model = load_model(settings)
@@ -220,12 +222,12 @@ def train(settings: Settings) -> None:
     stop_signal.training = False
     stop_signal.require_none(trainer.state, settings.output_repo or str(folder))
     losses = losses_of(base_loss, final_loss(trainer, best) if eval_tokens else None)
-    answers = show_answers(model, tokenizer, eval_tokens or (), settings.backend)
-    trainer.curves.close(losses, answers)
+    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left())
+    trainer.curves.close(losses | (evaluation.as_figures() if evaluation else {}), answers)
     kept_step = best.step if best.weights else None
     drawn = draw_losses(trainer.state.log_history, base_loss, kept_step, folder / "loss.png")
     figures = card_figures(settings, trainer, time.monotonic() - began)
-    card = model_card(settings, losses, figures, answers, "loss.png" if drawn else None, METHOD)
+    card = model_card(settings, losses, figures, answers, "loss.png" if drawn else None, METHOD, evaluation)
     (folder / "README.md").write_text(card, encoding="utf-8")
     push_results(api, settings, folder, stop_signal)
     if settings.merge_model:
@@ -233,6 +235,7 @@ def train(settings: Settings) -> None:
     emit(
         "done",
         **losses,
+        graded=evaluation and evaluation.as_event(),
         early_stopped="early_stopped" in LAST_EVENTS,
         supervised_fraction=masks["supervised_fraction"],
         coverage=LAST_EVENTS["coverage"]["coverage"],

@@ -26,12 +26,41 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def is_share(value: Any) -> bool:
+    return number(value) is not None and -1 <= value <= 1
+
+
+def is_contender(value: Any) -> bool:
+    """A line of an evaluation's table. The first contender has no difference to itself."""
+    shares = ("right", "low", "high", "difference", "difference_low", "difference_high")
+    return (
+        isinstance(value, dict)
+        and is_text(value.get("name"))
+        and is_share(value.get("right"))
+        and all(is_share(value[name]) for name in shares if name in value)
+        and is_text(value.get("verdict", ""))
+    )
+
+
+def is_graded(value: Any) -> bool:
+    """An evaluation: how many rows, by which grader, and a line for each contender."""
+    return (
+        isinstance(value, dict)
+        and is_amount(value.get("rows"))
+        and is_text(value.get("grader"))
+        and isinstance(value.get("contenders"), list)
+        and len(value["contenders"]) > 0
+        and all(map(is_contender, value["contenders"]))
+    )
+
+
 SHAPES: dict[str, Callable[[Any], bool]] = {  # of the fields that are read, whatever event they stand in
     **dict.fromkeys(("step", "total_steps", "eta_s", "time", "tokens", "timed_tokens", "train_s", "steps"), is_amount),
     **dict.fromkeys(("evaluation_s", "evaluations", "cost_usd", "duration_s", "peak_gb"), is_amount),
     **dict.fromkeys(("loss", "eval_loss", "base_loss", "tuned_loss"), is_measured),
     **dict.fromkeys(("code", "message", "fix", "repo", "path", "url"), is_text),
     **dict.fromkeys(("repos", "paths"), lambda value: isinstance(value, list) and all(map(is_text, value))),
+    "graded": lambda value: value is None or is_graded(value),
     "settings": lambda value: isinstance(value, dict),
 }
 

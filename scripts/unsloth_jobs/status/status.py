@@ -72,9 +72,20 @@ class Status:
         return None if base is None or tuned is None else f"held-out loss {base:.4f} → {tuned:.4f}"
 
     @property
+    def better(self) -> list[str]:
+        """How many of the questions each contender answers rightly, and what the difference is worth; [] where not graded."""
+        graded = self.summary.event("done").get("graded")
+        if not graded:
+            return []
+        first, *others = graded["contenders"]
+        return [grade_line(graded, first, other) for other in others]
+
+    @property
     def phase(self) -> str:
         """What a running job is at, by its events."""
         progress = self.summary.progress
+        if self.summary.event("answering"):
+            return "answering questions, as base and as tuned" if "graded" not in self.summary.last else "writing the card"
         if progress.step is not None:
             return "saving and pushing" if progress.step == progress.total_steps else "training"
         reached = [name for name in PHASES if self.summary.event(name)]
@@ -120,6 +131,18 @@ class Status:
         if self.job.stage != "RUNNING":
             return "Its status is unavailable now. Look again later."
         return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
+
+
+VERDICTS = {"better": "better", "worse": "worse", "not distinguishable": "not distinguishable with so few rows"}
+
+
+def grade_line(graded: dict[str, Any], first: dict[str, Any], other: dict[str, Any]) -> str:
+    """As: right on 200 rows 12% → 81% (+69 points, 95% sure: +62 to +75): better."""
+    text = f"right on {graded['rows']:,.0f} rows {first['right']:.0%} → {other['right']:.0%}"
+    if {"difference", "difference_low", "difference_high"} <= other.keys():
+        points = (100 * other[name] for name in ("difference", "difference_low", "difference_high"))
+        text += " ({:+.0f} points, 95% sure: {:+.0f} to {:+.0f})".format(*points)
+    return f"{text}: {VERDICTS[other['verdict']]}" if other.get("verdict") in VERDICTS else text
 
 
 def fetch_status(ref: JobRef, before: Status | None = None) -> Status:
@@ -205,6 +228,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "diagnosis": asdict(status.diagnosis) if status.diagnosis else None,
         "ended_because": status.ended_because,
         "result": status.summary.event("done") or None,
+        "worth": [*([status.learned] if status.learned else []), *status.better],
         "next": status.next,
         "command": status.plan and status.plan.command,
     }

@@ -82,6 +82,8 @@ def as_table(status: Status) -> Table:
         grid.add_row("spent", money(status))
     if status.learned:
         grid.add_row("learned", status.learned)
+    for line in status.better:
+        grid.add_row("better?", escape(line))
     for warning in status.warnings:
         grid.add_row("[yellow]warning[/]", f"[bold]{warning.code}[/]: {escape(warning.message)} {escape(warning.fix)}")
     if status.diagnosis:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .evidence import ANSWER_TOKENS, last_loss
+from .evaluation import Evaluation
+from .evidence import ANSWER_TOKENS, ANSWERS_FILE, last_loss
 from .files import sha256_of
 from .machine import peak_gb, training_libraries, versions
 from .report import LAST_EVENTS
@@ -87,6 +88,7 @@ def model_card(
     answers: list[dict[str, str]],
     picture: str | None,
     method: str,
+    evaluation: Evaluation | None = None,
 ) -> str:
     """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it."""
     from huggingface_hub import ModelCardData
@@ -107,6 +109,7 @@ def model_card(
         f"`{data.name if data.exists() else data}`.",
         "## What training changed",
         card_losses(losses),
+        card_grades(evaluation, settings.card_samples) if evaluation else "",
         f"![Training and held-out loss over the steps]({picture})" if picture else "",
         card_answers(answers) if settings.card_samples else "",
         "## How it was made",
@@ -126,6 +129,24 @@ def card_losses(losses: Mapping[str, float | None]) -> str:
         "Perplexity": "{base_perplexity:,.2f} → {tuned_perplexity:,.2f}",
     }
     return markdown_table({name: change.format(**losses) for name, change in changes.items()})
+
+
+GRADED = {"base": "Base model", "tuned": "This adapter"}
+
+
+def card_grades(evaluation: Evaluation, quoted_beside: bool) -> str:
+    """The table of grades, the interval of each difference, and what else decides how much they tell."""
+    lines = ["| | Right | 95% interval | Cut off |", "|---|---|---|---|"]
+    said = []
+    for name in evaluation.answers:
+        row = evaluation.as_row(name)
+        title = GRADED.get(name, f"`{name}`")
+        lines.append(f"| {title} | {row['right']:.1%} | {row['low']:.1%} to {row['high']:.1%} | {row['cut']} |")
+        if "sentence" in row:
+            said.append(row["sentence"])
+    rows = f"{len(evaluation.questions):,} questions that no training row asks, graded by `{evaluation.grader}`."
+    beside = f"All answers: [{ANSWERS_FILE}]({ANSWERS_FILE})." if quoted_beside else ""
+    return "\n\n".join(["\n".join(lines), " ".join(filter(None, [rows, *said, beside]))])
 
 
 def card_answers(answers: list[dict[str, str]]) -> str:

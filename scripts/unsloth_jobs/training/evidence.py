@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .early_stopping import BestAdapter, perplexity
-from .masks import IGNORE
+from .evaluation import Answering, Evaluation, evaluate_contenders, write_answers
+from .generation import Answer, answer_all, answer_limit
+from .question_set import QuestionSet
+from .questions import Question
 from .report import emit
+from .settings import TrainingSettings
 
-ANSWERS = 3  # held-out questions that base and tuned model answer
-ANSWER_TOKENS = 128
+ANSWERS = 3  # of base and tuned model, that are shown
+ANSWER_TOKENS = 128  # of each, where answers are shown and not graded
+ANSWERS_FILE = "answers.jsonl"
 
 
 def last_loss(trainer: Any) -> float:
@@ -34,57 +39,76 @@ def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None
     return losses | {name: None if loss is None else round(perplexity(loss), 4) for name, loss in perplexities.items()}
 
 
-def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict[str, str] | None:
-    """One held-out question answered by the base model and by the tuned one, greedily. None for rows of plain text."""
-    import torch
+def show_evidence(
+    model: Any, tokenizer: Any, chosen: QuestionSet, settings: TrainingSettings, seconds: float
+) -> tuple[Evaluation | None, list[dict[str, str]]]:
+    """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
 
-    learned = [label != IGNORE for label in example["labels"]]
-    start = len(learned) - learned[::-1].index(True)  # of the last answer, going back from its end
-    while start and learned[start - 1]:
-        start -= 1
-    if not start or example["input_ids"][:start] == [tokenizer.bos_token_id]:
-        return None
-    prompt = torch.tensor([example["input_ids"][:start]], device=model.device)
-
-    def answer() -> str:
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=ANSWER_TOKENS,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
-
-    with model.disable_adapter():
-        base = answer()
-    return {
-        "prompt": tokenizer.decode(prompt[0], skip_special_tokens=True).strip(),
-        "base": base,
-        "tuned": answer(),
-        "reference": tokenizer.decode(example["input_ids"][start:], skip_special_tokens=True).strip(),
-    }
-
-
-def show_answers(model: Any, tokenizer: Any, rows: Iterable[Mapping[str, Any]], backend: str) -> list[dict[str, str]]:
-    """compare_answers for the first ANSWERS questions, each as an event. A failure is a warning: the result is safe."""
-    answers: list[dict[str, str]] = []
-    compared = (compare_answers(model, tokenizer, row) for row in rows)
+    None without a grader, or where nothing could be answered. seconds: that are left for it.
+    """
+    evaluation, samples = None, []
     try:
-        if backend == "unsloth":
-            from unsloth import FastLanguageModel
-
-            FastLanguageModel.for_inference(model)
-        else:
-            model.gradient_checkpointing_disable()
-            model.eval()
-        for answer in itertools.islice(filter(None, compared), ANSWERS):
-            emit("sample", **answer)
-            answers.append(answer)
+        prepare_for_inference(model, settings.backend)
+        if chosen.grader and chosen.questions:
+            limit = answer_limit((question.reference for question in chosen.questions), tokenizer)
+            contenders = base_and_tuned(model, tokenizer, limit)
+            evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
+            if evaluation:
+                emit("graded", **evaluation.as_event())
+                if settings.card_samples:  # pushed with the card
+                    write_answers(evaluation, Path(settings.save_local) / ANSWERS_FILE)
+            else:
+                emit("warning", code="no_grading", message="The time did not suffice to answer a question.")
+        samples = samples_of(evaluation) if evaluation else sample_answers(model, tokenizer, chosen.questions[:ANSWERS])
+        for sample in samples:
+            emit("sample", **sample)
     except Exception as error:
         emit("warning", code="sample_failed", message=f"{type(error).__name__}: {error}")
-    return answers
+    return evaluation, samples
+
+
+def base_and_tuned(model: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Answering]:
+    """The model without its adapter, and with it."""
+
+    def as_tuned(questions: Sequence[Question], until: float) -> list[Answer | None]:
+        return answer_all(model, tokenizer, questions, max_new_tokens, until)
+
+    def as_base(questions: Sequence[Question], until: float) -> list[Answer | None]:
+        with model.disable_adapter():
+            return as_tuned(questions, until)
+
+    return {"base": as_base, "tuned": as_tuned}
+
+
+def prepare_for_inference(model: Any, backend: str) -> None:
+    if backend == "unsloth":
+        from unsloth import FastLanguageModel
+
+        FastLanguageModel.for_inference(model)
+    else:
+        model.gradient_checkpointing_disable()
+        model.eval()
+
+
+def sample_answers(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[dict[str, str]]:
+    """Some questions, with the answers of base and tuned model."""
+    answering = base_and_tuned(model, tokenizer, ANSWER_TOKENS)
+    given = {name: answer(questions, math.inf) for name, answer in answering.items()}
+    return [
+        as_sample(question, **{name: answers[place].text for name, answers in given.items() if answers[place]})
+        for place, question in enumerate(questions)
+    ]
+
+
+def samples_of(evaluation: Evaluation) -> list[dict[str, str]]:
+    return [
+        as_sample(question, **{name: answers[place].text for name, answers in evaluation.answers.items()})
+        for place, question in enumerate(evaluation.questions[:ANSWERS])
+    ]
+
+
+def as_sample(question: Question, base: str, tuned: str) -> dict[str, str]:
+    return {"prompt": question.asked, "base": base, "tuned": tuned, "reference": question.reference}
 
 
 def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_step: int | None, path: Path) -> bool:

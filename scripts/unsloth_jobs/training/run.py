@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -72,6 +73,10 @@ class StopSignal:
         if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
             self.reason = "deadline"
         return bool(self.reason)
+
+    def seconds_left(self) -> float:
+        """Until the run must begin to end; infinite without a timeout."""
+        return math.inf if self.deadline is None else self.deadline - self.margin - time.time()
 
     def wait(self, seconds: float) -> bool:
         """Wait; False where the machine is taken away before, or may be any moment."""

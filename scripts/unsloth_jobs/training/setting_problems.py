@@ -14,7 +14,16 @@ def training_problems(settings: TrainingSettings) -> Iterable[str]:
     """What is wrong with the values of the settings above, each as a sentence."""
     if not settings.dataset:
         yield "--dataset is needed: a Hub id such as mlabonne/FineTome-100k, or a local file"
-    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "max_eval_rows", "lora_r", "lora_alpha"):
+    for name in (
+        "batch_size",
+        "gradient_accumulation",
+        "max_seq_length",
+        "max_eval_rows",
+        "lora_r",
+        "lora_alpha",
+        "max_graded",
+        "grading_seconds",
+    ):
         if getattr(settings, name) < 1:
             yield f"{as_flag_name(name)} must be at least 1, not {getattr(settings, name)}"
     for name in ("num_epochs", "learning_rate", "save_steps"):

@@ -39,6 +39,16 @@ class TrainingSettings:
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
     early_stopping: int = setting(0, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never)")
     seed: int = setting(3407, "seed of the split, the order of rows and the adapter's first values")
+    # Evidence
+    eval_dataset: str = setting("", "rows whose questions base and tuned model answer (default: the rows held out)")
+    eval_dataset_config: str = setting("", "configuration of --eval-dataset")
+    eval_dataset_split: str = setting("", "split of --eval-dataset (default: test, validation or train)")
+    eval_dataset_revision: str = setting("", "commit or branch of --eval-dataset (default: main)")
+    grader: str = setting(
+        "auto", "exact, contains, number, choice, json, regex, tool_call, your FILE.py; auto: as the answers are; none"
+    )
+    max_graded: int = setting(200, "questions that are answered and graded at most")
+    grading_seconds: int = setting(300, "seconds that answering them may take")
     # Results
     output_repo: str = setting("", "Hub repository that receives checkpoints, adapter and card; created where missing")
     public: bool = setting(False, "create the repository public instead of private")

@@ -1,0 +1,116 @@
+"""Which questions base and tuned model answer once training is over, and by which rule the answers are graded."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .columns import Format, media_columns
+from .contamination import seen_rows
+from .dataset import load_rows
+from .graders import Grader, grader_misfit, load_grader, propose_grader
+from .masks import Renderer
+from .questions import Question, read_context, read_questions
+from .report import Stop, emit
+from .settings import TrainingSettings
+
+TEST_SPLITS = ("test", "validation", "train")  # of a test set on the Hub: the first of them that it has
+SPARE = 2  # times as many rows are read as are graded: some are left out
+
+FindFormat = Callable[[Any, list[str], Mapping[str, Any], Iterable[str]], Format]
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions that no training row asks, in random order. grader: None where no rule tells right from wrong."""
+
+    questions: list[Question]
+    grader: Grader | None = None
+    grader_name: str = ""
+    seen: int = 0  # rows left out because they stand in the training data
+
+
+def choose_questions(
+    settings: TrainingSettings,
+    train_rows: Iterable[Mapping[str, Any]],
+    eval_rows: Any,
+    tokenizer: Any,
+    renderer: Renderer,
+    layout: Format,
+    find_format: FindFormat,
+) -> QuestionSet:
+    """From --eval-dataset or else from the rows held out. What is wrong with them is a warning: training is worth more."""
+    try:
+        rows, test_layout = read_test_rows(settings, find_format) if settings.eval_dataset else (eval_rows or [], layout)
+        order = random.Random(settings.seed).sample(range(len(rows)), len(rows))
+        some = [rows[place] for place in order[: SPARE * settings.max_graded]]
+        questions = read_questions(some, tokenizer, renderer, test_layout, settings.max_seq_length)
+        if settings.eval_dataset and not questions:
+            raise Stop("no_questions", f"No row of {settings.eval_dataset} ends with an answer.", "Look at its columns.")
+        return choose_grader(settings, questions, train_rows, layout)
+    except Stop as stop:
+        reason = f"{stop.message} {stop.fix}"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    emit("warning", code="no_grading", message=f"No answers will be graded: {reason}")
+    return QuestionSet([])
+
+
+def choose_grader(
+    settings: TrainingSettings, questions: list[Question], train_rows: Iterable[Mapping[str, Any]], layout: Format
+) -> QuestionSet:
+    """The questions with the grader that was asked for, or that fits their references. Raises Stop."""
+    references = [question.reference for question in questions]
+    name, why = settings.grader, "asked for"
+    if name == "auto":
+        proposed, why = propose_grader(references)
+        name = proposed or "none"
+    if name == "none" or not questions:
+        emit("questions", rows=0, grader=None, why=why)
+        return QuestionSet(questions)
+    grader = load_grader(name)
+    if misfit := grader_misfit(name, references):
+        emit("warning", code="grader_misfit", message=misfit)
+    contexts = (context for row in train_rows if (context := read_context(row, layout)))
+    seen = seen_rows([question.context for question in questions], contexts)
+    left_out = {*seen.exact, *seen.normalised}
+    kept = [question for place, question in enumerate(questions) if place not in left_out][: settings.max_graded]
+    source = settings.eval_dataset or "the rows held out"
+    emit("questions", rows=len(kept), source=source, grader=name, why=why, seen=len(left_out), seconds=settings.grading_seconds)
+    if not kept:
+        raise Stop("all_seen", f"Each of the {len(left_out)} test rows stands in the training data.", "Choose other rows.")
+    return QuestionSet(kept, grader, name, len(left_out))
+
+
+def read_test_rows(settings: TrainingSettings, find_format: FindFormat) -> tuple[Any, Format]:
+    """The rows of --eval-dataset and how they are read. Raises Stop."""
+    test = reading_test_set(settings)
+    rows = load_rows(test)
+    media = media_columns(rows.features)
+    text = [name for name in rows.column_names if name not in media]
+    if not len(rows):
+        raise Stop("no_rows", f"{settings.eval_dataset} has no rows.", "Choose another with --eval-dataset.")
+    rows = rows.select_columns(text)
+    return rows, find_format(test, rows.column_names, rows[0], media)
+
+
+def reading_test_set(settings: TrainingSettings) -> TrainingSettings:
+    """The settings as they read the test set."""
+    made = replace(
+        settings,
+        dataset=settings.eval_dataset,
+        dataset_config=settings.eval_dataset_config,
+        dataset_split=settings.eval_dataset_split,
+        dataset_revision=settings.eval_dataset_revision,
+        num_samples=0,
+    )
+    if made.dataset_split or Path(os.path.expanduser(made.dataset)).exists():
+        return made
+    from datasets import get_dataset_split_names
+
+    names = get_dataset_split_names(made.dataset, made.dataset_config or None, revision=made.dataset_revision or None)
+    return replace(made, dataset_split=next((name for name in TEST_SPLITS if name in names), ""))
