@@ -32,6 +32,7 @@ from unsloth_jobs import template
 from unsloth_jobs.lookup import client
 from unsloth_jobs.lookup.checks import examine
 from unsloth_jobs.lookup.findings import Report
+from unsloth_jobs.lookup.grading import Grading
 from unsloth_jobs.lookup.sample import Sample
 from unsloth_jobs.lookup.table import Table
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, run, show_problem, table
@@ -152,6 +153,7 @@ def as_json(found: Report) -> dict[str, Any]:
             "coverage": round(found.lora.coverage, 4),
             "linear_share": round(found.lora.linear_share, 4),
         },
+        "grading": found.grading and asdict(found.grading),
         "identity": found.identity
         and {
             "name": found.identity.name,
@@ -181,11 +183,20 @@ def show(found: Report) -> None:
         facts.add_row(
             "learned", f"{sample.supervised_fraction:.1%} of the tokens; {sample.rows_without_answer} rows without an answer"
         )
+    if grading := found.grading:
+        facts.add_row("graded", escape(graded(grading)))
     people.print(facts)
     if found.sample and found.sample.segments:
         people.print("\n[bold]A row as the model sees it[/]; what is learned (its loss mask) stands in [green]⟦ ⟧[/]:")
         people.print(Text.assemble(*(shown(part) for part in shortened(without_secrets(found.sample.segments)))))
     people.print("[green]Sound.[/]" if found.ok else f"[red]{'Could not be checked' if found.unanswered else 'Not sound'}:[/]")
+
+
+def graded(grading: Grading) -> str:
+    """How the answers will be graded once the run is over."""
+    if grading.grader is None:
+        return f"nothing: {grading.why}"
+    return f"{grading.rows:,} answers of base and tuned model, by {grading.grader} ({grading.why}), of {grading.source}"
 
 
 def described(data: Table, name: str) -> str:

@@ -142,6 +142,7 @@ def estimate(
         module.may_pack(settings, model_found.config),
         counted.mean_error(settings.max_seq_length),
         min(counted.percentile(1.0), settings.max_seq_length) if counted.rows == counted.sampled else 0,
+        *((found.grading.rows, found.grading.answer_tokens) if found.grading else ()),
     )
     pinned = replace(settings, base_model_revision=model_found.revision or "", dataset_revision=found.settings.dataset_revision)
     key = run_key(pinned, script)

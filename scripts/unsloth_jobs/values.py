@@ -48,6 +48,7 @@ def is_graded(value: Any) -> bool:
         isinstance(value, dict)
         and is_amount(value.get("rows"))
         and is_text(value.get("grader"))
+        and is_amount(value.get("seconds", 0))
         and isinstance(value.get("contenders"), list)
         and len(value["contenders"]) > 0
         and all(map(is_contender, value["contenders"]))

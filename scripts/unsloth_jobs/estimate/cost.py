@@ -14,6 +14,8 @@ from typing import Any
 
 from ..lookup.model_info import Model, text_config
 from ..training.batching import Batching, choose_batching
+from ..training.dataset import held_out_rows
+from ..training.generation import MOST_ROWS, SHORTEST_LIMIT
 from ..training.models import needs_bf16
 from ..training.settings import TrainingSettings
 from . import memory
@@ -31,6 +33,9 @@ FLOPS_PER_WEIGHT = {"off": 4, "offload": 6}  # per token: forward 2, the same ag
 FILLED = 0.99  # of a packed pass: steps have nearly as many tokens each
 SHORT = 0.75  # of the passes' length: where most need less than that, they are computed in a shape of their own
 EVALUATIONS, WATCHED_EVALUATIONS = 5, 11  # at the start, then at each quarter or, to stop early, at each tenth
+CONTENDERS = 2  # that answer: base and tuned model
+# Seconds per decoder layer and token of a batch: best, worst. Assumed, not measured; --grading-seconds bounds the whole.
+DECODING_S = (0.0005, 0.003)
 FP16_HANDICAP = 1.25
 TIMEOUT_MARGIN = 1.25
 LONGEST_TIMEOUT_S = 72 * 3600
@@ -40,7 +45,8 @@ LIBRARIES_GB = 15  # on disk: torch, Unsloth and what they need, unpacked and as
 @dataclass(frozen=True)
 class Run:
     """What is to be trained on. error: the relative 95% uncertainty of tokens_per_row, counted in a sample of the rows;
-    longest: tokens of the longest row (0: not known, as long as one may be).
+    longest: tokens of the longest row (0: not known, as long as one may be); questions: that base and tuned model answer once
+    it is over, in so many answer_tokens each.
     """
 
     rows: int
@@ -48,6 +54,8 @@ class Run:
     packed: bool
     error: float = 0.0
     longest: int = 0
+    questions: int = 0
+    answer_tokens: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def divide_step(run: Run, settings: TrainingSettings, keeps: Callable[[int], boo
 def work(run: Run, settings: TrainingSettings, batching: Batching) -> Work:
     """The work of a run whose steps are divided like this."""
     rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
-    held_out = max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+    held_out = held_out_rows(rows, settings)
     each = settings.batch_size * settings.gradient_accumulation
     trained = (rows - held_out) * settings.num_epochs
     steps = math.ceil((rows - held_out) / each) * settings.num_epochs
@@ -156,6 +164,8 @@ def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run
     evaluations = WATCHED_EVALUATIONS if settings.early_stopping else EVALUATIONS
     start = known.overhead or starting(model)
     parts = {"start": start, "training": training, "evaluation": evaluation.times(evaluations)}
+    if run.questions:
+        parts["grading"] = grading(model, run, settings)
     low, high = (sum(getattr(part, end) for part in parts.values()) for end in ("low", "high"))
     if not low <= LONGEST_TIMEOUT_S:  # NaN as well, of a number of passes that is beyond counting
         reason = f"over {LONGEST_TIMEOUT_S // 3600} h, the longest that a job is planned for here"
@@ -245,6 +255,20 @@ def evaluating(flavor: Flavor, model: Model, size: Work) -> Range:
     arithmetic = 2 * model.parameters * size.evaluation_batches * size.at_once / flavor.bf16_flops
     launches = memory.layers(model) * size.evaluation_batches / 3
     return Range(*(arithmetic / share + launches * launch for share, launch in zip(UTILISATION, LAUNCH_S, strict=True)))
+
+
+def grading(model: Model, run: Run, settings: TrainingSettings) -> Range:
+    """Seconds in which base and tuned model answer: each token of a batch takes a pass through all layers.
+
+    An answer is as long as its reference at best, and at the limit of tokens at worst, as a base model's often is.
+    """
+    limit = max(2 * run.answer_tokens, SHORTEST_LIMIT)
+    batches = CONTENDERS * math.ceil(run.questions / MOST_ROWS)
+    low, high = (
+        batches * tokens * memory.layers(model) * pace
+        for tokens, pace in zip((run.answer_tokens, limit), DECODING_S, strict=True)
+    )
+    return Range(min(low, settings.grading_seconds), min(high, settings.grading_seconds))
 
 
 def recommend(ranked: list[Candidate], flavors: Iterable[Flavor]) -> Recommended | None:

@@ -21,7 +21,8 @@ FREE = {
     "min_coverage", "save_steps", "card_samples",
 }  # fmt: skip
 LENGTH = {
-    "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "resume", "early_stopping",
+    "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "resume", "early_stopping", "eval_dataset",
+    "eval_dataset_config", "eval_dataset_split", "eval_dataset_revision", "grader", "max_graded", "grading_seconds",
 }  # fmt: skip
 SAME_RUN = 1.1  # how far a step time measured on the same model, rows and flavor may be off
 OTHER_MACHINE = 1.5  # how far the start of a run may be off from the start of one like it
@@ -138,6 +139,7 @@ def entry(run: dict[str, Any]) -> Entry | None:
     if not 0 < per_token * done["tokens"] < math.inf:
         return None
     busy = per_token * done["tokens"] + (done.get("evaluation_s") or 0) * done.get("evaluations", 0)
+    busy += (done.get("graded") or {}).get("seconds") or 0
     estimated = (run.get("estimate") or {}).get("seconds_per_token")
     return Entry(
         run["job_id"],

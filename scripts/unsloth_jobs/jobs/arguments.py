@@ -18,10 +18,10 @@ from ..training.files import sha256_of
 # Settings whose value is a name and never a file of this machine: one that happens to be called so stays here.
 NAMES = {
     "adapter", "adapter_revision", "backend", "base_model", "base_model_revision", "completion_column", "dataset_config",
-    "dataset_revision", "dataset_split", "gradient_checkpointing", "output_repo", "prompt_column", "quantizations", "run_name",
+    "dataset_revision", "dataset_split", "eval_dataset_config", "eval_dataset_revision", "eval_dataset_split", "gradient_checkpointing", "output_repo", "prompt_column", "quantizations", "run_name",
     "save_local", "target_modules", "trackio_space",
 }  # fmt: skip
-FOLDERS = ("dataset", "adapter")  # settings that may name a folder here, which no job can see
+FOLDERS = ("dataset", "eval_dataset", "adapter")  # settings that may name a folder here, which no job can see
 CLIENT_WANTS = (".py", ".sh", ".yaml", ".yml", ".toml")  # the client refuses a word with such an end that is no file
 
 
@@ -49,6 +49,8 @@ def expanded(settings: Any) -> Any:
 
 def is_file(name: str, value: Any) -> bool:
     """Whether a setting's value is a file on this machine, which the script is to read."""
+    if name == "grader" and not str(value).endswith(".py"):  # a built-in one
+        return False
     return isinstance(value, str) and name not in NAMES and os.path.isfile(os.path.expanduser(value))
 
 
@@ -69,12 +71,13 @@ def require_visible(settings: Any) -> None:
         path = Path(os.path.expanduser(value))
         if not value or is_file(name, value) or not path.exists():
             continue
-        kind = "--repo-type dataset " if name == "dataset" else ""
-        fix = f"Upload it: hf upload {kind}YOU/NAME {value}. Then pass --{name} YOU/NAME."
-        if name == "dataset":
+        rows, flag = name.endswith("dataset"), "--" + name.replace("_", "-")
+        kind = "--repo-type dataset " if rows else ""
+        fix = f"Upload it: hf upload {kind}YOU/NAME {value}. Then pass {flag} YOU/NAME."
+        if rows:
             fix = f"Join its rows in one .jsonl file and pass that. Or upload it: {fix.partition(': ')[2]}"
         what = "a folder" if path.is_dir() else "no ordinary file"
-        raise UserError("not_a_file", f"--{name} {value} is {what} on this machine, which a job cannot see.", fix)
+        raise UserError("not_a_file", f"{flag} {value} is {what} on this machine, which a job cannot see.", fix)
 
 
 def require_clear(words: list[str]) -> list[Problem]:

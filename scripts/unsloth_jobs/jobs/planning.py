@@ -171,6 +171,9 @@ def resolve_training(
         )
     model = preflight.find_model(api, module, settings)
     pinned = {"base_model_revision": model.revision, "dataset_revision": preflight.find_dataset_revision(api, settings)}
+    if getattr(settings, "eval_dataset", ""):
+        test = replace(settings, dataset=settings.eval_dataset, dataset_revision=settings.eval_dataset_revision)
+        pinned["eval_dataset_revision"] = preflight.find_dataset_revision(api, test)
     if owner and not settings.output_repo:
         pinned["output_repo"] = f"{owner}/{module.run_name(settings)}"
     if owner and not arguments.given("--trackio-space", request.arguments):

@@ -15,6 +15,7 @@ from ..training.lora import EXPERTS, leaf, lora_size
 from ..training.settings import TrainingSettings
 from .dataset_info import fetch_dataset_revision
 from .findings import TEXT_MODEL, Lora, Report, check_model, check_owner, check_rows
+from .grading import examine_grading
 from .identity import whoami, writable_namespace
 from .model_info import Model, fetch_model
 from .sample import Sample, tokenise_sample
@@ -54,12 +55,13 @@ def examine(
     if model and table and not refused:
         sample, untold = attempt(lambda: tokenise_sample(template, settings, table))
         faults += untold
+    grading, misfits = examine_grading(api, template, settings, sample) if sample else (None, [])
     adapter, lora_problems = lora(template, settings, model)
     unusual = check_model(model) if model and not refused else []
     lookup_problems = dict.fromkeys(fault.problem for fault in (*faults, *refused))  # one bad token is refused at each look-up
     exit_code = HUB if any(fault.exit_code == HUB for fault in faults) else FAILED
-    found = Report(template, settings, identity, owner, model, table, sample, adapter, (), exit_code)
-    problems = (*lookup_problems, *lora_problems, *check_owner(found), *unusual, *check_rows(found))
+    found = Report(template, settings, identity, owner, model, table, sample, adapter, (), grading, exit_code)
+    problems = (*lookup_problems, *lora_problems, *check_owner(found), *unusual, *check_rows(found), *misfits)
     return replace(found, problems=problems)
 
 

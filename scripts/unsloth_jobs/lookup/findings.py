@@ -11,6 +11,7 @@ from ..errors import FAILED, Problem
 from ..template import Template
 from ..training.settings import TrainingSettings
 from . import client
+from .grading import Grading
 from .identity import Identity
 from .model_info import Model
 from .sample import Sample
@@ -47,6 +48,7 @@ class Report:
     sample: Sample | None  # the table with its tokens, which need the model's tokenizer
     lora: Lora
     problems: tuple[Problem, ...]
+    grading: Grading | None = None  # of the answers, once the run is over
     exit_code: int = FAILED  # where not ok: HUB if the Hub kept something from being checked
 
     @property
