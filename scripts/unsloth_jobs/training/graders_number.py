@@ -62,10 +62,8 @@ def is_same_number(one: Number, other: Number) -> bool:
 def last_number(text: str) -> Number | None:
     """The last number that a text holds."""
     text = LATEX_FRACTION.sub(r"\1/\2", text[-LONGEST:].translate(MINUS))
-    last = None
-    for found in NUMBER.finditer(text):
-        last = as_number(found) or last
-    return last
+    numbers = map(as_number, reversed(list(NUMBER.finditer(text))))
+    return next(filter(None, numbers), None)
 
 
 def is_a_number(text: str) -> bool:

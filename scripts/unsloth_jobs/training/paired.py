@@ -19,7 +19,9 @@ class Difference(NamedTuple):
     low: float
     high: float
     rows: int
-    variance: float = 1.0  # of the rows' differences, with the two that paired_difference adds; no scores of 0 to 1 have more than 1
+    variance: float = (
+        1.0  # of the rows' differences, with the two that paired_difference adds; no scores of 0 to 1 have more than 1
+    )
 
 
 def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> Difference:
