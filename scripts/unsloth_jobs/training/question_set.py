@@ -16,7 +16,7 @@ from .graders import Grader, grader_misfit, load_grader, propose_grader
 from .masks import Renderer
 from .questions import Question, read_context, read_questions
 from .report import Stop, emit
-from .settings import TrainingSettings
+from .settings import EvidenceSettings
 
 TEST_SPLITS = ("test", "validation", "train")  # of a test set on the Hub: the first of them that it has
 SPARE = 2  # times as many rows are read as are graded: some are left out
@@ -35,7 +35,7 @@ class QuestionSet:
 
 
 def choose_questions(
-    settings: TrainingSettings,
+    settings: EvidenceSettings,
     train_rows: Iterable[Mapping[str, Any]],
     eval_rows: Any,
     tokenizer: Any,
@@ -61,7 +61,7 @@ def choose_questions(
 
 
 def choose_grader(
-    settings: TrainingSettings, questions: list[Question], train_rows: Iterable[Mapping[str, Any]], layout: Format
+    settings: EvidenceSettings, questions: list[Question], train_rows: Iterable[Mapping[str, Any]], layout: Format
 ) -> QuestionSet:
     """The questions with the grader that was asked for, or that fits their references. Raises Stop."""
     references = [question.reference for question in questions]
@@ -86,7 +86,7 @@ def choose_grader(
     return QuestionSet(kept, grader, name, len(left_out))
 
 
-def read_test_rows(settings: TrainingSettings, find_format: FindFormat) -> tuple[Any, Format]:
+def read_test_rows(settings: EvidenceSettings, find_format: FindFormat) -> tuple[Any, Format]:
     """The rows of --eval-dataset and how they are read. Raises Stop."""
     test = reading_test_set(settings)
     rows = load_rows(test)
@@ -98,7 +98,7 @@ def read_test_rows(settings: TrainingSettings, find_format: FindFormat) -> tuple
     return rows, find_format(test, rows.column_names, rows[0], media)
 
 
-def reading_test_set(settings: TrainingSettings) -> TrainingSettings:
+def reading_test_set(settings: EvidenceSettings) -> EvidenceSettings:
     """The settings as they read the test set."""
     made = replace(
         settings,
@@ -106,7 +106,6 @@ def reading_test_set(settings: TrainingSettings) -> TrainingSettings:
         dataset_config=settings.eval_dataset_config,
         dataset_split=settings.eval_dataset_split,
         dataset_revision=settings.eval_dataset_revision,
-        num_samples=0,
     )
     if made.dataset_split or Path(os.path.expanduser(made.dataset)).exists():
         return made
