@@ -137,6 +137,6 @@ def split_rows(rows: Any, settings: SplitSettings) -> tuple[Any, Any]:
     return parts["train"], parts["test"]
 
 
-def held_out_rows(rows: int, settings: TrainingSettings) -> int:
+def held_out_rows(rows: int, settings: SplitSettings) -> int:
     """How many of so many rows are held out."""
     return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)

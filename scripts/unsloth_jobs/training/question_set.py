@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .columns import Format, media_columns
 from .contamination import seen_rows
@@ -21,6 +21,7 @@ from .settings import EvidenceSettings
 TEST_SPLITS = ("test", "validation", "train")  # of a test set on the Hub: the first of them that it has
 SPARE = 2  # times as many rows are read as are graded: some are left out
 
+Testing = TypeVar("Testing", bound=EvidenceSettings)
 FindFormat = Callable[[Any, list[str], Mapping[str, Any], Iterable[str]], Format]
 
 
@@ -111,7 +112,7 @@ def read_test_rows(settings: EvidenceSettings, format_of: FindFormat) -> tuple[A
     return rows, format_of(test, rows.column_names, rows[0], media)
 
 
-def reading_test_set(settings: EvidenceSettings) -> EvidenceSettings:
+def reading_test_set(settings: Testing) -> Testing:
     """The settings as they read the test set."""
     made = replace(
         settings,
