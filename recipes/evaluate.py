@@ -295,7 +295,7 @@ def setting_problems(settings: Settings) -> Iterable[str]:
     if not every:
         yield "--models is needed: the Hub id or the folder of what templates/sft.py made, or of a whole model"
     if twice := sorted({name for name in every if every.count(name) > 1}):
-        yield f"{twice[0]} is named twice by --models and --base-model"
+        yield f"--models and --base-model name {twice[0]} twice"
     count = len(every) + bool(settings.system_prompt) + bool(settings.few_shot)
     if count > MOST_CONTENDERS:
         yield f"--models, with the base model and its forms, are at most {MOST_CONTENDERS}, not {count}"

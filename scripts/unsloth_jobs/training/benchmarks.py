@@ -10,6 +10,7 @@ from .paired import difference_sentence, paired_difference, verdict
 from .report import emit
 from .stage import Stage
 
+BATCH = 8  # items at once
 Scores = dict[tuple[str, str], dict[int, float]]  # of each item, by task and metric
 
 
@@ -40,7 +41,7 @@ def benchmark_scores(stage: Stage, asker: Asker, task: str, items: int) -> Score
 
     with stage.holding(asker.contender) as model:
         found = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=asker.tokenizer, backend="causal", batch_size="auto:1", max_batch_size=32),
+            model=HFLM(pretrained=model, tokenizer=asker.tokenizer, backend="causal", batch_size=BATCH),
             tasks=[load_yaml(task, resolve_func=True) if task.endswith((".yaml", ".yml")) else task],
             limit=items,
             apply_chat_template=bool(asker.tokenizer.chat_template),
