@@ -62,14 +62,14 @@ class Run:
 class Runs:
     """Starts runs, and has the Hub that they push to."""
 
-    def __init__(self, python: str, root: Path):
-        self.root, self.hub = root, Hub(root / "hub")
+    def __init__(self, python: str, root: Path, server: str = "run_server.py"):
+        self.script, self.root, self.hub = server, root, Hub(root / "hub")
         self.python, self.count = python, 0
 
     def __enter__(self) -> Runs:
         self.hub.start().add_user("ada", token=TOKEN)
         self.server = subprocess.Popen(
-            [self.python, str(Path(__file__).with_name("run_server.py"))],
+            [self.python, str(Path(__file__).with_name(self.script))],
             # With more threads than one, OpenMP spins in a forked process.
             env={**os.environ, **self.hub.env(token=TOKEN), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
@@ -93,5 +93,5 @@ class Runs:
         wish = {"arguments": ["--save-local", "out", *arguments], "folder": str(folder), "env": env, "fault": fault}
         print(json.dumps(wish), file=self.server.stdin, flush=True)
         while not (said := self.server.stdout.readline()).strip().isdigit():
-            assert said, "run_server.py has ended"
+            assert said, f"{self.script} has ended"
         return Run(folder, psutil.Process(int(said)), before)

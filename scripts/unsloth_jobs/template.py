@@ -117,7 +117,15 @@ def takes_settings(script: Path) -> bool:
 
 def trains(module: Template) -> bool:
     """Whether a template trains a model on rows."""
-    return getattr(module, "METHOD", "sft") != "export" and hasattr(module, READERS[0])
+    return method_of(module) not in ("export", "evaluate") and hasattr(module, READERS[0])
+
+
+def evaluates(module: Template) -> bool:
+    return method_of(module) == "evaluate"
+
+
+def method_of(module: Template) -> str:
+    return getattr(module, "METHOD", "sft")
 
 
 def holds_token(text: str, in_code: bool = False) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from ..lookup.client import LOGIN, asking, garbled
 from ..redaction import plain
 from . import records, upload
 from .job import RUN_VARIABLE, Job, run_facts
-from .plan import Plan, Submission
+from .plan import JUDGE_KEY, Plan, Submission
 
 PLAN_LABEL = "unsloth-jobs-plan"
 CLAIMS = "unsloth-jobs-plans"  # a private repository of each owner: a tag for each plan that was started
@@ -52,7 +53,7 @@ class HFJobs:
             flavor=plan.flavor,
             timeout=plan.timeout_s,
             attempts=plan.attempts if plan.attempts > 1 else None,
-            secrets={"HF_TOKEN": token},
+            secrets={"HF_TOKEN": token} | {name: os.environ[name] for name in plan.secrets if name == JUDGE_KEY},
             env=env,
             name=re.sub(r"[^\w-]", "-", f"{Path(plan.script).stem[:50]}-{plan.plan_id}", flags=re.ASCII),
             labels={PLAN_LABEL: plan.plan_id},

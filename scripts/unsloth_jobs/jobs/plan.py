@@ -20,6 +20,7 @@ SCRIPTS = Path(__file__).resolve().parents[2]  # the commands that fixes name
 DEFAULT_FLAVOR, DEFAULT_TIMEOUT_S = "l4x1", 4 * 3600
 SMOKE_STEPS, SMOKE_TIMEOUT_S, SMOKE_MAX_USD = 24, 20 * 60, 1.0
 LISTS = ("arguments", "secrets", "results", "whole_arguments")  # of a plan: tuples, which JSON does not know
+JUDGE_KEY = "JUDGE_API_KEY"  # the one secret beside HF_TOKEN that a job is given, where it asks a judge
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..lookup import client
 from ..output import duration, span
+from ..training.contenders import id_and_revision
 from .plan import SMOKE_STEPS, Plan
 from .planning import PreparedPlan
 from .preflight import Repository
@@ -21,9 +23,11 @@ def summarise(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, 
         about = {"script": plan.script, "arguments": " ".join(plan.arguments) or "none", "result": "what the script saves"}
     elif hasattr(settings, "adapter"):
         about = exporting(made)
+    elif hasattr(settings, "models"):
+        about = evaluating(made)
     else:
         about = training(made, estimate)
-    return about | sent(plan) | costs(plan, estimate, trains=settings is not None and not hasattr(settings, "adapter"))
+    return about | sent(plan) | costs(plan, estimate, trains=hasattr(settings, "num_epochs"))
 
 
 def details(plan: Plan) -> dict[str, str]:
@@ -64,6 +68,37 @@ def exporting(made: PreparedPlan) -> dict[str, str]:
         "result": "\n".join(described(one, made.plan.public) for one in made.repositories)
         or f"the folder {made.plan.output_dir}",
     }
+
+
+def evaluating(made: PreparedPlan) -> dict[str, str]:
+    """The contenders, what they are asked, who grades it, and what leaves the machine for a judge."""
+    settings = made.settings
+    forms = ["with the system prompt"] * bool(settings.system_prompt)
+    forms += [f"with {settings.few_shot} training rows as examples"] * bool(settings.few_shot)
+    named = [pinned(*id_and_revision(name)) for name in settings.named]
+    train_rows = pinned(settings.dataset, settings.dataset_revision)
+    judge = f"{settings.judge_model} at {settings.judge_url}, which is sent the questions and the answers"
+    bits = "4 bits" if settings.load_in_4bit else "16 bits"
+    shows = "quotes questions and answers, to whoever can read the repository (--no-card-samples: none)"
+    lines = {
+        "base model": ", also ".join([pinned(settings.base_model, settings.base_model_revision), *forms])
+        if settings.base_model
+        else "",
+        "models": "\n".join(named),
+        "test rows": pinned(settings.eval_dataset, settings.eval_dataset_revision) or "those that the training held out",
+        "training rows": train_rows or "not known: test rows among them are not found",
+        "grader": f"{settings.grader}, {settings.max_graded:,} questions at most, {duration(settings.grading_seconds)} a model",
+        "weights": f"in {bits}",
+        "judge": judge if settings.judge_url else "",
+        "benchmarks": f"{settings.benchmarks}, {settings.benchmark_items:,} items each" if settings.benchmarks else "",
+        "result": "\n".join(
+            f"{described(replace(one, files=frozenset()), made.plan.public)}: folder `evaluation`, a section of the card"
+            for one in made.repositories
+        )
+        or f"the folder {made.plan.output_dir}",
+        "report": (shows if settings.card_samples else "quotes no rows") if settings.output_repo else "",
+    }
+    return {name: value for name, value in lines.items() if value}
 
 
 def pinned(name: str | None, revision: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from ..lookup.dataset_info import is_local
 from ..lookup.identity import Identity, whoami, writable_namespace
 from ..lookup.model_info import Model
 from ..training.files import file_digest, sha256_of
-from . import arguments, preflight
-from .plan import DEFAULT_TIMEOUT_S, SMOKE_MAX_USD, SMOKE_STEPS, SMOKE_TIMEOUT_S, Plan, seconds
+from . import arguments, evaluating, preflight
+from .plan import DEFAULT_TIMEOUT_S, JUDGE_KEY, SMOKE_MAX_USD, SMOKE_STEPS, SMOKE_TIMEOUT_S, Plan, seconds
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def prepare(api: HfApi, request: RunRequest) -> PreparedPlan:
     if owner:
         arguments.require_visible(settings)
     if not template.trains(module):
-        return with_arguments(base, resolve_export(api, settings, identity, owner), module, request.arguments)
+        resolve = resolve_evaluation if template.evaluates(module) else resolve_export
+        return with_arguments(base, resolve(api, settings, identity, owner), module, request.arguments)
     run = resolve_training(api, module, settings, owner, request)
     if owner and run.parameters:
         preflight.require_fit(machine, flavors, run.parameters, run.settings)
@@ -140,13 +142,15 @@ def with_arguments(plan: Plan, run: ResolvedRun, module: template.Template, type
     if plan.where == "hf":
         arguments.require_sendable(words)
     value = lambda name: getattr(settings, name, None) or None  # noqa: E731
-    dataset, save_local = value("dataset"), value("save_local")
-    revision = file_digest(Path(dataset)) if dataset and Path(dataset).is_file() else value("dataset_revision")
+    dataset, save_local = value("dataset") if template.trains(module) else None, value("save_local")
+    revision = file_digest(Path(dataset)) if dataset and Path(dataset).is_file() else dataset and value("dataset_revision")
+    judge = (JUDGE_KEY,) if plan.where == "hf" and value("judge_url") and os.environ.get(JUDGE_KEY) else ()
     # A repository that is there stays as it is, whatever --public says; one that is not is made as that says.
     public = bool(value("public")) and all(one.private is not True for one in run.repositories)
     made = replace(
         plan,
         arguments=tuple(words),
+        secrets=(*plan.secrets, *judge),
         files=arguments.local_files(words) if plan.where == "hf" else {},
         model=run.model,
         model_revision=run.model_revision,
@@ -197,6 +201,22 @@ def resolve_export(api: HfApi, settings: Any, identity: Identity | None, owner: 
     for one in repositories:
         preflight.require_room(one, settings.public, of_adapter=False)
     return ResolvedRun(settings, repositories, found.base, settings.base_model_revision or None)
+
+
+def resolve_evaluation(api: HfApi, settings: Any, identity: Identity | None, owner: str | None) -> ResolvedRun:
+    """What a run of templates/evaluate.py left open, filled in."""
+    settings, models = evaluating.resolve_models(api, settings, is_job=owner is not None)
+    settings = evaluating.resolve_rows(api, settings, models, is_job=owner is not None)
+    settings = evaluating.resolve_report(settings, models, identity)
+    names = [settings.output_repo] if settings.output_repo else []
+    if identity:
+        preflight.require_own(identity, names)
+    repositories = tuple(preflight.find_repository(api, one) for one in names)
+    for one in repositories:
+        preflight.require_room(one, settings.public, of_adapter=False)
+    first = settings.base_model or models[0].id
+    revision = settings.base_model_revision or (None if settings.base_model else models[0].revision)
+    return ResolvedRun(settings, repositories, first, revision)
 
 
 def fetch_result_repositories(api: HfApi, identity: Identity | None, settings: Any) -> tuple[preflight.Repository, ...]:

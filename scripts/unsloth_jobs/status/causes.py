@@ -488,7 +488,8 @@ class Remedy:
 OTHER_MODEL = Remedy("Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.")
 OTHER_BASE = Remedy("Export an adapter whose base model llama.cpp can run, or only merge it: --quantizations none.", LOGS)
 GO_ON = Remedy("Submit it again with --resume: it goes on from the last checkpoint.", RESUME)
-# By the code of the event, of templates/sft.py and then of templates/export.py alone.
+TEST_ROWS = Remedy("Pass test rows with --eval-dataset: a question and an answer in each, which no model was trained on.", LOGS)
+# By the code of the event, of templates/sft.py and then of templates/export.py and templates/evaluate.py alone.
 STOPS = {
     "deadline": Remedy("With a longer --timeout and --resume at the end of the arguments it goes on from there.", RESUME),
     "cancelled": GO_ON,
@@ -553,9 +554,9 @@ STOPS = {
     "encoder_decoder": OTHER_MODEL,
     "not_a_decoder": OTHER_MODEL,
     "quantized_model": Remedy("Choose the original 16-bit model, or its bitsandbytes 4-bit version."),
-    "no_adapter": Remedy("Pass what templates/sft.py made as --adapter.", LOGS),
+    "no_adapter": Remedy("Name what templates/sft.py made: an adapter with its weights.", LOGS),
     "too_little_memory": Remedy("Choose a flavor with more memory: --flavor cpu-xl.", LOGS),
-    "not_lora": Remedy("Only LoRA adapters can be merged.", LOGS),
+    "not_lora": Remedy("Name a LoRA adapter: others can be neither merged nor evaluated here.", LOGS),
     "no_base_model": Remedy("Pass --base-model.", LOGS),
     "quantized_base": Remedy("Pass the original 16-bit model as --base-model.", LOGS),
     "conversion_failed": OTHER_BASE,
@@ -566,6 +567,16 @@ STOPS = {
         "Choose a finer quantisation such as q8_0, or read the answers in the `compared` event and lower --min-agreement.", LOGS
     ),
     "no_converter": Remedy("Submit it again: what is pushed by now is not made again.", AGAIN),
+    "too_many_contenders": Remedy("Name fewer with --models.", LOGS),
+    "adapter_misfit": Remedy("Pass the model that the adapter was trained on as --base-model.", LOGS),
+    "no_test_rows": TEST_ROWS,
+    "rows_changed": Remedy("Pass the file as it was as --dataset, or test rows as --eval-dataset.", LOGS),
+    "all_seen": TEST_ROWS,
+    "no_questions": Remedy("Name the columns with --prompt-column and --completion-column, or raise --max-seq-length.", LOGS),
+    "no_examples": Remedy("Lower --few-shot, raise --max-seq-length, or name other training rows with --dataset.", LOGS),
+    "no_grader": Remedy("Pass --grader with a name or your FILE.py, or a judge: --judge-url and --judge-model.", LOGS),
+    "no_time": Remedy("Raise --grading-seconds, and --timeout with it.", LOGS),
+    "bad_prompt": Remedy("Name a text file in UTF-8 with --system-prompt.", LOGS),
     "not_found": Remedy("Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.", LOGS),
 }
 WRAPPERS = ("error", "push_denied", "dataset_unreadable", "resume_failed")

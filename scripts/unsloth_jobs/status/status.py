@@ -14,7 +14,7 @@ from ..jobs import records
 from ..jobs.backends import JobRef
 from ..jobs.job import Backend, Job
 from ..jobs.plan import SCRIPTS, Plan
-from ..lookup.client import IS_ID
+from ..lookup.client import IS_ID, endpoint
 from ..output import duration
 from ..training.secrets import quotation
 from .causes import Diagnosis
@@ -106,6 +106,8 @@ class Status:
         if not self.result:
             log = f"uv run {SCRIPTS / 'logs.py'} {self.job.job_id} --tail 50"
             return f"It ended without an error and reported no result: there may be none. See its log: {log}"
+        if report := self.summary.event("done").get("report"):
+            return f"The report: {self.report_at(str(report))}\nRead its worst answers before you train again."
         result = f"The tuned model: {self.result}"
         if not (self.plan and self.plan.model and self.plan.dataset):
             return result  # no training of a template's
@@ -115,6 +117,11 @@ class Status:
         return (
             f"{result}\nTo make files of it for a laptop or a phone: {shlex.join([*export, '--', '--adapter', str(adapter)])}"
         )
+
+    def report_at(self, report: str) -> str:
+        """The report's address on the Hub, or its file here. report: as the run names it."""
+        repository = self.plan.results[-1] if self.plan and self.plan.results else None
+        return f"{endpoint()}/{repository}/blob/main/evaluation/README.md" if repository else quotation(report)
 
     @property
     def next(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,15 @@ from typing import Any
 from .evaluation import Evaluation
 from .evidence import ANSWER_TOKENS, ANSWERS_FILE, last_loss
 from .files import sha256_of
+from .grades_table import difference_sentences, grades_table
 from .machine import peak_gb, training_libraries, versions
+from .markdown import cell, markdown_table, quoted
 from .report import LAST_EVENTS
 from .run import cost_usd, run_facts
 from .secrets import redacted
 from .settings import TrainingSettings
 
 LIBRARY = {"unsloth": "Unsloth", "trl": "TRL and PEFT"}
-SHOWN_CHARS = 800  # of a text in the card
 
 
 def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> dict[str, Any]:
@@ -136,17 +136,10 @@ GRADED = {"base": "Base model", "tuned": "This adapter"}
 
 def card_grades(evaluation: Evaluation, quoted_beside: bool) -> str:
     """The table of grades, the interval of each difference, and what else decides how much they tell."""
-    lines = ["| | Right | 95% interval | Cut off |", "|---|---|---|---|"]
-    said = []
-    for name in evaluation.answers:
-        row = evaluation.as_row(name)
-        title = GRADED.get(name, f"`{name}`")
-        lines.append(f"| {title} | {row['right']:.1%} | {row['low']:.1%} to {row['high']:.1%} | {row['cut']} |")
-        if "sentence" in row:
-            said.append(row["sentence"])
     rows = f"{len(evaluation.questions):,} questions that no training row asks, graded by `{evaluation.grader}`."
     beside = f"All answers: [{ANSWERS_FILE}]({ANSWERS_FILE})." if quoted_beside else ""
-    return "\n\n".join(["\n".join(lines), " ".join(filter(None, [rows, *said, beside]))])
+    said = difference_sentences(evaluation, GRADED)
+    return "\n\n".join([grades_table(evaluation, GRADED), " ".join(filter(None, [rows, *said, beside]))])
 
 
 def card_answers(answers: list[dict[str, str]]) -> str:
@@ -157,28 +150,6 @@ def card_answers(answers: list[dict[str, str]]) -> str:
         row = " | ".join(cell(answer[name]) for name in ("base", "tuned", "reference"))
         parts.append(quoted(answer["prompt"]) + f"\n\n| Base | Tuned | Reference |\n|---|---|---|\n| {row} |")
     return "\n\n".join(parts)
-
-
-def markdown_table(rows: Mapping[str, Any]) -> str:
-    """A Markdown table of two columns; the first row is its head."""
-    head, *lines = (f"| {name} | {value} |" for name, value in rows.items())
-    return "\n".join([head, "|---|---|", *lines])
-
-
-def cell(text: str) -> str:
-    """A model's text on one line, for a table."""
-    return as_markdown(text).replace("|", "\\|").replace("\n", "<br>") or "(nothing)"
-
-
-def quoted(text: str) -> str:
-    return "\n".join(f"> {line}  " for line in as_markdown(text).splitlines())
-
-
-def as_markdown(text: str) -> str:
-    """A model's text as Markdown in which its tags are seen, without its middle where it is long."""
-    half = SHOWN_CHARS // 2
-    text = text if len(text) <= SHOWN_CHARS else f"{text[:half]} … {text[-half:]}"
-    return html.escape("".join(char for char in text if char.isprintable() or char == "\n"), quote=False)
 
 
 CARD_USAGE = """## Use

@@ -82,8 +82,15 @@ def lineage_of(checkpoint: Path) -> dict[str, Any]:
 
 def newest_checkpoint(settings: TrainingSettings) -> Path | None:
     """The checkpoint with the most steps on this machine; None where there is none."""
-    folders = (Path(settings.save_local) / "checkpoints").glob("checkpoint-*")
-    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file() and (folder / SETTINGS_FILE).is_file()]
+    return newest_in(Path(settings.save_local) / "checkpoints")
+
+
+def newest_in(folder: Path) -> Path | None:
+    whole = [
+        one
+        for one in folder.glob("checkpoint-*")
+        if all((one / name).is_file() for name in ("trainer_state.json", SETTINGS_FILE))
+    ]
     return max(whole, key=step_of, default=None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from .files import file_digest, file_rows, local_file, scan_file
 from .json_lines import require_no_null, require_sound_starts
 from .report import Stop
-from .settings import TrainingSettings
+from .settings import DatasetSettings, SplitSettings
 
 
 def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
@@ -37,7 +37,7 @@ def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
     )
 
 
-def load_rows(settings: TrainingSettings, streaming: bool = False, first: float = math.inf) -> Any:
+def load_rows(settings: DatasetSettings, streaming: bool = False, first: float = math.inf) -> Any:
     """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming, of which so many will be read).
 
     Raises Stop.
@@ -75,7 +75,7 @@ def digested_rows(path: str, digest: str) -> Iterator[dict[str, str | None]]:
     yield from file_rows(Path(path))
 
 
-def unreadable(settings: TrainingSettings, error: Exception) -> Stop:
+def unreadable(settings: DatasetSettings, error: Exception) -> Stop:
     return Stop(
         "dataset_unreadable",
         f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
@@ -87,7 +87,7 @@ def unreadable(settings: TrainingSettings, error: Exception) -> Stop:
 
 
 def data_source(
-    settings: TrainingSettings, require_sound: Callable[[Iterable[list[str]]], None] = lambda splits: None
+    settings: DatasetSettings, require_sound: Callable[[Iterable[list[str]]], None] = lambda splits: None
 ) -> dict[str, Any]:
     """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
 
@@ -111,7 +111,7 @@ def data_source(
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
 
 
-def data_revision(settings: TrainingSettings) -> str | None:
+def data_revision(settings: DatasetSettings) -> str | None:
     """The data set's commit on the Hub, or a local file's sha256; what was asked for where the Hub does not say."""
     from huggingface_hub import HfApi
 
@@ -124,7 +124,7 @@ def data_revision(settings: TrainingSettings) -> str | None:
         return revision
 
 
-def split_rows(rows: Any, settings: TrainingSettings) -> tuple[Any, Any]:
+def split_rows(rows: Any, settings: SplitSettings) -> tuple[Any, Any]:
     """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
     if settings.num_samples:
         rows = rows.select(range(min(settings.num_samples, len(rows))))
@@ -137,6 +137,6 @@ def split_rows(rows: Any, settings: TrainingSettings) -> tuple[Any, Any]:
     return parts["train"], parts["test"]
 
 
-def held_out_rows(rows: int, settings: TrainingSettings) -> int:
+def held_out_rows(rows: int, settings: SplitSettings) -> int:
     """How many of so many rows are held out."""
     return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)

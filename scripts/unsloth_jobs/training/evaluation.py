@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .generation import Answer, answer_all, answer_limit, final_answer
+from .generation import Answer, final_answer
 from .graders import Grader, Grades, class_table, grade_answers
 from .paired import Difference, difference_sentence, paired_difference, rate_interval, verdict
 from .question_set import QuestionSet
@@ -26,7 +25,7 @@ Answering = Callable[[Sequence[Question], float], list[Answer | None]]  # the se
 class Evaluation:
     """Grades of the questions that every contender answered, the first contender being what the others are compared to.
 
-    answers and grades: by contender, in the order of the questions; unanswered: those for which the time did not suffice.
+    answers and grades: by contender, in the order of the questions; no grades where no rule tells right from wrong; unanswered: those for which the time did not suffice.
     """
 
     grader: str
@@ -50,6 +49,10 @@ class Evaluation:
 
     def cut(self, name: str) -> int:
         return sum(answer.cut for answer in self.answers[name])
+
+    def grade_of(self, name: str, place: int) -> float | None:
+        """None where no rule grades the answers."""
+        return self.grades[name].scores[place] if name in self.grades else None
 
     def as_row(self, name: str) -> dict[str, Any]:
         """A contender's line of the table."""
@@ -112,7 +115,7 @@ def evaluate_contenders(
 
 
 def grade_contenders(
-    answers: Mapping[str, Sequence[Answer | None]], chosen: QuestionSet, grader: Grader, seconds: float
+    answers: Mapping[str, Sequence[Answer | None]], chosen: QuestionSet, grader: Grader | None, seconds: float
 ) -> Evaluation | None:
     """The grades of the questions that all answered; None where there is none."""
     answered = [place for place, row in enumerate(zip(*answers.values(), strict=True)) if None not in row]
@@ -121,11 +124,15 @@ def grade_contenders(
     questions = [chosen.questions[place] for place in answered]
     kept = {name: [one for place in answered if (one := given[place])] for name, given in answers.items()}
     rows, references = [question.row for question in questions], [final_answer(question.reference) for question in questions]
-    grades = {
-        name: grade_answers(grader, [final_answer(answer.text) for answer in given], references, rows)
-        for name, given in kept.items()
-    }
-    return Evaluation(chosen.grader_name, questions, kept, grades, len(chosen.questions) - len(answered), seconds)
+    grades = (
+        {
+            name: grade_answers(grader, [final_answer(answer.text) for answer in given], references, rows)
+            for name, given in kept.items()
+        }
+        if grader
+        else {}
+    )
+    return Evaluation(chosen.grader_name or "none", questions, kept, grades, len(chosen.questions) - len(answered), seconds)
 
 
 def write_answers(evaluation: Evaluation, path: Path) -> None:
@@ -133,7 +140,7 @@ def write_answers(evaluation: Evaluation, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for place, question in enumerate(evaluation.questions):
             given = {
-                name: {"answer": answers[place].text, "grade": evaluation.grades[name].scores[place], "cut": answers[place].cut}
+                name: {"answer": answers[place].text, "grade": evaluation.grade_of(name, place), "cut": answers[place].cut}
                 for name, answers in evaluation.answers.items()
             }
             line = {"question": question.asked, "reference": question.reference, **given}

@@ -18,12 +18,12 @@ from .columns import ROW_EXAMPLE
 from .file_readers import READERS, bad_line
 from .report import Stop
 from .rows import as_cell
-from .settings import TrainingSettings
+from .settings import DatasetSettings
 
 COLUMN_LIMIT = 1_000
 
 
-def local_file(settings: TrainingSettings) -> Path | None:
+def local_file(settings: DatasetSettings) -> Path | None:
     """The file that file_rows reads; None for a Parquet file, a folder or a data set on the Hub. Raises Stop."""
     path = Path(os.path.expanduser(settings.dataset))
     if not path.is_file() or path.suffix.lower() == ".parquet":

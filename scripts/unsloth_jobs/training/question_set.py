@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .columns import Format, media_columns
 from .contamination import seen_rows
@@ -16,11 +16,12 @@ from .graders import Grader, grader_misfit, load_grader, propose_grader
 from .masks import Renderer
 from .questions import Question, read_context, read_questions
 from .report import Stop, emit
-from .settings import TrainingSettings
+from .settings import EvidenceSettings
 
 TEST_SPLITS = ("test", "validation", "train")  # of a test set on the Hub: the first of them that it has
 SPARE = 2  # times as many rows are read as are graded: some are left out
 
+Testing = TypeVar("Testing", bound=EvidenceSettings)
 FindFormat = Callable[[Any, list[str], Mapping[str, Any], Iterable[str]], Format]
 
 
@@ -35,17 +36,17 @@ class QuestionSet:
 
 
 def choose_questions(
-    settings: TrainingSettings,
+    settings: EvidenceSettings,
     train_rows: Iterable[Mapping[str, Any]],
     eval_rows: Any,
     tokenizer: Any,
     renderer: Renderer,
     layout: Format,
-    find_format: FindFormat,
+    format_of: FindFormat,
 ) -> QuestionSet:
     """From --eval-dataset or else from the rows held out. What is wrong with them is a warning: training is worth more."""
     try:
-        rows, test_layout = read_test_rows(settings, find_format) if settings.eval_dataset else (eval_rows or [], layout)
+        rows, test_layout = read_test_rows(settings, format_of) if settings.eval_dataset else (eval_rows or [], layout)
         order = random.Random(settings.seed).sample(range(len(rows)), len(rows))
         some = [rows[place] for place in order[: SPARE * settings.max_graded]]
         questions = read_questions(some, tokenizer, renderer, test_layout, settings.max_seq_length)
@@ -61,32 +62,45 @@ def choose_questions(
 
 
 def choose_grader(
-    settings: TrainingSettings, questions: list[Question], train_rows: Iterable[Mapping[str, Any]], layout: Format
+    settings: EvidenceSettings,
+    questions: list[Question],
+    train_rows: Iterable[Mapping[str, Any]],
+    layout: Format,
+    hook: Grader | None = None,
 ) -> QuestionSet:
-    """The questions with the grader that was asked for, or that fits their references. Raises Stop."""
+    """The questions with the script's own grader, the one that was asked for, or one that fits their references. Raises Stop."""
     references = [question.reference for question in questions]
     name, why = settings.grader, "asked for"
-    if name == "auto":
+    if hook and name == "auto":
+        name, why = "grade", "the script's own"
+    elif name == "auto":
         proposed, why = propose_grader(references)
         name = proposed or "none"
     if name == "none" or not questions:
         emit("questions", rows=0, grader=None, why=why)
         return QuestionSet(questions)
-    grader = load_grader(name)
-    if misfit := grader_misfit(name, references):
+    own = hook if name == "grade" else None
+    grader = own or load_grader(name)
+    if not own and (misfit := grader_misfit(name, references)):
         emit("warning", code="grader_misfit", message=misfit)
+    kept, seen = unseen(questions, train_rows, layout)
+    kept = kept[: settings.max_graded]
+    source = settings.eval_dataset or "the rows held out"
+    emit("questions", rows=len(kept), source=source, grader=name, why=why, seen=seen, seconds=settings.grading_seconds)
+    if not kept:
+        raise Stop("all_seen", f"Each of the {seen} test rows stands in the training data.", "Choose other rows.")
+    return QuestionSet(kept, grader, name, seen)
+
+
+def unseen(questions: list[Question], train_rows: Iterable[Mapping[str, Any]], layout: Format) -> tuple[list[Question], int]:
+    """The questions that no training row asks, and how many others there are."""
     contexts = (context for row in train_rows if (context := read_context(row, layout)))
     seen = seen_rows([question.context for question in questions], contexts)
     left_out = {*seen.exact, *seen.normalised}
-    kept = [question for place, question in enumerate(questions) if place not in left_out][: settings.max_graded]
-    source = settings.eval_dataset or "the rows held out"
-    emit("questions", rows=len(kept), source=source, grader=name, why=why, seen=len(left_out), seconds=settings.grading_seconds)
-    if not kept:
-        raise Stop("all_seen", f"Each of the {len(left_out)} test rows stands in the training data.", "Choose other rows.")
-    return QuestionSet(kept, grader, name, len(left_out))
+    return [question for place, question in enumerate(questions) if place not in left_out], len(left_out)
 
 
-def read_test_rows(settings: TrainingSettings, find_format: FindFormat) -> tuple[Any, Format]:
+def read_test_rows(settings: EvidenceSettings, format_of: FindFormat) -> tuple[Any, Format]:
     """The rows of --eval-dataset and how they are read. Raises Stop."""
     test = reading_test_set(settings)
     rows = load_rows(test)
@@ -95,10 +109,10 @@ def read_test_rows(settings: TrainingSettings, find_format: FindFormat) -> tuple
     if not len(rows):
         raise Stop("no_rows", f"{settings.eval_dataset} has no rows.", "Choose another with --eval-dataset.")
     rows = rows.select_columns(text)
-    return rows, find_format(test, rows.column_names, rows[0], media)
+    return rows, format_of(test, rows.column_names, rows[0], media)
 
 
-def reading_test_set(settings: TrainingSettings) -> TrainingSettings:
+def reading_test_set(settings: Testing) -> Testing:
     """The settings as they read the test set."""
     made = replace(
         settings,
@@ -106,7 +120,6 @@ def reading_test_set(settings: TrainingSettings) -> TrainingSettings:
         dataset_config=settings.eval_dataset_config,
         dataset_split=settings.eval_dataset_split,
         dataset_revision=settings.eval_dataset_revision,
-        num_samples=0,
     )
     if made.dataset_split or Path(os.path.expanduser(made.dataset)).exists():
         return made

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .checkpoints import LAST_CHECKPOINT, SETTINGS_FILE, lineage_of
 from .push import is_refused
 from .report import Stop
 from .run import run_facts, this_run
-from .settings import TrainingSettings
+from .settings import ResultSettings, TrainingSettings
 
 OPEN_PAUSES_S = (5, 20, 60)
+
+Begun = TypeVar("Begun")
 
 
 def open_repository(settings: TrainingSettings) -> tuple[Any, bool]:
@@ -23,9 +26,22 @@ def open_repository(settings: TrainingSettings) -> tuple[Any, bool]:
 
     The client (None without a repository), and whether to resume: asked for, or the platform started this job again.
     """
-    from httpx import HTTPError
+    api = hub_client()
+    if not settings.output_repo:
+        require_no_job()
+        return None, settings.resume
+
+    def begin() -> bool:
+        resume = settings.resume or is_restarted(api, settings)
+        begin_repository(api, replace(settings, resume=resume))
+        return resume
+
+    return api, open_patiently(settings.output_repo, begin)
+
+
+def hub_client() -> Any:
+    """The Hub's client, which gives up on an answer that does not come."""
     from huggingface_hub import HfApi, set_client_factory
-    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils._http import default_client_factory
 
     def client() -> Any:
@@ -37,31 +53,37 @@ def open_repository(settings: TrainingSettings) -> tuple[Any, bool]:
         request.extensions["timeout"] = {part: s or HUB_TIMEOUT_S for part, s in request.extensions["timeout"].items()}
 
     set_client_factory(client)
-    api = HfApi()
-    if not settings.output_repo:
-        if os.environ.get("JOB_ID"):
-            raise Stop(
-                "no_output_repo",
-                "A job's disk is gone when it ends, and no repository is named for the result.",
-                "Pass --output-repo YOU/NAME.",
-            )
-        return None, settings.resume
+    return HfApi()
+
+
+def require_no_job() -> None:
+    """Raises Stop on a machine whose disk is gone when the job ends."""
+    if os.environ.get("JOB_ID"):
+        raise Stop(
+            "no_output_repo",
+            "A job's disk is gone when it ends, and no repository is named for the result.",
+            "Pass --output-repo YOU/NAME.",
+        )
+
+
+def open_patiently(name: str, begin: Callable[[], Begun]) -> Begun:
+    """What begin, which makes a repository's first commit, returns. Raises Stop where the Hub refuses it, or is not there."""
+    from httpx import HTTPError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     for pause in (*OPEN_PAUSES_S, None):
         try:
-            if is_restarted(api, settings):
-                settings = replace(settings, resume=True)
-            begin_repository(api, settings)
-            return api, settings.resume
+            return begin()
         except (HTTPError, LocalEntryNotFoundError) as error:
             if is_refused(error):
                 raise Stop(
                     "push_denied",
-                    f"{settings.output_repo} cannot be written to: {error}",
+                    f"{name} cannot be written to: {error}",
                     "Use a token with write permission for this owner (https://huggingface.co/settings/tokens).",
                 ) from error
             if pause is None:
                 fix = "Submit the same command again in some minutes."
-                raise Stop("hub_unreachable", f"{settings.output_repo} cannot be opened: {error}", fix) from error
+                raise Stop("hub_unreachable", f"{name} cannot be opened: {error}", fix) from error
             time.sleep(pause)
     raise AssertionError("the last pause ends the loop")
 
@@ -88,12 +110,12 @@ def begin_repository(api: Any, settings: TrainingSettings) -> None:
     api.create_commit(settings.output_repo, [began, *removed], commit_message="Training begins")
 
 
-def require_private(found: Any, settings: TrainingSettings) -> None:
+def require_private(found: Any, settings: ResultSettings) -> None:
     """Raises Stop where a repository that was there before is public, and --public was not passed."""
     if not settings.public and found.private is False:
         raise Stop(
             "public_repository",
-            f"{settings.output_repo} is public: everybody would see the adapter, its card and what the card quotes.",
+            f"{settings.output_repo} is public: everybody would see the result, its card and what the card quotes.",
             "Name another --output-repo, make this one private in its settings, or pass --public.",
         )
 

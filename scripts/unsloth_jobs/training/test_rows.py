@@ -1,0 +1,109 @@
+"""The rows that are asked, and those that the models were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import LINEAGE
+from .columns import Format, media_columns
+from .dataset import data_revision, load_rows, split_rows
+from .files import FILE_KINDS
+from .question_set import FindFormat, read_test_rows, reading_test_set
+from .report import Stop, emit
+from .settings import EvidenceSettings, SplitSettings
+
+NO_TEST_ROWS = "Pass --eval-dataset: rows with a question and an answer, which no model here was trained on."
+
+
+@dataclass(frozen=True)
+class TestRows:
+    """rows: to ask, read as layout says; train_rows: [] where they are not known. source: where rows come from, in words."""
+
+    rows: Any
+    layout: Format
+    train_rows: Any
+    train_layout: Format
+    source: str
+    revision: str | None
+    train_revision: str | None = None
+
+
+def find_test_rows(settings: EvidenceSettings, training: Mapping[str, Any], format_of: FindFormat) -> TestRows:
+    """The rows of --eval-dataset, or those that the first adapter's training held out. Raises Stop.
+
+    training: that adapter's settings as training_of finds them; its data set is also the default of --dataset.
+    """
+    columns = {name: str(training.get(name) or "") for name in ("prompt_column", "completion_column")}
+    trained = split_settings(settings, training)
+    if not settings.eval_dataset:
+        if not training or not trained.dataset:
+            raise Stop("no_test_rows", "Nothing says which rows were held out from training.", NO_TEST_ROWS)
+        every = load_rows(trained)
+        require_same_rows(trained, training)
+        layout = layout_of(every, fill(settings, columns), format_of)
+        train_rows, rows = split_rows(text_alone(every), trained)
+        if rows is None:
+            raise Stop("no_test_rows", f"No row of {trained.dataset} was held out from training.", NO_TEST_ROWS)
+        revision = data_revision(trained)
+        return TestRows(rows, layout, train_rows, layout, f"held out from {trained.dataset}", revision, revision)
+    rows, layout = read_test_rows(settings, format_of)
+    revision = data_revision(reading_test_set(settings))
+    if not trained.dataset:
+        message = "The training rows are not known here, so a test row that stands among them is not found."
+        emit("warning", code="train_rows_unknown", message=f"{message} Name them with --dataset.")
+        return TestRows(rows, layout, [], layout, settings.eval_dataset, revision)
+    train_rows = load_rows(trained)
+    train_layout = layout_of(train_rows, fill(settings, columns), format_of)
+    return TestRows(rows, layout, text_alone(train_rows), train_layout, settings.eval_dataset, revision, data_revision(trained))
+
+
+def split_settings(settings: EvidenceSettings, training: Mapping[str, Any]) -> SplitSettings:
+    """How the training rows are read and split: --dataset and what goes with it, over the adapter's own settings.
+
+    A data set that lay on the machine that trained, and is not here, is no data set.
+    """
+    known = {
+        item.name: training[item.name] for item in fields(SplitSettings) if type(training.get(item.name)) is type(item.default)
+    }
+    if settings.dataset and settings.dataset != known.get("dataset"):
+        known |= {"dataset_config": "", "dataset_revision": ""} | ({} if training else {"dataset_split": ""})
+    given = {
+        name: value
+        for name in ("dataset", "dataset_config", "dataset_split", "dataset_revision")
+        if (value := getattr(settings, name))
+    }
+    made = SplitSettings(**known | given)
+    is_path = made.dataset.startswith((".", "/", "~")) or Path(made.dataset).suffix.lower() in FILE_KINDS
+    gone = not settings.dataset and is_path and not Path(made.dataset).expanduser().exists()
+    return replace(made, dataset="") if gone else made
+
+
+def require_same_rows(trained: SplitSettings, training: Mapping[str, Any]) -> None:
+    """Raises Stop where the file is another one than that which the adapter was trained on: others would be held out."""
+    origin = training.get(LINEAGE)
+    was = origin.get("data_revision") if isinstance(origin, dict) else None
+    now = data_revision(trained)
+    if str(was).startswith("sha256:") and str(now).startswith("sha256:") and was != now:
+        message = f"{trained.dataset} has changed since the adapter was trained on it, so other rows would be held out."
+        raise Stop("rows_changed", message, "Pass the file as it was as --dataset, or test rows as --eval-dataset.")
+
+
+def fill(settings: EvidenceSettings, columns: Mapping[str, str]) -> Any:
+    """The settings with the columns of the training, where none are named."""
+    named: dict[str, Any] = {} if getattr(settings, "prompt_column", "") else dict(columns)
+    return replace(settings, **named)
+
+
+def layout_of(rows: Any, settings: EvidenceSettings, format_of: FindFormat) -> Format:
+    media = media_columns(rows.features)
+    first = rows.select_columns([name for name in rows.column_names if name not in media])
+    return format_of(settings, rows.column_names, first[0] if len(first) else {}, media)
+
+
+def text_alone(rows: Any) -> Any:
+    """The rows without pictures and sound, which need not be decoded."""
+    media = media_columns(rows.features)
+    return rows.select_columns([name for name in rows.column_names if name not in media])
