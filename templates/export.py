@@ -596,7 +596,7 @@ def find_adapter(name: str, revision: str, base_model: str, base_model_revision:
     if not folder.is_dir():
         folder = download(name, revision or None, [WEIGHTS, CONFIG, "README.md"])
     if missing := [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]:
-        raise Stop("no_adapter", f"{name} has no {missing[0]}.", "Pass what templates/sft.py made as --adapter.")
+        raise Stop("no_adapter", f"{name} has no {missing[0]}.", "Pass what templates/sft.py made.")
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     if config.get("peft_type") != "LORA":
         raise Stop("not_lora", f"The adapter is {config.get('peft_type')}, not LORA.", "Only LoRA adapters can be merged here.")

@@ -41,8 +41,8 @@ Here, on whatever processor there is:
     uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, masks,
-coverage, batching, progress, eval, checkpoint, early_stopped, sample, pushed, warning, done, failed. Exit code 0: a tuned model is where
-the `done` event says; 1: the `failed` event says why and what to do.
+questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
+code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
 """
@@ -50,9 +50,11 @@ torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 bui
 from __future__ import annotations
 
 import argparse
+import ast
 import bisect
 import contextlib
 import csv
+import difflib
 import functools
 import gc
 import hashlib
@@ -73,10 +75,17 @@ import subprocess
 import sys
 import time
 import traceback
+import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
+from importlib.machinery import SourceFileLoader
+from itertools import zip_longest
 from pathlib import Path
+from statistics import NormalDist, median
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 
@@ -89,31 +98,41 @@ def setting(default: Any, help: str) -> Any:
 
 
 # ---- training/settings.py -------------------------------------------------------------------------------------
-# Settings of all training: fill them in here, or pass the flag of the same name.
+# Settings that templates share: fill them in here, or pass the flag of the same name.
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    # Model
+class ModelSettings:
     base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
     base_model_revision: str = setting("", "commit or branch of the model (default: main)")
     load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
-    # Data
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
     dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .parquet .txt")
     dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
     dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
     dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
+    max_seq_length: int = setting(2048, "tokens per row; longer rows are cut, and counted")
+    seed: int = setting(3407, "seed of the split, the order of rows and the adapter's first values")
+
+
+@dataclass(frozen=True)
+class SplitSettings(DatasetSettings):
     num_samples: int = setting(0, "use only the first N rows (0: all)")
     eval_split: float = setting(0.1, "share of the rows held out for validation (0: none)")
     max_eval_rows: int = setting(200, "hold out at most N rows: evaluation is paid for too, and the rest is trained on")
-    # Training
+
+
+@dataclass(frozen=True)
+class LearningSettings:
     num_epochs: float = setting(1.0, "epochs: passes over the training rows")
     max_steps: int = setting(0, "stop after N optimizer steps, whatever --num-epochs says (0: no limit)")
     batch_size: int = setting(4, "micro-batch size at most: rows of full length in one forward pass")
     gradient_accumulation: int = setting(4, "micro-batches per step; effective batch size: --batch-size × this, in rows")
     learning_rate: float = setting(2e-4, "peak learning rate")
-    max_seq_length: int = setting(2048, "tokens per row; longer rows are cut, and counted")
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
     lora_r: int = setting(16, "rank of the LoRA matrices")
@@ -123,12 +142,31 @@ class TrainingSettings:
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
     early_stopping: int = setting(0, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never)")
-    seed: int = setting(3407, "seed of the split, the order of rows and the adapter's first values")
-    # Results
+
+
+@dataclass(frozen=True)
+class EvidenceSettings(DatasetSettings):
+    eval_dataset: str = setting("", "rows whose questions base and tuned model answer (default: the rows held out)")
+    eval_dataset_config: str = setting("", "configuration of --eval-dataset")
+    eval_dataset_split: str = setting("", "split of --eval-dataset (default: test, validation or train)")
+    eval_dataset_revision: str = setting("", "commit or branch of --eval-dataset (default: main)")
+    grader: str = setting(
+        "auto", "exact, contains, number, choice, json, regex, tool_call, your FILE.py; auto: as the answers are; none"
+    )
+    max_graded: int = setting(200, "questions that are answered and graded at most")
+    grading_seconds: int = setting(300, "seconds that answering them may take")
+
+
+@dataclass(frozen=True)
+class ResultSettings:
     output_repo: str = setting("", "Hub repository that receives checkpoints, adapter and card; created where missing")
     public: bool = setting(False, "create the repository public instead of private")
     card_samples: bool = setting(True, "quote held-out questions and answers in the model card")
     save_local: str = setting("unsloth-output", "folder for checkpoints and adapter on the machine that trains")
+
+
+@dataclass(frozen=True)
+class TrainingSettings(ResultSettings, EvidenceSettings, LearningSettings, SplitSettings, ModelSettings):
     merge_model: bool = setting(False, "also push the 16-bit merged model, to OUTPUT_REPO-merged")
     trackio_space: str = setting("", "Trackio Space for live curves, you/NAME (default: kept on the training machine)")
     run_name: str = setting("", "name of the run in Trackio (default: from model and data set)")
@@ -220,6 +258,7 @@ def train(settings: Settings) -> None:
         eval_tokens = None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
     emit("masks", **masks, digest=digest_of(renderer, layout, rows), sample=segments(tokenizer, first))
+    chosen = choose_questions(settings, train_rows, eval_rows, tokenizer, renderer, layout, find_format)
 
     # ---- the model, and how much of it the adapter reaches
     model = load_model(settings)
@@ -274,12 +313,12 @@ def train(settings: Settings) -> None:
     stop_signal.training = False
     stop_signal.require_none(trainer.state, settings.output_repo or str(folder))
     losses = losses_of(base_loss, final_loss(trainer, best) if eval_tokens else None)
-    answers = show_answers(model, tokenizer, eval_tokens or (), settings.backend)
-    trainer.curves.close(losses, answers)
+    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left())
+    trainer.curves.close(losses | (evaluation.as_figures() if evaluation else {}), answers)
     kept_step = best.step if best.weights else None
     drawn = draw_losses(trainer.state.log_history, base_loss, kept_step, folder / "loss.png")
     figures = card_figures(settings, trainer, time.monotonic() - began)
-    card = model_card(settings, losses, figures, answers, "loss.png" if drawn else None, METHOD)
+    card = model_card(settings, losses, figures, answers, "loss.png" if drawn else None, METHOD, evaluation)
     (folder / "README.md").write_text(card, encoding="utf-8")
     push_results(api, settings, folder, stop_signal)
     if settings.merge_model:
@@ -287,6 +326,7 @@ def train(settings: Settings) -> None:
     emit(
         "done",
         **losses,
+        graded=evaluation and evaluation.as_event(),
         early_stopped="early_stopped" in LAST_EVENTS,
         supervised_fraction=masks["supervised_fraction"],
         coverage=LAST_EVENTS["coverage"]["coverage"],
@@ -981,6 +1021,10 @@ class StopSignal:
             self.reason = "deadline"
         return bool(self.reason)
 
+    def seconds_left(self) -> float:
+        """Until the run must begin to end; infinite without a timeout."""
+        return math.inf if self.deadline is None else self.deadline - self.margin - time.time()
+
     def wait(self, seconds: float) -> bool:
         """Wait; False where the machine is taken away before, or may be any moment."""
         until = time.time() + seconds
@@ -1089,8 +1133,15 @@ def lineage_of(checkpoint: Path) -> dict[str, Any]:
 
 def newest_checkpoint(settings: TrainingSettings) -> Path | None:
     """The checkpoint with the most steps on this machine; None where there is none."""
-    folders = (Path(settings.save_local) / "checkpoints").glob("checkpoint-*")
-    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file() and (folder / SETTINGS_FILE).is_file()]
+    return newest_in(Path(settings.save_local) / "checkpoints")
+
+
+def newest_in(folder: Path) -> Path | None:
+    whole = [
+        one
+        for one in folder.glob("checkpoint-*")
+        if all((one / name).is_file() for name in ("trainer_state.json", SETTINGS_FILE))
+    ]
     return max(whole, key=step_of, default=None)
 
 
@@ -1489,6 +1540,329 @@ def trackio_callback() -> Any:
     return Guarded()
 
 
+# ---- training/lora.py -----------------------------------------------------------------------------------------
+# LoRA: which linear layers get an adapter, what share of them that is, and attaching it.
+
+
+NO_DECODER = r"lm_head|embed|vision|visual|image|audio|multi_modal|projector"  # anywhere in a module's name
+NO_TARGET = r"router|gate|wte|wpe"  # its last part
+NOT_ADAPTED = re.compile(rf"{NO_DECODER}|(^|\.)({NO_TARGET})$")
+EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
+Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
+
+
+def adaptable(linears: Shapes) -> dict[str, tuple[int, int]]:
+    """The decoder's linear layers: no embedding, head, router or encoder of pictures and sound."""
+    return {name: shape for name, shape in linears.items() if not NOT_ADAPTED.search(name)}
+
+
+def leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
+    """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
+    present = sorted({leaf(name) for name in adaptable(linears)})
+    if wanted == "auto":
+        return present
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in present]:
+        raise Stop(
+            "unknown_target",
+            f"The model has no linear layer named {', '.join(unknown)}.",
+            f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
+        )
+    return names
+
+
+def target_pattern(targets: Iterable[str]) -> str:
+    """targets as one pattern over whole module names.
+
+    Unsloth narrows a list of names by its own idea of what attention and MLP are called, and loses LFM2's
+    convolutions that way; a pattern it passes to PEFT as it stands.
+    """
+    leaves = "|".join(re.escape(name) for name in targets if not re.fullmatch(NO_TARGET, name))
+    return rf"(?!.*(?:{NO_DECODER}))(?:.*\.)?(?:{leaves})"
+
+
+def lora_size(shapes: Iterable[tuple[int, int]], rank: int = 1) -> int:
+    """Trainable parameters of an adapter of this rank on linear layers of these shapes."""
+    return sum(rank * (out + into) for out, into in shapes)
+
+
+def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
+    """Share of the possible LoRA parameters (equal rank everywhere) that the adapted modules hold; 1.0 = whole."""
+    possible = adaptable(linears)
+    reached = [possible[name] for name in set(adapted) & possible.keys()]
+    return lora_size(reached) / max(lora_size(possible.values()), 1)
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    import torch
+
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
+def expert_shapes(model: Any) -> list[tuple[int, int]]:
+    """Of the experts' layers that are stacked in one tensor: an adapter reaches only linear layers that are modules."""
+    return [
+        (parameter.shape[1], math.prod(parameter.shape[2:]))
+        for name, parameter in model.named_parameters()
+        if EXPERTS.search(name) and parameter.ndim > 2
+        for _ in range(parameter.shape[0])
+    ]
+
+
+def with_lora(model: Any, settings: TrainingSettings, pattern: str) -> Any:
+    """The model with LoRA on each module whose name the regular expression matches."""
+    options = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "lora_dropout": 0, "bias": "none"}
+    if settings.backend == "trl":
+        from peft import LoraConfig, get_peft_model
+        from transformers import set_seed
+
+        set_seed(settings.seed)
+        model = get_peft_model(model, LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **options))
+        if settings.gradient_checkpointing == "offload":
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel.get_peft_model(
+        model,
+        target_modules=pattern,
+        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing == "offload" else False,
+        random_state=settings.seed,
+        **options,
+    )
+
+
+def in_full_precision(model: Any) -> None:
+    """Make the adapter fp32 where a library made it less: small updates are lost in 16 bits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def attach_adapter(model: Any, settings: TrainingSettings) -> Any:
+    """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
+    linears = linear_shapes(model)
+    everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
+    targets = lora_targets(linears, settings.target_modules)
+    asked = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
+    model = with_lora(model, settings, target_pattern(targets))
+    in_full_precision(model)
+    prefix = "base_model.model."
+    adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    reached = [linears[name] for name in set(adapted) & linears.keys()]
+    share, of_all = coverage(asked, adapted), lora_size(reached) / max(everything, 1)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    emit(
+        "coverage",
+        coverage=round(of_all, 4),  # as check.py's
+        of_asked=round(share, 4),
+        of_all_linear=round(of_all, 4),
+        target_modules=targets,
+        modules=len(adapted),
+        trainable=trainable,
+        expected_trainable=lora_size(asked.values(), settings.lora_r),
+    )
+    if share < settings.min_coverage:
+        missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
+        raise Stop(
+            "low_coverage",
+            f"The adapter reaches {share:.0%} of the requested modules; without one: {missing}.",
+            "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
+        )
+    return model
+
+
+# ---- training/memory.py ---------------------------------------------------------------------------------------
+# GPU memory: what activations and logits take, and whether they are kept or recomputed (gradient checkpointing).
+
+
+ROOM = 0.75  # share of a GPU's memory that weights and activations may fill; the rest is for what they do not count
+
+
+def activation_bytes(linears: Shapes, tokens: int) -> float:
+    """What a forward pass keeps without gradient checkpointing: what each linear layer reads and writes, in 16 bits."""
+    return tokens * 2 * sum(out + into for out, into in adaptable(linears).values())
+
+
+TRL_ACTIVATIONS = 1.7  # times what is kept without Unsloth, as in benchmarks/memory.csv: at most
+LOGITS_BYTES = 6  # per token and vocabulary entry, 16 and 32 bits
+
+
+def logits_bytes(config: Mapping[str, Any], tokens: int) -> float:
+    """What the logits take: nothing to speak of where Unsloth computes the loss in slices, as it does for most."""
+    text = config.get("text_config") or config
+    whole = str(text.get("model_type", "")).startswith("gemma")
+    return tokens * LOGITS_BYTES * text.get("vocab_size", 262_144) if whole else 0.0
+
+
+def keeps_activations(
+    settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], tokens: int, weights: float, memory: float
+) -> bool:
+    """Whether a run keeps its activations, which is fastest, or recomputes them (gradient checkpointing); sizes in bytes of one GPU."""
+    if settings.gradient_checkpointing != "auto":
+        return settings.gradient_checkpointing == "off"
+    activations = activation_bytes(linears, tokens) * (TRL_ACTIVATIONS if settings.backend == "trl" else 1)
+    return weights + activations + logits_bytes(config, tokens) < ROOM * memory
+
+
+def room_for(model: Any, settings: TrainingSettings) -> Callable[[int], bool]:
+    """Whether this machine has the room to keep the activations of so many tokens."""
+    import torch
+
+    if not torch.cuda.is_available():  # main memory is plenty, and recomputing takes a third of the time
+        return lambda tokens: settings.gradient_checkpointing != "offload"
+    held, memory = torch.cuda.memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+    linears, config = linear_shapes(model), model.config.to_dict()
+    return lambda tokens: keeps_activations(settings, linears, config, tokens, held, memory)
+
+
+def free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def recompute_activations(model: Any) -> None:
+    """Turn gradient checkpointing on in a model that was made ready without it."""
+    if "unsloth" in sys.modules and hasattr(model, "_unsloth_gradient_checkpointing"):
+        from unsloth import FastLanguageModel
+
+        model._unsloth_gradient_checkpointing = True
+        FastLanguageModel.for_training(model, use_gradient_checkpointing=True)
+    else:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+# ---- training/columns.py --------------------------------------------------------------------------------------
+# Column names become roles: how the rows of a data set are laid out.
+
+
+ROLES = {
+    "system": "system", "developer": "developer",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+PAIRS = (
+    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
+    ("input", "output"),
+)  # fmt: skip
+PREFERENCE = {"chosen", "rejected"}
+ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
+MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
+
+ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
+
+
+class Format(NamedTuple):
+    """How the rows of a data set are read: a name and, by role, the columns that are used."""
+
+    name: str
+    columns: dict[str, str]
+    to_messages: ToMessages | None = None  # the script's own, where it reads these rows
+
+
+def detect_format(
+    columns: Iterable[str], prompt_column: str = "", completion_column: str = "", media: Iterable[str] = ()
+) -> Format:
+    """Find how to read a data set from its column names, and those known to hold media. Raises Stop where no reading is certain."""
+    columns = list(columns)
+    seen = [name for name in columns if name in MEDIA or name in media]
+    if prompt_column:
+        missing = [name for name in (prompt_column, completion_column) if name not in columns]
+        if missing:
+            raise Stop(
+                "unknown_column",
+                f"The data set has no column {missing[0]!r}; it has: {', '.join(columns)}.",
+                "Name columns that exist with --prompt-column and --completion-column.",
+            )
+        seen = [name for name in (prompt_column, completion_column) if name in media]
+    if seen:
+        raise Stop(
+            "unknown_columns",
+            f"The rows hold pictures or sound ({', '.join(seen)}), and only text can be learned.",
+            "Choose a data set of text. Where the text alone is enough, name its two columns with --prompt-column and "
+            "--completion-column, or save a copy of the rows without pictures and sound.",
+        )
+    if prompt_column:
+        return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
+    tools = {"tools": "tools"} if "tools" in columns else {}
+    for name in ("messages", "conversations", "conversation"):
+        if name in columns:
+            return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
+    if "instruction" in columns and ("output" in columns or "response" in columns):
+        answer = "output" if "output" in columns else "response"
+        extra = {"input": "input"} if "input" in columns else {}
+        return Format("alpaca", {"instruction": "instruction", **extra, "output": answer})
+    for prompt, completion in PAIRS:
+        if prompt in columns and completion in columns:
+            return Format("prompt-completion", {"prompt": prompt, "completion": completion})
+    if "text" in columns:
+        return Format("text", {"text": "text"})
+    if set(columns) >= PREFERENCE:
+        raise Stop(
+            "preference_data",
+            "The rows hold preferences (chosen, rejected), not answers to imitate.",
+            "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
+            if "prompt" in columns
+            else "Choose a data set with messages, or with a question and an answer in each row.",
+        )
+    known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
+    raise Stop(
+        "unknown_columns",
+        f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
+        naming_hint(columns),
+    )
+
+
+def naming_hint(columns: list[str]) -> str:
+    if len(columns) == 1 and (delimiter := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        return f"The file seems to be separated by {delimiter!r}: save it with commas."
+    if len(columns) < 2:
+        return "Each row needs a question and an answer: messages, or two columns."
+    if {"role", "content"} <= {*columns} or {"from", "value"} <= {*columns}:
+        return "Each turn stands alone. Put a conversation's turns into one row: " + ROW_EXAMPLE
+    if any(map(reads_like_a_cell, columns)):
+        return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
+    # Names come from the data set, and a fix is pasted into a shell.
+    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
+    return f"Name the two columns, such as: {named}. Or fill in to_messages(row) in a copy of the template."
+
+
+def reads_like_a_cell(name: str) -> bool:
+    """Whether what should be a column's name is rather a sentence or a number, as in a table without names."""
+    return len(name) > 40 or len(name.split()) > 3 or bool(re.search(r"[?!.]$|^[\d.,]+$", name))
+
+
+ROW_EXAMPLE = (
+    'Write an object into each line: {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
+)
+
+
+def media_columns(features: Mapping[str, Any] | None) -> list[str]:
+    """The columns whose type is pictures, sound or video, alone or in a list."""
+    return [name for name, feature in (features or {}).items() if holds_media(feature)]
+
+
+def holds_media(feature: Any) -> bool:
+    if isinstance(feature, Mapping):
+        return any(map(holds_media, feature.values()))
+    if within := getattr(feature, "feature", None):
+        return holds_media(within)
+    return type(feature).__name__ in ("Image", "Audio", "Video", "Pdf", "Nifti")
+
+
 # ---- training/tool_calls.py -----------------------------------------------------------------------------------
 # Tool calls in messages: their names and arguments, and whether a rendering shows them.
 
@@ -1853,125 +2227,6 @@ def has_answer(message: Mapping[str, Any]) -> bool:
     return bool(message["content"].strip() or message.get("tool_calls"))
 
 
-# ---- training/columns.py --------------------------------------------------------------------------------------
-# Column names become roles: how the rows of a data set are laid out.
-
-
-ROLES = {
-    "system": "system", "developer": "developer",
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool",
-}  # fmt: skip
-PAIRS = (
-    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
-    ("input", "output"),
-)  # fmt: skip
-PREFERENCE = {"chosen", "rejected"}
-ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
-MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
-
-ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
-
-
-class Format(NamedTuple):
-    """How the rows of a data set are read: a name and, by role, the columns that are used."""
-
-    name: str
-    columns: dict[str, str]
-    to_messages: ToMessages | None = None  # the script's own, where it reads these rows
-
-
-def detect_format(
-    columns: Iterable[str], prompt_column: str = "", completion_column: str = "", media: Iterable[str] = ()
-) -> Format:
-    """Find how to read a data set from its column names, and those known to hold media. Raises Stop where no reading is certain."""
-    columns = list(columns)
-    seen = [name for name in columns if name in MEDIA or name in media]
-    if prompt_column:
-        missing = [name for name in (prompt_column, completion_column) if name not in columns]
-        if missing:
-            raise Stop(
-                "unknown_column",
-                f"The data set has no column {missing[0]!r}; it has: {', '.join(columns)}.",
-                "Name columns that exist with --prompt-column and --completion-column.",
-            )
-        seen = [name for name in (prompt_column, completion_column) if name in media]
-    if seen:
-        raise Stop(
-            "unknown_columns",
-            f"The rows hold pictures or sound ({', '.join(seen)}), and only text can be learned.",
-            "Choose a data set of text. Where the text alone is enough, name its two columns with --prompt-column and "
-            "--completion-column, or save a copy of the rows without pictures and sound.",
-        )
-    if prompt_column:
-        return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
-    tools = {"tools": "tools"} if "tools" in columns else {}
-    for name in ("messages", "conversations", "conversation"):
-        if name in columns:
-            return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
-    if "instruction" in columns and ("output" in columns or "response" in columns):
-        answer = "output" if "output" in columns else "response"
-        extra = {"input": "input"} if "input" in columns else {}
-        return Format("alpaca", {"instruction": "instruction", **extra, "output": answer})
-    for prompt, completion in PAIRS:
-        if prompt in columns and completion in columns:
-            return Format("prompt-completion", {"prompt": prompt, "completion": completion})
-    if "text" in columns:
-        return Format("text", {"text": "text"})
-    if set(columns) >= PREFERENCE:
-        raise Stop(
-            "preference_data",
-            "The rows hold preferences (chosen, rejected), not answers to imitate.",
-            "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
-            if "prompt" in columns
-            else "Choose a data set with messages, or with a question and an answer in each row.",
-        )
-    known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
-    raise Stop(
-        "unknown_columns",
-        f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
-        naming_hint(columns),
-    )
-
-
-def naming_hint(columns: list[str]) -> str:
-    if len(columns) == 1 and (delimiter := next((mark for mark in ";\t|" if mark in columns[0]), None)):
-        return f"The file seems to be separated by {delimiter!r}: save it with commas."
-    if len(columns) < 2:
-        return "Each row needs a question and an answer: messages, or two columns."
-    if {"role", "content"} <= {*columns} or {"from", "value"} <= {*columns}:
-        return "Each turn stands alone. Put a conversation's turns into one row: " + ROW_EXAMPLE
-    if any(map(reads_like_a_cell, columns)):
-        return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
-    # Names come from the data set, and a fix is pasted into a shell.
-    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
-    return f"Name the two columns, such as: {named}. Or fill in to_messages(row) in a copy of the template."
-
-
-def reads_like_a_cell(name: str) -> bool:
-    """Whether what should be a column's name is rather a sentence or a number, as in a table without names."""
-    return len(name) > 40 or len(name.split()) > 3 or bool(re.search(r"[?!.]$|^[\d.,]+$", name))
-
-
-ROW_EXAMPLE = (
-    'Write an object into each line: {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
-)
-
-
-def media_columns(features: Mapping[str, Any] | None) -> list[str]:
-    """The columns whose type is pictures, sound or video, alone or in a list."""
-    return [name for name, feature in (features or {}).items() if holds_media(feature)]
-
-
-def holds_media(feature: Any) -> bool:
-    if isinstance(feature, Mapping):
-        return any(map(holds_media, feature.values()))
-    if within := getattr(feature, "feature", None):
-        return holds_media(within)
-    return type(feature).__name__ in ("Image", "Audio", "Video", "Pdf", "Nifti")
-
-
 # ---- training/conversation.py ---------------------------------------------------------------------------------
 # A chat template becomes a loss mask: which stretches of a rendered conversation the model learns to write.
 #
@@ -2307,112 +2562,6 @@ def make_renderer(tokenizer: Any, layout: Format) -> Renderer:
         ) from error
 
 
-# ---- training/evidence.py -------------------------------------------------------------------------------------
-# Evidence: what training changed, measured on held-out rows.
-
-
-ANSWERS = 3  # held-out questions that base and tuned model answer
-ANSWER_TOKENS = 128
-
-
-def last_loss(trainer: Any) -> float:
-    return next(entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry)
-
-
-def final_loss(trainer: Any, best: BestAdapter) -> float | None:
-    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation; None if it fails."""
-    if best.weights:
-        return best.loss
-    last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
-    return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate().get("eval_loss")
-
-
-def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None]:
-    """Losses in nats per token and their perplexities, by name; None where nothing was held out."""
-    losses = {"base_loss": base, "tuned_loss": tuned}
-    perplexities = {"base_perplexity": base, "tuned_perplexity": tuned}
-    return losses | {name: None if loss is None else round(perplexity(loss), 4) for name, loss in perplexities.items()}
-
-
-def compare_answers(model: Any, tokenizer: Any, example: Mapping[str, Any]) -> dict[str, str] | None:
-    """One held-out question answered by the base model and by the tuned one, greedily. None for rows of plain text."""
-    import torch
-
-    learned = [label != IGNORE for label in example["labels"]]
-    start = len(learned) - learned[::-1].index(True)  # of the last answer, going back from its end
-    while start and learned[start - 1]:
-        start -= 1
-    if not start or example["input_ids"][:start] == [tokenizer.bos_token_id]:
-        return None
-    prompt = torch.tensor([example["input_ids"][:start]], device=model.device)
-
-    def answer() -> str:
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=ANSWER_TOKENS,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        return tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
-
-    with model.disable_adapter():
-        base = answer()
-    return {
-        "prompt": tokenizer.decode(prompt[0], skip_special_tokens=True).strip(),
-        "base": base,
-        "tuned": answer(),
-        "reference": tokenizer.decode(example["input_ids"][start:], skip_special_tokens=True).strip(),
-    }
-
-
-def show_answers(model: Any, tokenizer: Any, rows: Iterable[Mapping[str, Any]], backend: str) -> list[dict[str, str]]:
-    """compare_answers for the first ANSWERS questions, each as an event. A failure is a warning: the result is safe."""
-    answers: list[dict[str, str]] = []
-    compared = (compare_answers(model, tokenizer, row) for row in rows)
-    try:
-        if backend == "unsloth":
-            from unsloth import FastLanguageModel
-
-            FastLanguageModel.for_inference(model)
-        else:
-            model.gradient_checkpointing_disable()
-            model.eval()
-        for answer in itertools.islice(filter(None, compared), ANSWERS):
-            emit("sample", **answer)
-            answers.append(answer)
-    except Exception as error:
-        emit("warning", code="sample_failed", message=f"{type(error).__name__}: {error}")
-    return answers
-
-
-def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_step: int | None, path: Path) -> bool:
-    """Whether the picture of the loss over the steps could be drawn. A failure is a warning: the result is safe."""
-    training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    # The base model was measured before the trainer's history began.
-    held_out = [(0, base_loss)] if base_loss is not None else []
-    held_out += [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry and entry["step"]]
-    try:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
-        axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.5, label="training batches")
-        if held_out:
-            axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held-out rows")
-        if kept_step is not None:
-            axes.axvline(kept_step, color="gray", linestyle=":", label=f"kept: step {kept_step}")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-        figure.savefig(path)
-    except Exception as error:
-        emit("warning", code="picture_failed", message=f"{type(error).__name__}: {error}")
-        return False
-    return True
-
-
 # ---- training/rows.py -----------------------------------------------------------------------------------------
 # A row, whatever its columns are called, as {"messages", "tools"?}, {"prompt", "completion"} or {"text"}.
 
@@ -2574,6 +2723,967 @@ def from_cell(value: Any) -> Any:
         with contextlib.suppress(ValueError):
             return json.loads(value[1:])
     return value
+
+
+# ---- training/questions.py ------------------------------------------------------------------------------------
+# Held-out rows as questions: what comes before a row's last answer, and that answer as the reference.
+
+
+class Question(NamedTuple):
+    """prompt: token ids up to where the model begins to answer; asked: the last user's message; reference: the row's own
+    answer; row: by column, as a grader is given it; context: the whole conversation before the answer, as text.
+    """
+
+    prompt: list[int]
+    asked: str
+    reference: str
+    row: dict[str, Any]
+    context: str = ""
+
+
+def read_questions(
+    rows: Iterable[Mapping[str, Any]], tokenizer: Any, renderer: Renderer, layout: Format, max_length: int
+) -> list[Question]:
+    """The rows that end with an answer, whose prompt has at most max_length tokens. Plain text holds no question."""
+    found = (
+        read_question(normal, row, tokenizer, renderer) for row in rows if (normal := normal_question(row, layout)) is not None
+    )
+    return [question for question in found if question and len(question.prompt) <= max_length]
+
+
+def normal_question(row: Mapping[str, Any], layout: Format) -> dict[str, Any] | None:
+    """A normalised row; None where it is plain text, or cannot be read: such rows are counted where they become tokens."""
+    try:
+        normal = normalise_row(row, layout)
+    except ValueError:
+        return None
+    return None if "text" in normal else normal
+
+
+def read_question(normal: Mapping[str, Any], row: Mapping[str, Any], tokenizer: Any, renderer: Renderer) -> Question | None:
+    """The question of a normalised row; None where its chat template cannot render it, or it has no answer."""
+    try:
+        example = renderer.tokens_of(*renderer.render(normal))
+    except ValueError:
+        return None
+    start = last_answer(example.labels)
+    if not start:
+        return None
+    asked, answer = asked_and_answered(normal)
+    written = tokenizer.decode(example.input_ids[start:], skip_special_tokens=True).strip()
+    return Question(
+        example.input_ids[:start],
+        next((turn["content"] for turn in reversed(asked) if turn["role"] == "user"), ""),
+        written if answer.get("tool_calls") else answer.get("content", written).strip(),
+        {name: from_cell(value) for name, value in row.items()},
+        context_of(asked),
+    )
+
+
+def read_context(row: Mapping[str, Any], layout: Format) -> str | None:
+    """What a training row asks, to be compared with a Question's context; None where it asks nothing."""
+    normal = normal_question(row, layout)
+    return None if normal is None else context_of(asked_and_answered(normal)[0])
+
+
+def asked_and_answered(normal: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The turns before the last answer, and that answer; {} where there is none."""
+    turns = as_messages(normal)
+    last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
+    return turns[:last], turns[last] if last < len(turns) else {}
+
+
+def context_of(turns: Iterable[Mapping[str, Any]]) -> str:
+    """The system's turn aside, which is often the same in all rows."""
+    return "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
+
+
+def last_answer(labels: list[int]) -> int | None:
+    """Where a row's last answer begins: the last stretch of labels that are learned; None without one."""
+    place = len(labels) - 1
+    while place >= 0 and labels[place] == IGNORE:
+        place -= 1
+    if place < 0:
+        return None
+    while place >= 0 and labels[place] != IGNORE:
+        place -= 1
+    return place + 1
+
+
+# ---- training/generation.py -----------------------------------------------------------------------------------
+# Answers of a model to many questions: greedy, in batches of like length, within a budget of seconds.
+
+
+TOKENS_AT_A_TIME = {"cuda": 32_768, "cpu": 4_096}  # of a batch: prompts and answers together, padding included
+MOST_ROWS = 64  # of a batch
+LONGEST_ANSWER, SHORTEST_LIMIT = 512, 32  # tokens
+
+
+class Answer(NamedTuple):
+    """cut: whether it was still going on at the limit of tokens."""
+
+    text: str
+    cut: bool
+
+
+def answer_limit(references: Iterable[str], tokenizer: Any) -> int:
+    """Tokens that an answer may have: twice the longest reference's, within bounds, since a base model may go on for ever."""
+    longest = max((len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references), default=0)
+    return max(min(math.ceil(2 * longest / 32) * 32, LONGEST_ANSWER), SHORTEST_LIMIT)
+
+
+def answer_all(
+    model: Any, tokenizer: Any, questions: Sequence[Question], max_new_tokens: int, until: float = math.inf
+) -> list[Answer | None]:
+    """An answer to each question; None to those that the time (until: of time.monotonic) did not suffice for."""
+    answers: list[Answer | None] = [None] * len(questions)
+    waiting = list(batches_of(questions, max_new_tokens, model.device.type))
+    while waiting and time.monotonic() < until:
+        batch = waiting.pop(0)
+        try:
+            made = answer_batch(model, tokenizer, [questions[place].prompt for place in batch], max_new_tokens, until)
+        except Exception as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
+                raise
+            made = []
+        if not made:  # out of memory, and what it held is free only once the exception is gone
+            free_memory()
+            half = len(batch) // 2
+            waiting = [batch[:half], batch[half:], *waiting]
+        for place, answer in zip(batch, made, strict=False):
+            answers[place] = answer
+    return answers
+
+
+def batches_of(questions: Sequence[Question], max_new_tokens: int, device: str) -> Iterator[list[int]]:
+    """Places of the questions, those of like length together, shortest first."""
+    order = sorted(range(len(questions)), key=lambda place: len(questions[place].prompt))
+    batch: list[int] = []
+    for place in order:
+        tokens = (len(batch) + 1) * (len(questions[place].prompt) + max_new_tokens)
+        if batch and (len(batch) == MOST_ROWS or tokens > TOKENS_AT_A_TIME.get(device, TOKENS_AT_A_TIME["cuda"])):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def answer_batch(
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, until: float
+) -> list[Answer | None]:
+    """Greedy answers, padded on the left; None to each where the time ran out amid them."""
+    import torch
+
+    width, filler = max(map(len, prompts)), tokenizer.pad_token_id
+    ids = torch.tensor([[filler] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    left = until - time.monotonic()
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=filler,
+            **({"max_time": left} if math.isfinite(left) else {}),
+        )
+    ends = ends_of(model, tokenizer)
+    written = output[:, width:].tolist()
+    whole = len(written[0]) >= max_new_tokens or all(ends & {*row} for row in written)
+    if not whole:
+        return [None] * len(prompts)
+    return [Answer(tokenizer.decode(row, skip_special_tokens=True).strip(), not ends & {*row}) for row in written]
+
+
+def ends_of(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer."""
+    stated = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def final_answer(text: str) -> str:
+    """What a model says once it has thought; "" where it has not come to an end with that."""
+    thought, closed, said = text.rpartition("</think>")
+    if closed:
+        return said.strip()
+    return "" if text.lstrip().startswith("<think>") else text
+
+
+# ---- training/folded.py ---------------------------------------------------------------------------------------
+# A text without what a reader does not see or mind: case, whitespace, and how Unicode writes a character.
+
+
+LONGEST = 100_000  # characters; of a longer text the end is looked at, where an answer stands
+PIECE = 100  # characters; unicodedata takes quadratic time over marks that follow each other
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
+ALIKE = str.maketrans({
+    **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032", "'"), **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033", '"'),
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+})  # fmt: skip
+
+
+def folded(text: str) -> str:
+    """Case-folded, in Unicode's NFKC, quotes and dashes of one kind, nothing invisible, whitespace single."""
+    text = text[-LONGEST:]
+    if text.isascii():
+        return " ".join(INVISIBLE.sub("", text).lower().split())
+    words = " ".join(folded_word(word) for word in INVISIBLE.sub("", text).translate(ALIKE).split())
+    return " ".join(words.split())[-LONGEST:]  # NFKC writes some accents that stand alone with a space
+
+
+def folded_word(word: str) -> str:
+    pieces = (word[at : at + PIECE] for at in range(0, len(word), PIECE))
+    return "".join(as_nfkc(as_nfkc(piece).casefold()) for piece in pieces)
+
+
+def as_nfkc(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+# ---- training/graders_regex.py --------------------------------------------------------------------------------
+# The grader regex: the reference is a pattern that the answer must hold.
+
+
+PATTERN_LENGTH = 2_000  # characters
+PATTERN_SECONDS = 0.5  # for one answer; a pattern such as (a+)+$ would take years
+
+
+def grade_regex(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+    """1 where the pattern stands in the answer; ^ and $ are its begin and end. No answer in time is a wrong one.
+
+    Raises regex.error on a reference that is no pattern, and ValueError on one that is too long.
+    """
+    return float(stands_in(reference, answer[-LONGEST:].strip()))
+
+
+def stands_in(pattern: str, text: str) -> bool:
+    """By the package regex, which transformers needs as well: it reads what re reads, and can be told when to give up."""
+    import regex
+
+    if len(pattern) > PATTERN_LENGTH:
+        raise ValueError(f"the pattern is longer than {PATTERN_LENGTH:,} characters")
+    try:
+        return regex.search(pattern, text, timeout=PATTERN_SECONDS) is not None
+    except TimeoutError:
+        return False
+
+
+def is_pattern(text: str) -> bool:
+    import regex
+
+    try:
+        stands_in(text, "")
+    except (regex.error, ValueError, RecursionError, OverflowError):
+        return False
+    return True
+
+
+# ---- training/graders_text.py ---------------------------------------------------------------------------------
+# Graders of plain text: exact, contains, choice. All compare texts as folded.py reads them.
+
+
+Grader = Callable[[str, str, Mapping[str, Any]], float]  # (answer, reference, row): 0, wrong, to 1, right
+
+WRAPPINGS = {'"': '"', "(": ")", "'": "'", "`": "`", "*": "*", "«": "»", "‹": "›", "「": "」", "『": "』"}
+FINAL = ".,;:!?。、！？…"
+# Written without spaces between words: Thai to Burmese, Khmer, kana, Chinese, Korean with its endings.
+NO_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+
+
+def bare_answer(text: str) -> str:
+    """folded, without quotes, asterisks or brackets around it and punctuation behind it, unless nothing else is there."""
+    return unwrapped(folded(text))
+
+
+def unwrapped(bare: str) -> str:
+    for _ in range(4):  # ("**Paris.**")
+        less = bare.rstrip(FINAL).rstrip()
+        inside = less[1:-1].strip()
+        if len(less) > 2 and WRAPPINGS.get(less[0]) == less[-1] and less[0] not in inside.strip(less[0]):
+            less = inside
+        bare = less or bare
+    return bare
+
+
+def grade_exact(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+    """1 where both are the same text but for case, whitespace, Unicode's ways to write it, quotes around it and final punctuation."""
+    return float(bare_answer(answer) == bare_answer(reference))
+
+
+def grade_contains(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+    """1 where the reference stands in the answer as words of its own: no `5` in `15`, `2.5` or `-5`, no `art` in `start`."""
+    wanted, text = bare_answer(reference), folded(answer)
+    if wanted == unwrapped(text):
+        return 1.0
+    return float(wanted in text and bool(wanted and re.search(as_words(wanted), text)))
+
+
+def as_words(words: str) -> str:
+    """A pattern for folded text that holds these words, and not as a part of longer ones or of a longer number."""
+    before, after = "", ""
+    if words[0].isalnum() and not NO_SPACES.match(words[0]):
+        before = r"(?<!\w)" + (r"(?<!\d[.,])(?<!(?<!\w)[-.])" if words[0].isdigit() else "")
+    if words[-1].isalnum() and not NO_SPACES.match(words[-1]):
+        after = r"(?!\w)" + (r"(?![.,]\d)" if words[-1].isdigit() else "")
+    return f"{before}{re.escape(words)}{after}"
+
+
+def grade_choice(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+    """1 where the answer names the reference and, by choice_among, no other label."""
+    return grade_contains(answer, reference, row)
+
+
+def choice_among(references: Iterable[str]) -> Grader:
+    """grade_choice, with its labels: all that references hold. An answer that names two labels, or none, is wrong."""
+    label_of = label_finder(references)
+
+    def choice(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+        return float(label_of(answer) == bare_answer(reference))
+
+    return choice
+
+
+def label_finder(references: Iterable[str]) -> Callable[[str], str | None]:
+    """A function that gives the one label that an answer names, as bare_answer writes it, or None.
+
+    Of labels within each other the longer counts: `not spam` is no `spam`. A label of one letter stands in an answer only
+    in its own case, so that `a dog` does not choose `A`.
+    """
+    spelled = {bare_answer(one): one.strip() for one in references}
+    letters = [label for label in spelled if len(label) == 1 and label.isalpha() and not NO_SPACES.match(label)]
+    words = sorted(filter(None, set(spelled) - {*letters}), key=len, reverse=True)
+    in_folded = re.compile("|".join(map(as_words, words))) if words else None
+    in_own_case = re.compile("|".join(rf"(?<!\w){re.escape(bare_case(spelled[one]))}(?!\w|['’])" for one in letters))
+
+    def label_of(answer: str) -> str | None:
+        text = folded(answer)
+        if (bare := unwrapped(text)) in spelled:
+            return bare
+        found = set(in_folded.findall(text)) if in_folded else set()
+        if letters:
+            found |= {one.lower() for one in in_own_case.findall(answer[-LONGEST:])}
+        return found.pop() if len(found) == 1 else None
+
+    return label_of
+
+
+def bare_case(label: str) -> str:
+    """A label of one letter in its own case: `B` of `"B."`."""
+    return next(character for character in label if character.isalpha())
+
+
+class ClassRow(NamedTuple):
+    """One label: rows that have it as their reference, answers that named it, and those that were right."""
+
+    label: str
+    rows: int
+    answered: int
+    right: int
+
+    @property
+    def recall(self) -> float | None:
+        return self.right / self.rows if self.rows else None
+
+    @property
+    def precision(self) -> float | None:
+        return self.right / self.answered if self.answered else None
+
+
+class ClassTable(NamedTuple):
+    classes: list[ClassRow]  # most frequent reference first
+    unnamed: int  # answers that named no label, or more than one
+
+
+def class_table(answers: Sequence[str], references: Sequence[str]) -> ClassTable:
+    """By label, as choice_among grades them. Raises ValueError where the two are not of one length."""
+    label_of = label_finder(references)
+    spelled = {bare_answer(one): one.strip() for one in reversed(references)}
+    pairs = [(bare_answer(wanted), label_of(answer)) for wanted, answer in zip(references, answers, strict=True)]
+    rows, answered = Counter(wanted for wanted, _ in pairs), Counter(given for _, given in pairs)
+    right = Counter(wanted for wanted, given in pairs if wanted == given)
+    classes = [ClassRow(spelled[label], count, answered[label], right[label]) for label, count in rows.most_common()]
+    return ClassTable(classes, answered[None])
+
+
+# ---- training/graders_json.py ---------------------------------------------------------------------------------
+# The grader json: the value that an answer holds against the reference's, field by field.
+
+
+ABSENT: Any = object()
+FENCE = re.compile(r"```[a-z]*\s(.*)```", re.DOTALL | re.IGNORECASE)
+TRIES = 1_000_000  # characters that are read in search of JSON, since each bracket may begin it
+
+
+def grade_json(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+    """The share of fields that are right: of those that the reference or the answer has, 1 where both are equal by value.
+
+    The answer may stand in a fence or among text; the last value of the reference's kind counts. Order of keys is of no
+    account, that of lists is; 1 equals 1.0, and not true. Where the row has a `json_schema`, an answer that does not
+    fit it is worth 0, and one without a reference 1 where it does. A reference that is no JSON is compared as exact does.
+    """
+    wanted, schema = json_values(reference)[-1:], row.get("json_schema")
+    if not wanted and (reference.strip() or not schema):
+        return grade_exact(answer, reference, row)
+    given = json_values(answer)
+    alike = [value for value in given if wanted and type(value) is type(wanted[0])] or given
+    if not alike or schema and not fits_schema(alike[-1], schema):
+        return 0.0
+    return right_share(wanted[0], alike[-1]) if wanted else 1.0
+
+
+def json_values(text: str) -> list[Any]:
+    """The JSON value that a text is, in a fence or bare; else the objects and arrays that stand in it, in their order."""
+    text = text[-LONGEST:].strip()
+    return whole_json(text) or list(values_within(text))
+
+
+def whole_json(text: str) -> list[Any]:
+    """The one value that a text is, in a fence or bare; none where other text is about it."""
+    text = text.strip()
+    if fenced := FENCE.fullmatch(text):
+        text = fenced[1]
+    try:
+        return [DECODER.decode(text)]
+    except (ValueError, RecursionError):
+        return []
+
+
+def values_within(text: str) -> Iterator[Any]:
+    at, left = 0, TRIES
+    while left > 0 and (start := next_bracket(text, at)) >= 0:
+        try:
+            value, at = DECODER.raw_decode(text, start)
+            yield value
+        except json.JSONDecodeError as error:
+            at, left = start + 1, left - (error.pos - start) - 200
+        except (ValueError, RecursionError):
+            at, left = start + 1, left - 10_000
+
+
+def next_bracket(text: str, at: int) -> int:
+    found = [place for place in (text.find("{", at), text.find("[", at)) if place >= 0]
+    return min(found, default=-1)
+
+
+def json_integer(digits: str) -> int | float:
+    """int, but where Python refuses to read so long a number."""
+    return int(digits) if len(digits) < 4000 else float(digits)
+
+
+def refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+DECODER = json.JSONDecoder(parse_int=json_integer, parse_constant=refuse_constant)
+
+
+def right_share(wanted: Any, given: Any) -> float:
+    """Equal leaves among all that stand at a place in either value; an empty object or array is a leaf."""
+    total = right = 0
+    pairs = [(wanted, given)]
+    while pairs:  # no recursion: an answer may be nested as deeply as it likes
+        one, other = pairs.pop()
+        if isinstance(one, dict) and isinstance(other, dict) and one and other:
+            pairs += ((one.get(key, ABSENT), other.get(key, ABSENT)) for key in one.keys() | other.keys())
+        elif isinstance(one, list) and isinstance(other, list) and one and other:
+            pairs += zip_longest(one, other, fillvalue=ABSENT)
+        elif parts_of(one) or parts_of(other):
+            for side in (one, other):
+                pairs += ((part, ABSENT) for part in parts_of(side) or ([] if side is ABSENT else [ABSENT]))
+        else:
+            total += 1
+            right += is_equal_leaf(one, other)
+    return right / total
+
+
+def parts_of(value: Any) -> list[Any]:
+    """What an object or an array holds; nothing of any other value."""
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def is_equal_leaf(one: Any, other: Any) -> bool:
+    return one is not ABSENT and isinstance(one, bool) == isinstance(other, bool) and one == other
+
+
+def fits_schema(value: Any, schema: Any) -> bool:
+    """Whether a value fits a JSON Schema, an object or the text of one. Nothing is fetched, whatever its $ref names.
+
+    Raises the library's SchemaError on a schema that is none.
+    """
+    from jsonschema import validators
+    from referencing import Registry
+
+    schema = json.loads(schema) if isinstance(schema, str) else schema
+    kind = validators.validator_for(schema)
+    kind.check_schema(schema)
+    bounded = validators.extend(kind, {"pattern": check_pattern})
+    return bounded(schema, registry=Registry()).is_valid(value)
+
+
+def check_pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    """The keyword `pattern` within the time that a grader has, which Python's own re does not keep."""
+    from jsonschema import ValidationError
+
+    if isinstance(value, str) and not stands_in(pattern, value):
+        yield ValidationError(f"does not match {pattern!r}")
+
+
+# ---- training/graders_calls.py --------------------------------------------------------------------------------
+# The grader tool_call: the calls that an answer makes against those of the reference.
+
+
+TAGGED = re.compile(
+    r"<(tool_call|\|tool_call_start\||\|python_tag\||function_call)>(.*?)(?=</?\1>|<\|tool_call_end\|>|\Z)", re.DOTALL
+)
+LISTED = re.compile(r"\[\s*[A-Za-z_][\w.]{0,200}\(")
+CALL_LENGTH = 20_000  # characters that Python's parser is given: it takes a hundred times their memory
+NAMES = {"true": True, "false": False, "null": None}  # as JSON writes them
+
+
+class ToolCall(NamedTuple):
+    name: str
+    arguments: Mapping[str, Any]
+
+
+def grade_tool_call(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+    """1 where the answer makes the reference's calls, in their order, with arguments equal by value, and no others.
+
+    Both may write them as JSON, in <tool_call> tags, or as [name(argument=1)]. A reference without calls asks for none.
+    """
+    wanted, given = calls_in(reference), calls_in(answer)
+    alike = len(wanted) == len(given) and all(map(is_same_call, wanted, given))
+    return float(alike)
+
+
+def is_same_call(one: ToolCall, other: ToolCall) -> bool:
+    return one.name == other.name and right_share(dict(one.arguments), dict(other.arguments)) == 1
+
+
+def calls_in(text: str) -> list[ToolCall]:
+    """The tool calls that a text makes, in order: those in tags, where it has such."""
+    text = text[-LONGEST:]
+    tagged = [found[2] for found in TAGGED.finditer(text)]
+    return [call for part in tagged or [text] for call in listed_calls(part) or called_in(json_values(part))]
+
+
+def called_in(value: Any) -> Iterator[ToolCall]:
+    """Calls in a value of JSON: {"name", "arguments"}, Llama's "parameters", OpenAI's {"function"}, lists of those."""
+    values = [value]
+    while values:
+        one = values.pop()
+        if isinstance(one, list):
+            values += reversed(one)
+        elif isinstance(one, Mapping):
+            arguments = parsed_arguments(one.get("arguments", one.get("parameters")))
+            if isinstance(one.get("name"), str) and isinstance(arguments, Mapping):
+                yield ToolCall(one["name"], arguments)
+            elif isinstance(one.get("function"), Mapping):
+                values.append(one["function"])
+            elif isinstance(one.get("tool_calls"), list):
+                values += reversed(one["tool_calls"])
+
+
+def listed_calls(text: str) -> list[ToolCall]:
+    """The calls of a list such as [f(a=1), g(b="x")], as LFM and Llama write them, or of one call alone. Nothing is run."""
+    text = text.strip()
+    if found := LISTED.search(text):
+        text = text[found.start() : text.rfind("]") + 1]
+    if len(text) > CALL_LENGTH or not re.match(r"\[|[A-Za-z_][\w.]*\(", text):
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an escape such as "\d" in an argument
+            body = ast.parse(text, mode="eval").body
+            return [as_call(node) for node in (body.elts if isinstance(body, ast.List) else [body])]
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return []
+
+
+def as_call(node: ast.expr) -> ToolCall:
+    """Raises ValueError on anything but a call by name, with named arguments that are plain values."""
+    if not isinstance(node, ast.Call) or node.args or any(one.arg is None for one in node.keywords):
+        raise ValueError("no call")
+    for part in ast.walk(node.func):
+        if not isinstance(part, ast.Name | ast.Attribute | ast.Load):
+            raise ValueError("no name")
+    return ToolCall(ast.unparse(node.func), {one.arg or "": literal(one.value) for one in node.keywords})
+
+
+def literal(node: ast.expr) -> Any:
+    """The value of an argument, as JSON would hold it. Raises ValueError on what is none."""
+    return plain_value(ast.literal_eval(JsonNames().visit(node)))
+
+
+class JsonNames(ast.NodeTransformer):
+    """Reads true, false and null as JSON does."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(NAMES[node.id]) if node.id in NAMES else node
+
+
+def plain_value(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [plain_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain_value(item) for key, item in value.items()}
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError("no value of JSON")
+
+
+# ---- training/graders_number.py -------------------------------------------------------------------------------
+# The grader number: the last number of the answer against the last number of the reference.
+
+
+RELATIVE, ABSOLUTE = Decimal("1e-6"), Decimal("1e-9")  # how far two equal numbers may be apart
+# Nothing raises in it, and no digit of a long number is lost before two are compared to a millionth.
+WIDE = Context(prec=50, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
+MINUS = str.maketrans("\u2212\u2012\u2013\uff0d", "----")
+SPACES = "\u00a0\u2009\u202f"  # that group digits; an ordinary space stands between two numbers
+NUMBER = re.compile(
+    rf"""
+    (?P<sign>(?<![\w)\]])[-+])?[$€£¥]?(?<![\d.])
+    (?: (?P<commas>\d{{1,3}}(?:,\d{{3}}){{1,20}}(?:\.\d++)?(?![\d]|,\d))          # 1,234,567.8
+      | (?P<dots>\d{{1,3}}(?:\.\d{{3}}){{1,20}}(?:,\d++|(?<=\.\d{{3}}\.\d{{3}}))(?![\d]|[.,]\d))   # 1.234.567,8
+      | (?P<spaced>\d{{1,3}}(?:[{SPACES}'’_]\d{{3}}){{1,20}}(?:[.,]\d++)?(?!\d))   # 1 234 567.8
+      | (?<!/)(?P<over>\d++)\s?/\s?(?P<under>\d++)(?![\d/]|\.\d)                  # 3/4, not 3/4/2024
+      | (?<!\d,)(?P<comma>\d++,\d++)(?![.,]\d)                               # 0,5, not 1,2,3
+      | (?P<plain>\d++(?:\.\d++)?|\.\d++)
+    )
+    (?:[eE](?P<exponent>[-+]?\d++)(?!\w))?
+    (?:\s?(?:×|x|\*|·|\\times|\\cdot)\s?10\s?(?:\^|\*\*)\s?\{{?(?P<power>[-+]?\d++)\}}?)?
+    (?P<percent>\s?\\?%)?
+    """,
+    re.VERBOSE,
+)
+LATEX_FRACTION = re.compile(r"\\[dt]?frac\s?\{(\d{1,1000})\}\s?\{(\d{1,1000})\}")
+
+
+class Number(NamedTuple):
+    value: Decimal
+    is_percent: bool
+
+
+def grade_number(answer: str, reference: str, row: Mapping[str, Any]) -> float:
+    """1 where the last number of both is the same, to a millionth of it.
+
+    1,234.50, 1.234,50, 1.2345e3 and 2469/2 are one number; 1,234 is above a thousand and 0,5 is a half. 50% is 50 as
+    well as 0.5. Where the reference holds no number, the texts are compared as exact does.
+    """
+    wanted, given = last_number(reference), last_number(answer)
+    if wanted is None:
+        return grade_exact(answer, reference, row)
+    return float(given is not None and is_same_number(wanted, given))
+
+
+def is_same_number(one: Number, other: Number) -> bool:
+    with localcontext(WIDE):
+        pairs = [(one.value, other.value)]
+        if one.is_percent != other.is_percent:
+            pairs.append((one.value / (100 if one.is_percent else 1), other.value / (100 if other.is_percent else 1)))
+        return any(abs(a - b) <= max(ABSOLUTE, RELATIVE * max(abs(a), abs(b))) for a, b in pairs)
+
+
+def last_number(text: str) -> Number | None:
+    """The last number that a text holds."""
+    text = LATEX_FRACTION.sub(r"\1/\2", text[-LONGEST:].translate(MINUS))
+    numbers = map(as_number, reversed(list(NUMBER.finditer(text))))
+    return next(filter(None, numbers), None)
+
+
+def is_a_number(text: str) -> bool:
+    """Whether a text is one number and nothing else, but for a currency before it and punctuation around it."""
+    found = NUMBER.fullmatch(text.translate(MINUS).strip(" \t\r\n.*`\"'"))
+    return bool(found and as_number(found))
+
+
+def as_number(found: re.Match[str]) -> Number | None:
+    """The value of a match of NUMBER; None where no Decimal holds it."""
+    part = found.groupdict()
+    exponents = [part["exponent"] or "0", part["power"] or "0"]
+    if max(map(len, exponents)) > 10:
+        return None
+    with localcontext(WIDE):
+        if part["over"]:
+            value = Decimal(part["over"]) / Decimal(part["under"])
+        elif part["dots"] or part["comma"]:
+            value = Decimal((part["dots"] or part["comma"]).replace(".", "").replace(",", "."))
+        elif part["spaced"]:
+            value = Decimal(re.sub(rf"[{SPACES}'’_]", "", part["spaced"]).replace(",", "."))
+        else:
+            value = Decimal((part["commas"] or part["plain"]).replace(",", ""))
+        value = value.scaleb(sum(map(int, exponents)))
+        if part["sign"] == "-":
+            value = -value
+        return Number(value, bool(part["percent"])) if value.is_finite() else None
+
+
+# ---- training/graders.py --------------------------------------------------------------------------------------
+# Graders: what tells a right answer from a wrong one. Ours by name, and a function in the user's own file.
+
+
+GRADERS: dict[str, Grader] = {
+    "exact": grade_exact, "contains": grade_contains, "number": grade_number, "choice": grade_choice,
+    "json": grade_json, "regex": grade_regex, "tool_call": grade_tool_call,
+}  # fmt: skip
+OWN_GRADER = "def grade(answer, reference, row): return 1.0 if answer == reference else 0.0"
+
+
+class Grades(NamedTuple):
+    """One score of 0 to 1 a row. failed: rows on which the grader raised, or gave no such score; they count as 0."""
+
+    scores: list[float]
+    failed: int
+    first_failure: str | None  # "row 3: ValueError: ...", rows counted from 1
+
+
+def load_grader(name: str, hook: str = "grade") -> Grader:
+    """A grader by its name, or the function `hook` of a Python file, which is run. Raises Stop where there is none."""
+    if name in GRADERS:
+        return GRADERS[name]
+    if not name.endswith(".py"):
+        near = difflib.get_close_matches(name, GRADERS, n=1)
+        raise Stop(
+            "unknown_grader",
+            f"There is no grader {clipped(repr(name))}; there are: {', '.join(GRADERS)}.",
+            (f"Did you mean {near[0]}? " if near else "")
+            + f"For a grader of your own, name a .py file that holds: {OWN_GRADER}",
+        )
+    return grader_of_file(name, hook)
+
+
+def grader_of_file(file: str, hook: str) -> Grader:
+    shown = clipped(repr(file))
+    try:
+        found = Path(file).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        found = False
+    if not found:
+        raise Stop("no_grader_file", f"There is no file {shown}.", f"Name a .py file, or one of {', '.join(GRADERS)}.")
+    try:
+        grader = getattr(run_file(Path(file)), hook, None)
+    except (Exception, SystemExit) as error:
+        raise Stop(
+            "bad_grader", f"{shown} fails when it is read: {described(error)}", "Correct it: run it with python."
+        ) from None
+    if not callable(grader):
+        raise Stop("bad_grader", f"{shown} holds no function {hook!r}.", f"Write into it: {OWN_GRADER}")
+    try:
+        inspect.signature(grader).bind("answer", "reference", {})
+    except (TypeError, ValueError) as error:
+        fix = f"It is called with three values, such as: {OWN_GRADER}"
+        raise Stop("bad_grader", f"{hook} of {shown} cannot be called: {described(error)}.", fix) from None
+    return grader
+
+
+def run_file(file: Path) -> ModuleType:
+    loader = SourceFileLoader(f"grader_{file.stem}", str(file))
+    module = ModuleType(loader.name)
+    module.__file__ = loader.path
+    sys.modules[loader.name] = module  # dataclasses look their module up by name
+    loader.exec_module(module)
+    return module
+
+
+def grader_among(grader: Grader, references: Sequence[str]) -> Grader:
+    """The grader for rows with these references: choice takes its labels from them, any other stays as it is."""
+    return choice_among(references) if grader is grade_choice else grader
+
+
+def grade_answers(
+    grader: Grader, answers: Sequence[str], references: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> Grades:
+    """Each answer's score. Raises ValueError where the three are not of one length, and nothing that a grader raises."""
+    grader = grader_among(grader, references)
+    scores: list[float] = []
+    failures: list[str] = []
+    for position, (answer, reference, row) in enumerate(zip(answers, references, rows, strict=True), 1):
+        try:
+            scores.append(as_score(grader(answer, reference, row)))
+        except (Exception, SystemExit) as error:
+            scores.append(0.0)
+            failures.append(f"row {position}: {described(error)}")
+    return Grades(scores, len(failures), failures[0] if failures else None)
+
+
+def as_score(score: Any) -> float:
+    """Raises where a score is not a number of 0 to 1."""
+    value = None if isinstance(score, str | bytes) else float(score)
+    if value is None or not 0 <= value <= 1:
+        raise ValueError(f"the score is {clipped(repr(score))}, not a number from 0 to 1")
+    return value
+
+
+def described(error: BaseException) -> str:
+    """An exception in a line, whatever its own text is or does."""
+    try:
+        return clipped(f"{type(error).__name__}: {error}".removesuffix(": "))
+    except Exception:
+        return type(error).__name__
+
+
+def clipped(text: str, most: int = 300) -> str:
+    """One line without control characters, as an error may quote it."""
+    line = "".join(character if character.isprintable() else " " for character in text[:most])
+    return line + "…" * (len(text) > most)
+
+
+# ---- training/paired.py ---------------------------------------------------------------------------------------
+# Base against tuned on the same rows: the difference, how sure it is, and how many rows would tell.
+
+
+SURE = NormalDist().inv_cdf(0.975)  # of a two-sided 95%
+POWER = NormalDist().inv_cdf(0.8)
+UNTOLD = 100_000  # rows; no test set has more
+
+
+class Difference(NamedTuple):
+    """The mean of tuned - base over the same rows, its 95% interval, and what the interval is made of."""
+
+    mean: float
+    low: float
+    high: float
+    rows: int
+    variance: float = (
+        1.0  # of the rows' differences, with the two that paired_difference adds; no scores of 0 to 1 have more than 1
+    )
+
+
+def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> Difference:
+    """The mean of tuned - base with a 95% interval. Both: one score of 0 to 1 a row, in the same order.
+
+    A t-interval with two rows added, one won and one lost by as much as the largest difference seen (1 where none is):
+    after Agresti and Min (2005), who add less. Without them 20 rows that all agree would prove that no row ever differs.
+    Raises ValueError without rows, and where the rows are not the same.
+    """
+    differences = [after - before for before, after in zip(base, tuned, strict=True)]
+    if not differences:
+        raise ValueError("no rows to compare")
+    rows = len(differences)
+    mean = math.fsum(differences) / rows
+    largest = max(map(abs, differences)) or 1.0
+    with_two = [*differences, largest, -largest]
+    centre = math.fsum(with_two) / len(with_two)
+    variance = math.fsum((one - centre) ** 2 for one in with_two) / len(with_two)
+    half = student_t(rows - 1) * math.sqrt(variance / len(with_two))
+    return Difference(mean, max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)), rows, variance)
+
+
+def student_t(degrees: int) -> float:
+    """The 97.5% point of Student's t (Abramowitz and Stegun, 26.7.5): within 0.1% from 8 degrees of freedom on."""
+    x, n = SURE, max(degrees, 1)
+    terms = (
+        (x**3 + x) / 4,
+        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
+        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
+        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
+    )
+    return x + sum(term / n**power for power, term in enumerate(terms, 1))
+
+
+def rate_interval(scores: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of a mean of scores of 0 to 1: Wilson's, where all are 0 or 1.
+
+    Scores in between vary less than those: they count as so many more rows as their variance is smaller, two rows of
+    0 or 1 added, so that equal ones leave an interval. Raises ValueError without scores.
+    """
+    if not scores:
+        raise ValueError("no scores")
+    rows, mean = len(scores), min(math.fsum(scores) / len(scores), 1.0)
+    most = mean * (1 - mean)
+    variance = math.fsum((score - mean) ** 2 for score in scores) / rows
+    share = (variance * rows + 2 * most) / (most * (rows + 2)) if most else 1.0
+    weight = SURE**2 / (rows / share)
+    centre = (mean + weight / 2) / (1 + weight)
+    half = math.sqrt(weight * most + weight**2 / 4) / (1 + weight)
+    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
+
+
+def rows_needed(difference: Difference) -> int | None:
+    """How many rows would tell a difference of this mean and variance, at 95% in 4 of 5 tries: 20 at least; None where it is 0."""
+    if not difference.mean:
+        return None
+    return max(20, math.ceil((SURE + POWER) ** 2 * difference.variance / difference.mean**2))
+
+
+def verdict(difference: Difference) -> str:
+    """better, worse or not distinguishable, at 95%."""
+    if difference.low > 0:
+        return "better"
+    return "worse" if difference.high < 0 else "not distinguishable"
+
+
+def difference_sentence(difference: Difference) -> str:
+    """What was found, in points of 100, for a reader who knows no statistics."""
+    shown = (difference.mean, difference.low, difference.high)
+    digits = 0 if all(abs(one) >= 0.01 or not one for one in shown) else 1
+    mean, low, high = (in_points(one, digits) for one in shown)
+    rows = f"{difference.rows:,} row" + "s" * (difference.rows != 1)
+    said = verdict(difference)
+    if said != "not distinguishable":
+        return f"{said.capitalize()}: {mean} points, 95% sure: {low} to {high} ({rows})."
+    needed = rows_needed(difference)
+    found = f"Not distinguishable with {rows}: {mean} points, 95% sure: {low} to {high}"
+    if needed is None or needed > UNTOLD:
+        return f"{found}."
+    return f"{found}; about {two_digits(needed):,} rows would tell."
+
+
+def in_points(share: float, digits: int) -> str:
+    """A difference of 0 to 1 as signed points: +3, −9, ±0."""
+    value = round(100 * share, digits)
+    return f"{'±' if not value else '+' if value > 0 else '−'}{abs(value):.{digits}f}"
+
+
+def two_digits(number_of_rows: int) -> int:
+    """Rounded up to two digits, since it is an estimate."""
+    unit = 10 ** max(len(str(number_of_rows)) - 2, 0)
+    return -(-number_of_rows // unit) * unit
+
+
+# ---- training/contamination.py --------------------------------------------------------------------------------
+# Test rows whose question stands in the training data as well: what they show is memory.
+
+
+# What may differ in one and the same question. Signs that a formula or a word is made of stay: 2+2 is not 2-2.
+PUNCTUATION = re.compile("[\\s.,;:!?'\"()\\[\\]{}¡¿«»‹›„“”‚‘’、。，；：！？「」『』（）【】…—–|_]+")
+
+
+class Seen(NamedTuple):
+    """Indexes of test rows, ascending. No row is in both."""
+
+    exactly: list[int]
+    normalised: list[int]  # only without regard to case, punctuation, whitespace and how Unicode writes a character
+
+
+def seen_rows(test_prompts: Sequence[str], training_prompts: Iterable[str]) -> Seen:
+    """The test rows whose question stands among training_prompts, which are read once and not kept."""
+    as_written, as_plain = set(test_prompts), {plain_question(text) for text in test_prompts} - {""}
+    found_written: set[str] = set()
+    found_plain: set[str] = set()
+    for text in training_prompts:
+        if text in as_written:
+            found_written.add(text)
+        if (question := plain_question(text)) in as_plain:
+            found_plain.add(question)
+    rows = list(enumerate(test_prompts))
+    return Seen(
+        [at for at, text in rows if text in found_written],
+        [at for at, text in rows if text not in found_written and plain_question(text) in found_plain],
+    )
+
+
+def plain_question(text: str) -> str:
+    return PUNCTUATION.sub(" ", folded(text)).strip()
 
 
 # ---- training/file_readers.py ---------------------------------------------------------------------------------
@@ -2771,7 +3881,7 @@ READERS: dict[str, Callable[[Path], NumberedRows]] = {
 COLUMN_LIMIT = 1_000
 
 
-def local_file(settings: TrainingSettings) -> Path | None:
+def local_file(settings: DatasetSettings) -> Path | None:
     """The file that file_rows reads; None for a Parquet file, a folder or a data set on the Hub. Raises Stop."""
     path = Path(os.path.expanduser(settings.dataset))
     if not path.is_file() or path.suffix.lower() == ".parquet":
@@ -2843,6 +3953,705 @@ def sha256_of(file: Path | str) -> str:
 def file_digest(file: Path) -> str:
     """What a file on this machine has instead of a revision."""
     return "sha256:" + sha256_of(file)
+
+
+# ---- training/json_lines.py -----------------------------------------------------------------------------------
+# JSON files of a data set, looked through before datasets reads them: pyarrow ends the process over some of their lines.
+
+
+STARTS = 32  # files of which the start is read before datasets streams them
+START_BYTES = 11_000_000  # of the first one: datasets parses 10 MiB before it gives the first row
+NEXT_BYTES = 64_000  # of each other
+
+
+def require_sound_starts(splits: Iterable[list[str]], rows: float = math.inf) -> None:
+    """What the first rows of each split are streamed from. Raises Stop on a null, and on a line that takes too much memory."""
+    for files in splits:
+        lines = 0
+        for number, file in enumerate(files[:STARTS]):
+            if lines < rows:
+                lines += scan_lines(file, START_BYTES if number == 0 else NEXT_BYTES)
+
+
+def require_no_null(splits: Iterable[list[str]]) -> None:
+    """Every line that the job will read, of the copies that datasets reads. Raises Stop on a null."""
+    from datasets.utils.file_utils import cached_path
+
+    for file in itertools.chain.from_iterable(splits):
+        scan_lines(cached_path(file))
+
+
+def scan_lines(file: str, most: int | None = None) -> int:
+    """How many lines were read, 0 of a document. Raises Stop on a line `null` among the first `most` bytes (of all): pyarrow may end the process over it, without a
+    word, wherever it stands. Where `most` is given, also on a line that is longer than a row may be.
+    """
+    import fsspec  # type: ignore[import-untyped]
+
+    system, path = fsspec.url_to_fs(file)
+    with system.open(path, "rb", compression="infer", block_size=min(most or START_BYTES, 5_000_000)) as opened:
+        lines = io.BufferedReader(opened)
+        start = lines.peek(100).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if re.match(rb"\[\s*null\b", start):
+            raise bad_line(Path(path), 1, "begins with null, not with an object with the columns of a row", ROW_EXAMPLE)
+        if re.match(rb"\[|\{\s*\n", start):
+            return 0  # a document, in which a null may well have a line of its own
+        number, at, is_start = 0, 0, True
+        while (most is None or at < most) and (piece := lines.readline(ROW_LIMIT + 1)):
+            number, at = number + is_start, at + len(piece)
+            if is_start and piece[:100].strip(b"\xef\xbb\xbf \t\r\n") == b"null":
+                raise bad_line(Path(path), number, "is null, not an object with the columns of a row", ROW_EXAMPLE)
+            if most and len(piece) > ROW_LIMIT:
+                what = f"is longer than {ROW_LIMIT // 10**6} MB, and no model reads that much at once"
+                raise bad_line(Path(path), number, what, "Split it into shorter rows, or train on a copy without it.")
+            is_start = piece.endswith(b"\n")
+    return number
+
+
+# ---- training/dataset.py --------------------------------------------------------------------------------------
+# The data set: configuration, split, revision, rows, and which of them are held out.
+
+
+def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
+    """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
+    if wanted in available:
+        return wanted
+    flag = "--dataset-" + kind
+    if wanted:
+        raise Stop(
+            f"unknown_{kind}",
+            f"The data set has no {kind} {wanted!r}; it has: {', '.join(available)}.",
+            f"Pass {flag} {shlex.quote(available[0])}.",
+        )
+    if preferred in available or len(available) == 1:
+        return preferred if preferred in available else available[0]
+    raise Stop(
+        f"{kind}_needed",
+        f"The data set has more than one {kind}: {', '.join(available)}.",
+        f"Pass one of them: {flag} {shlex.quote(available[0])}.",
+    )
+
+
+def load_rows(settings: DatasetSettings, streaming: bool = False, first: float = math.inf) -> Any:
+    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming, of which so many will be read).
+
+    Raises Stop.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    if (file := local_file(settings)) and not streaming:
+        return load_file(file)
+    try:
+        require_sound = functools.partial(require_sound_starts, rows=first) if streaming else require_no_null
+        return load_dataset(**data_source(settings, require_sound), streaming=streaming)
+    except Stop:
+        raise
+    except DatasetNotFoundError as error:
+        raise Stop(
+            "dataset_not_found",
+            f"The data set {settings.dataset} cannot be found: {error}",
+            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
+        ) from error
+    except Exception as error:  # each file format has its own errors: an empty file, a broken line, a wrong type
+        raise unreadable(settings, error) from error
+
+
+def load_file(file: Path) -> Any:
+    """A local file's rows as a Dataset of text: no type is inferred, so rows may differ as they like. Raises Stop."""
+    from datasets import Dataset, Features, Value
+
+    features = Features({name: Value("string") for name in scan_file(file, 0).columns})
+    # The digest makes a file that has changed another data set to the cache.
+    return Dataset.from_generator(digested_rows, features=features, gen_kwargs={"path": str(file), "digest": file_digest(file)})
+
+
+def digested_rows(path: str, digest: str) -> Iterator[dict[str, str | None]]:
+    yield from file_rows(Path(path))
+
+
+def unreadable(settings: DatasetSettings, error: Exception) -> Stop:
+    return Stop(
+        "dataset_unreadable",
+        f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
+        "Write its file again: it is empty, cut off, or not of the kind that its name says."
+        if Path(os.path.expanduser(settings.dataset)).is_file()
+        else "Look at its files: an empty one, or rows whose columns differ, cannot be loaded. A copy of them as one local "
+        ".jsonl file is read line by line, and the line that is wrong is named.",
+    )
+
+
+def data_source(
+    settings: DatasetSettings, require_sound: Callable[[Iterable[list[str]]], None] = lambda splits: None
+) -> dict[str, Any]:
+    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
+
+    require_sound is called with each split's JSON files before datasets reads the first byte of one.
+    """
+    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset_builder
+
+    path = Path(os.path.expanduser(settings.dataset))
+    if path.is_file():
+        return {"path": "parquet", "data_files": str(path), "split": "train"}
+    if settings.dataset.startswith((".", "/", "~")) and not path.exists():
+        raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
+    revision = settings.dataset_revision or None
+    names = get_dataset_config_names(settings.dataset, revision=revision)
+    config = choose("config", settings.dataset_config, names, "default")
+    built = load_dataset_builder(settings.dataset, config, revision=revision).config
+    by_split = (getattr(built, "data_files", None) or {}).values()
+    require_sound([str(file) for file in files if re.search(r"\.jsonl?(\.\w+)?$", str(file))] for files in by_split)
+    splits = get_dataset_split_names(settings.dataset, config, revision=revision)
+    split = choose("split", settings.dataset_split, splits, "train")
+    return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
+
+
+def data_revision(settings: DatasetSettings) -> str | None:
+    """The data set's commit on the Hub, or a local file's sha256; what was asked for where the Hub does not say."""
+    from huggingface_hub import HfApi
+
+    if (path := Path(os.path.expanduser(settings.dataset))).is_file():
+        return file_digest(path)
+    revision = settings.dataset_revision or None
+    try:
+        return HfApi().dataset_info(settings.dataset, revision=revision).sha
+    except Exception:  # a local folder, or rows from the cache of a machine without a network: they are there all the same
+        return revision
+
+
+def split_rows(rows: Any, settings: SplitSettings) -> tuple[Any, Any]:
+    """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
+    if settings.num_samples:
+        rows = rows.select(range(min(settings.num_samples, len(rows))))
+    held_out = held_out_rows(len(rows), settings)
+    if len(rows) == 0:
+        raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
+    if held_out < 1:
+        return rows, None
+    parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
+    return parts["train"], parts["test"]
+
+
+def held_out_rows(rows: int, settings: SplitSettings) -> int:
+    """How many of so many rows are held out."""
+    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+
+
+# ---- training/grader_fit.py -----------------------------------------------------------------------------------
+# Which grader fits a data set's answers, and whether the one that was chosen does.
+
+
+NEARLY_ALL = 0.95  # a data set may hold a few rows of another kind
+MOST_CLASSES = 20
+SHORT_WORDS, SHORT_CHARACTERS = 5, 40
+AFTER_HASHES = re.compile(r"####\s*(.+?)\s*$")  # as GSM8K ends its solutions
+
+
+def propose_grader(references: Sequence[str], prompts: Sequence[str] | None = None) -> tuple[str | None, str]:
+    """A grader's name, or None where no rule tells right from wrong, and why, as a sentence.
+
+    prompts: where each of them lists all answers there are, few rows suffice to see that these are classes.
+    """
+    given = [one for one in references if one.strip()]
+    if not given:
+        return None, "The rows have no answers to compare with."
+    kinds = (
+        ("number", "numbers", is_final_number),
+        ("tool_call", "tool calls", lambda one: bool(calls_in(one))),
+        ("json", "JSON", is_json_text),
+    )
+    for name, what, is_kind in kinds:
+        if (count := sum(map(is_kind, given))) >= NEARLY_ALL * len(given):
+            return name, f"{share_of(count, len(given))} answers are {what}."
+    distinct = {bare_answer(one) for one in given}
+    if 2 <= len(distinct) <= MOST_CLASSES and all(map(is_short, distinct)):
+        if len(given) >= 2 * len(distinct):
+            return "choice", f"The {len(given):,} answers are {len(distinct)} short texts, again and again."
+        if prompts and all(stand_in(distinct, prompt) for prompt in prompts):
+            return "choice", f"Each question lists the {len(distinct)} answers to choose from."
+    words = median(len(one.split()) for one in given)
+    if words <= SHORT_WORDS and median(map(len, given)) <= SHORT_CHARACTERS:
+        return "exact", f"The answers are short: {words:g} word{'s' * (words != 1)} in the middle."
+    return None, "The answers are long texts: no rule tells right from wrong; the loss says how near they are."
+
+
+def grader_misfit(name: str, references: Sequence[str]) -> str | None:
+    """What is amiss where a grader of ours does not fit these references, as a sentence; None where it does."""
+    total = len(references)
+    if name == "exact" and (count := sum(len(one.split()) > 20 for one in references)) > total / 2:
+        return f"{share_of(count, total)} answers are longer than 20 words, and exact wants each word: few will be right."
+    if name == "contains" and (count := sum(not one.strip() for one in references)):
+        return f"{share_of(count, total)} references are empty: there only an empty answer is right."
+    if name == "number" and (count := sum(last_number(one) is None for one in references)):
+        return f"{share_of(count, total)} references hold no number: there number compares the texts."
+    if name == "choice" and (count := len({bare_answer(one) for one in references})) > 50:
+        return f"The references are {count:,} different texts, which are no classes: exact or contains may fit."
+    if name == "json" and (count := sum(not whole_json(one) for one in references)):
+        return f"{share_of(count, total)} references are no JSON."
+    if name == "regex" and (count := sum(not is_pattern(one) for one in references)):
+        return f"{share_of(count, total)} references are no regular expressions."
+    if name == "tool_call" and (count := sum(not calls_in(one) for one in references)):
+        return f"{share_of(count, total)} references hold no tool call: there an answer without one is right."
+    return None
+
+
+def share_of(count: int, total: int) -> str:
+    return f"All {total:,}" if count == total else f"{count:,} of {total:,}"
+
+
+def is_final_number(text: str) -> bool:
+    after = AFTER_HASHES.search(text[-200:])
+    return is_a_number(after[1] if after else text)
+
+
+def is_json_text(text: str) -> bool:
+    """An object or an array: a number alone is JSON too, and so is a word in quotes."""
+    return any(isinstance(value, dict | list) for value in whole_json(text))
+
+
+def is_short(text: str) -> bool:
+    return len(text.split()) <= SHORT_WORDS and len(text) <= SHORT_CHARACTERS
+
+
+def stand_in(labels: set[str], prompt: str) -> bool:
+    text = folded(prompt)
+    return all(re.search(as_words(label), text) for label in labels)
+
+
+# ---- training/question_set.py ---------------------------------------------------------------------------------
+# Which questions base and tuned model answer once training is over, and by which rule the answers are graded.
+
+
+TEST_SPLITS = ("test", "validation", "train")  # of a test set on the Hub: the first of them that it has
+SPARE = 2  # times as many rows are read as are graded: some are left out
+
+Testing = TypeVar("Testing", bound=EvidenceSettings)
+FindFormat = Callable[[Any, list[str], Mapping[str, Any], Iterable[str]], Format]
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions that no training row asks, in random order. grader: None where no rule tells right from wrong."""
+
+    questions: list[Question]
+    grader: Grader | None = None
+    grader_name: str = ""
+    seen: int = 0  # rows left out because they stand in the training data
+
+
+def choose_questions(
+    settings: EvidenceSettings,
+    train_rows: Iterable[Mapping[str, Any]],
+    eval_rows: Any,
+    tokenizer: Any,
+    renderer: Renderer,
+    layout: Format,
+    format_of: FindFormat,
+) -> QuestionSet:
+    """From --eval-dataset or else from the rows held out. What is wrong with them is a warning: training is worth more."""
+    try:
+        rows, test_layout = read_test_rows(settings, format_of) if settings.eval_dataset else (eval_rows or [], layout)
+        order = random.Random(settings.seed).sample(range(len(rows)), len(rows))
+        some = [rows[place] for place in order[: SPARE * settings.max_graded]]
+        questions = read_questions(some, tokenizer, renderer, test_layout, settings.max_seq_length)
+        if settings.eval_dataset and not questions:
+            raise Stop("no_questions", f"No row of {settings.eval_dataset} ends with an answer.", "Look at its columns.")
+        return choose_grader(settings, questions, train_rows, layout)
+    except Stop as stop:
+        reason = f"{stop.message} {stop.fix}"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    emit("warning", code="no_grading", message=f"No answers will be graded: {reason}")
+    return QuestionSet([])
+
+
+def choose_grader(
+    settings: EvidenceSettings,
+    questions: list[Question],
+    train_rows: Iterable[Mapping[str, Any]],
+    layout: Format,
+    hook: Grader | None = None,
+) -> QuestionSet:
+    """The questions with the script's own grader, the one that was asked for, or one that fits their references. Raises Stop."""
+    references = [question.reference for question in questions]
+    name, why = settings.grader, "asked for"
+    if hook and name == "auto":
+        name, why = "grade", "the script's own"
+    elif name == "auto":
+        proposed, why = propose_grader(references)
+        name = proposed or "none"
+    if name == "none" or not questions:
+        emit("questions", rows=0, grader=None, why=why)
+        return QuestionSet(questions)
+    own = hook if name == "grade" else None
+    grader = own or load_grader(name)
+    if not own and (misfit := grader_misfit(name, references)):
+        emit("warning", code="grader_misfit", message=misfit)
+    kept, seen = unseen(questions, train_rows, layout)
+    kept = kept[: settings.max_graded]
+    source = settings.eval_dataset or "the rows held out"
+    emit("questions", rows=len(kept), source=source, grader=name, why=why, seen=seen, seconds=settings.grading_seconds)
+    if not kept:
+        raise Stop("all_seen", f"Each of the {seen} test rows stands in the training data.", "Choose other rows.")
+    return QuestionSet(kept, grader, name, seen)
+
+
+def unseen(questions: list[Question], train_rows: Iterable[Mapping[str, Any]], layout: Format) -> tuple[list[Question], int]:
+    """The questions that no training row asks, and how many others there are."""
+    contexts = (context for row in train_rows if (context := read_context(row, layout)))
+    seen = seen_rows([question.context for question in questions], contexts)
+    left_out = {*seen.exactly, *seen.normalised}
+    return [question for place, question in enumerate(questions) if place not in left_out], len(left_out)
+
+
+def read_test_rows(settings: EvidenceSettings, format_of: FindFormat) -> tuple[Any, Format]:
+    """The rows of --eval-dataset and how they are read. Raises Stop."""
+    test = reading_test_set(settings)
+    rows = load_rows(test)
+    media = media_columns(rows.features)
+    text = [name for name in rows.column_names if name not in media]
+    if not len(rows):
+        raise Stop("no_rows", f"{settings.eval_dataset} has no rows.", "Choose another with --eval-dataset.")
+    rows = rows.select_columns(text)
+    return rows, format_of(test, rows.column_names, rows[0], media)
+
+
+def reading_test_set(settings: Testing) -> Testing:
+    """The settings as they read the test set."""
+    made = replace(
+        settings,
+        dataset=settings.eval_dataset,
+        dataset_config=settings.eval_dataset_config,
+        dataset_split=settings.eval_dataset_split,
+        dataset_revision=settings.eval_dataset_revision,
+    )
+    if made.dataset_split or Path(os.path.expanduser(made.dataset)).exists():
+        return made
+    from datasets import get_dataset_split_names
+
+    names = get_dataset_split_names(made.dataset, made.dataset_config or None, revision=made.dataset_revision or None)
+    return replace(made, dataset_split=next((name for name in TEST_SPLITS if name in names), ""))
+
+
+# ---- training/evaluation.py -----------------------------------------------------------------------------------
+# Is it better? The answers of several contenders to the same questions, graded, and what the grades tell.
+
+
+BLOCK = 64  # questions that each contender answers before the time is looked at: what is graded stays a random part
+
+Answering = Callable[[Sequence[Question], float], list[Answer | None]]  # the second: until when, by time.monotonic
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Grades of the questions that every contender answered, the first contender being what the others are compared to.
+
+    answers and grades: by contender, in the order of the questions; no grades where no rule tells right from wrong; unanswered: those for which the time did not suffice.
+    """
+
+    grader: str
+    questions: list[Question]
+    answers: dict[str, list[Answer]]
+    grades: dict[str, Grades]
+    unanswered: int = 0
+    seconds: float = 0.0
+
+    @property
+    def first(self) -> str:
+        return next(iter(self.answers))
+
+    def right(self, name: str) -> float:
+        """Mean grade of a contender, from 0 to 1."""
+        return sum(self.grades[name].scores) / len(self.questions)
+
+    def difference(self, name: str) -> Difference:
+        """Of a contender's grades to the first one's."""
+        return paired_difference(self.grades[self.first].scores, self.grades[name].scores)
+
+    def cut(self, name: str) -> int:
+        return sum(answer.cut for answer in self.answers[name])
+
+    def grade_of(self, name: str, place: int) -> float | None:
+        """None where no rule grades the answers."""
+        return self.grades[name].scores[place] if name in self.grades else None
+
+    def as_row(self, name: str) -> dict[str, Any]:
+        """A contender's line of the table."""
+        low, high = rate_interval(self.grades[name].scores)
+        row = {
+            "name": name,
+            "right": round(self.right(name), 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+            "cut": self.cut(name),
+            "ungradable": self.grades[name].failed,
+        }
+        if name == self.first:
+            return row
+        difference = self.difference(name)
+        return row | {
+            "difference": round(difference.mean, 4),
+            "difference_low": round(difference.low, 4),
+            "difference_high": round(difference.high, 4),
+            "verdict": verdict(difference),
+            "sentence": difference_sentence(difference),
+        }
+
+    def as_figures(self) -> dict[str, float]:
+        """The rate of each contender, by name."""
+        return {f"{name}_right": self.right(name) for name in self.answers}
+
+    def as_event(self) -> dict[str, Any]:
+        failure = next((grades.first_failure for grades in self.grades.values() if grades.first_failure), None)
+        event = {
+            "grader": self.grader,
+            "rows": len(self.questions),
+            "unanswered": self.unanswered,
+            "seconds": round(self.seconds, 1),
+            "contenders": [self.as_row(name) for name in self.answers],
+            "first_failure": failure,
+        }
+        return event | ({"classes": {name: self.classes(name) for name in self.answers}} if self.grader == "choice" else {})
+
+    def classes(self, name: str) -> list[dict[str, Any]]:
+        """What became of each label's rows: how many there are, how often it was answered, and how often rightly."""
+        references = [final_answer(question.reference) for question in self.questions]
+        table = class_table([final_answer(answer.text) for answer in self.answers[name]], references)
+        return [row._asdict() for row in table.classes]
+
+
+def evaluate_contenders(
+    contenders: Mapping[str, Answering], chosen: QuestionSet, grader: Grader, seconds: float
+) -> Evaluation | None:
+    """Let each contender answer block after block, until the questions or the seconds are over; None without one answer."""
+    began, questions = time.monotonic(), chosen.questions
+    until = began + seconds
+    answers: dict[str, list[Answer | None]] = {name: [] for name in contenders}
+    for start in range(0, len(questions), BLOCK):
+        block = questions[start : start + BLOCK]
+        for name, answering in contenders.items():
+            answers[name] += answering(block, until)
+        elapsed = round(time.monotonic() - began, 1)
+        emit("answering", answered=start + len(block), of=len(questions), elapsed_s=elapsed)
+        if time.monotonic() >= until:
+            break
+    return grade_contenders(answers, chosen, grader, time.monotonic() - began)
+
+
+def grade_contenders(
+    answers: Mapping[str, Sequence[Answer | None]], chosen: QuestionSet, grader: Grader | None, seconds: float
+) -> Evaluation | None:
+    """The grades of the questions that all answered; None where there is none."""
+    answered = [place for place, row in enumerate(zip(*answers.values(), strict=True)) if None not in row]
+    if not answered:
+        return None
+    questions = [chosen.questions[place] for place in answered]
+    kept = {name: [one for place in answered if (one := given[place])] for name, given in answers.items()}
+    rows, references = [question.row for question in questions], [final_answer(question.reference) for question in questions]
+    grades = (
+        {
+            name: grade_answers(grader, [final_answer(answer.text) for answer in given], references, rows)
+            for name, given in kept.items()
+        }
+        if grader
+        else {}
+    )
+    return Evaluation(chosen.grader_name or "none", questions, kept, grades, len(chosen.questions) - len(answered), seconds)
+
+
+def write_answers(evaluation: Evaluation, path: Path) -> None:
+    """Each question with every contender's answer and grade, a line of JSON each."""
+    with path.open("w", encoding="utf-8") as file:
+        for place, question in enumerate(evaluation.questions):
+            given = {
+                name: {"answer": answers[place].text, "grade": evaluation.grade_of(name, place), "cut": answers[place].cut}
+                for name, answers in evaluation.answers.items()
+            }
+            line = {"question": question.asked, "reference": question.reference, **given}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+# ---- training/evidence.py -------------------------------------------------------------------------------------
+# Evidence: what training changed, measured on held-out rows.
+
+
+ANSWERS = 3  # of base and tuned model, that are shown
+ANSWER_TOKENS = 128  # of each, where answers are shown and not graded
+ANSWERS_FILE = "answers.jsonl"
+
+
+def last_loss(trainer: Any) -> float:
+    return next(entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry)
+
+
+def final_loss(trainer: Any, best: BestAdapter) -> float | None:
+    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation; None if it fails."""
+    if best.weights:
+        return best.loss
+    last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate().get("eval_loss")
+
+
+def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None]:
+    """Losses in nats per token and their perplexities, by name; None where nothing was held out."""
+    losses = {"base_loss": base, "tuned_loss": tuned}
+    perplexities = {"base_perplexity": base, "tuned_perplexity": tuned}
+    return losses | {name: None if loss is None else round(perplexity(loss), 4) for name, loss in perplexities.items()}
+
+
+def show_evidence(
+    model: Any, tokenizer: Any, chosen: QuestionSet, settings: TrainingSettings, seconds: float
+) -> tuple[Evaluation | None, list[dict[str, str]]]:
+    """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
+
+    None without a grader, or where nothing could be answered. seconds: that are left for it.
+    """
+    evaluation, samples = None, []
+    try:
+        prepare_for_inference(model, settings.backend)
+        if chosen.grader and chosen.questions:
+            limit = answer_limit((question.reference for question in chosen.questions), tokenizer)
+            contenders = base_and_tuned(model, tokenizer, limit)
+            evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
+            if evaluation:
+                emit("graded", **evaluation.as_event())
+                if settings.card_samples:  # pushed with the card
+                    write_answers(evaluation, Path(settings.save_local) / ANSWERS_FILE)
+            else:
+                emit("warning", code="no_grading", message="The time did not suffice to answer a question.")
+        samples = samples_of(evaluation) if evaluation else sample_answers(model, tokenizer, chosen.questions[:ANSWERS])
+        for sample in samples:
+            emit("sample", **sample)
+    except Exception as error:
+        emit("warning", code="sample_failed", message=f"{type(error).__name__}: {error}")
+    return evaluation, samples
+
+
+def base_and_tuned(model: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Answering]:
+    """The model without its adapter, and with it."""
+
+    def as_tuned(questions: Sequence[Question], until: float) -> list[Answer | None]:
+        return answer_all(model, tokenizer, questions, max_new_tokens, until)
+
+    def as_base(questions: Sequence[Question], until: float) -> list[Answer | None]:
+        with model.disable_adapter():
+            return as_tuned(questions, until)
+
+    return {"base": as_base, "tuned": as_tuned}
+
+
+def prepare_for_inference(model: Any, backend: str) -> None:
+    if backend == "unsloth":
+        from unsloth import FastLanguageModel
+
+        FastLanguageModel.for_inference(model)
+    else:
+        model.gradient_checkpointing_disable()
+        model.eval()
+
+
+def sample_answers(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[dict[str, str]]:
+    """Some questions, with the answers of base and tuned model."""
+    answering = base_and_tuned(model, tokenizer, ANSWER_TOKENS)
+    base, tuned = (answer(questions, math.inf) for answer in answering.values())
+    return [
+        as_sample(question, said, learned)
+        for question, said, learned in zip(questions, base, tuned, strict=True)
+        if said and learned
+    ]
+
+
+def samples_of(evaluation: Evaluation) -> list[dict[str, str]]:
+    return [as_sample(*one) for one in zip(evaluation.questions[:ANSWERS], *evaluation.answers.values(), strict=False)]
+
+
+def as_sample(question: Question, base: Answer, tuned: Answer) -> dict[str, str]:
+    return {"prompt": question.asked, "base": base.text, "tuned": tuned.text, "reference": question.reference}
+
+
+def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_step: int | None, path: Path) -> bool:
+    """Whether the picture of the loss over the steps could be drawn. A failure is a warning: the result is safe."""
+    training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    # The base model was measured before the trainer's history began.
+    held_out = [(0, base_loss)] if base_loss is not None else []
+    held_out += [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry and entry["step"]]
+    try:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
+        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
+        axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.5, label="training batches")
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held-out rows")
+        if kept_step is not None:
+            axes.axvline(kept_step, color="gray", linestyle=":", label=f"kept: step {kept_step}")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        figure.savefig(path)
+    except Exception as error:
+        emit("warning", code="picture_failed", message=f"{type(error).__name__}: {error}")
+        return False
+    return True
+
+
+# ---- training/markdown.py -------------------------------------------------------------------------------------
+# Markdown: tables, and a model's texts in them.
+
+
+SHOWN_CHARS = 800  # of a text in a card
+
+
+def markdown_table(rows: Mapping[str, Any]) -> str:
+    """A Markdown table of two columns; the first row is its head."""
+    head, *lines = (f"| {name} | {value} |" for name, value in rows.items())
+    return "\n".join([head, "|---|---|", *lines])
+
+
+def cell(text: str) -> str:
+    """A model's text on one line, for a table."""
+    return as_markdown(text).replace("|", "\\|").replace("\n", "<br>") or "(nothing)"
+
+
+def quoted(text: str) -> str:
+    return "\n".join(f"> {line}  " for line in as_markdown(text).splitlines())
+
+
+def as_markdown(text: str) -> str:
+    """A model's text as Markdown in which its tags are seen, without its middle where it is long."""
+    half = SHOWN_CHARS // 2
+    text = text if len(text) <= SHOWN_CHARS else f"{text[:half]} … {text[-half:]}"
+    return html.escape("".join(char for char in text if char.isprintable() or char == "\n"), quote=False)
+
+
+# ---- training/grades_table.py ---------------------------------------------------------------------------------
+# The grades of an evaluation as a Markdown table, and what its differences tell as sentences.
+
+
+def grades_table(evaluation: Evaluation, titles: Mapping[str, str]) -> str:
+    """A line for each contender. titles: of those whose name says too little."""
+    lines = ["| | Right | 95% interval | Cut off |", "|---|---|---|---|"]
+    for name in evaluation.answers:
+        row = evaluation.as_row(name)
+        title = titles.get(name, f"`{name}`")
+        lines.append(f"| {title} | {row['right']:.1%} | {row['low']:.1%} to {row['high']:.1%} | {row['cut']} |")
+    return "\n".join(lines)
+
+
+def class_lines(evaluation: Evaluation, name: str) -> str:
+    """Of graded labels: how many rows have each, and how often a contender named it, and rightly; "" of other grades."""
+    if evaluation.grader != "choice":
+        return ""
+    lines = ["| Label | Rows | Answered | Right |", "|---|---|---|---|"]
+    for row in evaluation.classes(name):
+        lines.append(f"| {cell(row['label'])} | {row['rows']} | {row['answered']} | {row['right']} |")
+    return "\n".join(lines)
+
+
+def difference_sentences(evaluation: Evaluation, titles: Mapping[str, str]) -> list[str]:
+    """How each contender differs from the first, which of them being said where there are several."""
+    others = [name for name in evaluation.answers if name != evaluation.first]
+    told = [(titles.get(name, f"`{name}`"), evaluation.as_row(name)["sentence"]) for name in others]
+    return [f"{title}: {sentence[0].lower()}{sentence[1:]}" if len(told) > 1 else sentence for title, sentence in told]
 
 
 # ---- training/machine.py --------------------------------------------------------------------------------------
@@ -2937,7 +4746,6 @@ def memory_bytes() -> int | None:
 
 
 LIBRARY = {"unsloth": "Unsloth", "trl": "TRL and PEFT"}
-SHOWN_CHARS = 800  # of a text in the card
 
 
 def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> dict[str, Any]:
@@ -3008,6 +4816,7 @@ def model_card(
     answers: list[dict[str, str]],
     picture: str | None,
     method: str,
+    evaluation: Evaluation | None = None,
 ) -> str:
     """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it."""
     from huggingface_hub import ModelCardData
@@ -3028,6 +4837,7 @@ def model_card(
         f"`{data.name if data.exists() else data}`.",
         "## What training changed",
         card_losses(losses),
+        card_grades(evaluation, settings.card_samples) if evaluation else "",
         f"![Training and held-out loss over the steps]({picture})" if picture else "",
         card_answers(answers) if settings.card_samples else "",
         "## How it was made",
@@ -3049,36 +4859,27 @@ def card_losses(losses: Mapping[str, float | None]) -> str:
     return markdown_table({name: change.format(**losses) for name, change in changes.items()})
 
 
+GRADED = {"base": "Base model", "tuned": "This adapter"}
+
+
+def card_grades(evaluation: Evaluation, quoted_beside: bool) -> str:
+    """The table of grades, the interval of each difference, and what else decides how much they tell."""
+    rows = f"{len(evaluation.questions):,} questions that no training row asks, graded by `{evaluation.grader}`."
+    beside = f"All answers: [{ANSWERS_FILE}]({ANSWERS_FILE})." if quoted_beside else ""
+    said = difference_sentences(evaluation, GRADED)
+    classes = class_lines(evaluation, "tuned") if quoted_beside else ""  # labels are texts of the rows
+    parts = [grades_table(evaluation, GRADED), " ".join(filter(None, [rows, *said, beside])), classes]
+    return "\n\n".join(filter(None, parts))
+
+
 def card_answers(answers: list[dict[str, str]]) -> str:
     if not answers:
         return ""
-    parts = [f"## Held-out questions\n\nAnswered greedily, with at most {ANSWER_TOKENS} tokens."]
+    parts = ["## Held-out questions\n\nAnswered greedily, and cut where an answer did not end."]
     for answer in answers:
         row = " | ".join(cell(answer[name]) for name in ("base", "tuned", "reference"))
         parts.append(quoted(answer["prompt"]) + f"\n\n| Base | Tuned | Reference |\n|---|---|---|\n| {row} |")
     return "\n\n".join(parts)
-
-
-def markdown_table(rows: Mapping[str, Any]) -> str:
-    """A Markdown table of two columns; the first row is its head."""
-    head, *lines = (f"| {name} | {value} |" for name, value in rows.items())
-    return "\n".join([head, "|---|---|", *lines])
-
-
-def cell(text: str) -> str:
-    """A model's text on one line, for a table."""
-    return as_markdown(text).replace("|", "\\|").replace("\n", "<br>") or "(nothing)"
-
-
-def quoted(text: str) -> str:
-    return "\n".join(f"> {line}  " for line in as_markdown(text).splitlines())
-
-
-def as_markdown(text: str) -> str:
-    """A model's text as Markdown in which its tags are seen, without its middle where it is long."""
-    half = SHOWN_CHARS // 2
-    text = text if len(text) <= SHOWN_CHARS else f"{text[:half]} … {text[-half:]}"
-    return html.escape("".join(char for char in text if char.isprintable() or char == "\n"), quote=False)
 
 
 CARD_USAGE = """## Use
@@ -3096,386 +4897,6 @@ prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 output = model.generate(**prompt.to(model.device), max_new_tokens=200)
 print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 """
-
-
-# ---- training/json_lines.py -----------------------------------------------------------------------------------
-# JSON files of a data set, looked through before datasets reads them: pyarrow ends the process over some of their lines.
-
-
-STARTS = 32  # files of which the start is read before datasets streams them
-START_BYTES = 11_000_000  # of the first one: datasets parses 10 MiB before it gives the first row
-NEXT_BYTES = 64_000  # of each other
-
-
-def require_sound_starts(splits: Iterable[list[str]], rows: float = math.inf) -> None:
-    """What the first rows of each split are streamed from. Raises Stop on a null, and on a line that takes too much memory."""
-    for files in splits:
-        lines = 0
-        for number, file in enumerate(files[:STARTS]):
-            if lines < rows:
-                lines += scan_lines(file, START_BYTES if number == 0 else NEXT_BYTES)
-
-
-def require_no_null(splits: Iterable[list[str]]) -> None:
-    """Every line that the job will read, of the copies that datasets reads. Raises Stop on a null."""
-    from datasets.utils.file_utils import cached_path
-
-    for file in itertools.chain.from_iterable(splits):
-        scan_lines(cached_path(file))
-
-
-def scan_lines(file: str, most: int | None = None) -> int:
-    """How many lines were read, 0 of a document. Raises Stop on a line `null` among the first `most` bytes (of all): pyarrow may end the process over it, without a
-    word, wherever it stands. Where `most` is given, also on a line that is longer than a row may be.
-    """
-    import fsspec  # type: ignore[import-untyped]
-
-    system, path = fsspec.url_to_fs(file)
-    with system.open(path, "rb", compression="infer", block_size=min(most or START_BYTES, 5_000_000)) as opened:
-        lines = io.BufferedReader(opened)
-        start = lines.peek(100).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if re.match(rb"\[\s*null\b", start):
-            raise bad_line(Path(path), 1, "begins with null, not with an object with the columns of a row", ROW_EXAMPLE)
-        if re.match(rb"\[|\{\s*\n", start):
-            return 0  # a document, in which a null may well have a line of its own
-        number, at, is_start = 0, 0, True
-        while (most is None or at < most) and (piece := lines.readline(ROW_LIMIT + 1)):
-            number, at = number + is_start, at + len(piece)
-            if is_start and piece[:100].strip(b"\xef\xbb\xbf \t\r\n") == b"null":
-                raise bad_line(Path(path), number, "is null, not an object with the columns of a row", ROW_EXAMPLE)
-            if most and len(piece) > ROW_LIMIT:
-                what = f"is longer than {ROW_LIMIT // 10**6} MB, and no model reads that much at once"
-                raise bad_line(Path(path), number, what, "Split it into shorter rows, or train on a copy without it.")
-            is_start = piece.endswith(b"\n")
-    return number
-
-
-# ---- training/dataset.py --------------------------------------------------------------------------------------
-# The data set: configuration, split, revision, rows, and which of them are held out.
-
-
-def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
-    """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
-    if wanted in available:
-        return wanted
-    flag = "--dataset-" + kind
-    if wanted:
-        raise Stop(
-            f"unknown_{kind}",
-            f"The data set has no {kind} {wanted!r}; it has: {', '.join(available)}.",
-            f"Pass {flag} {shlex.quote(available[0])}.",
-        )
-    if preferred in available or len(available) == 1:
-        return preferred if preferred in available else available[0]
-    raise Stop(
-        f"{kind}_needed",
-        f"The data set has more than one {kind}: {', '.join(available)}.",
-        f"Pass one of them: {flag} {shlex.quote(available[0])}.",
-    )
-
-
-def load_rows(settings: TrainingSettings, streaming: bool = False, first: float = math.inf) -> Any:
-    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming, of which so many will be read).
-
-    Raises Stop.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    if (file := local_file(settings)) and not streaming:
-        return load_file(file)
-    try:
-        require_sound = functools.partial(require_sound_starts, rows=first) if streaming else require_no_null
-        return load_dataset(**data_source(settings, require_sound), streaming=streaming)
-    except Stop:
-        raise
-    except DatasetNotFoundError as error:
-        raise Stop(
-            "dataset_not_found",
-            f"The data set {settings.dataset} cannot be found: {error}",
-            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
-        ) from error
-    except Exception as error:  # each file format has its own errors: an empty file, a broken line, a wrong type
-        raise unreadable(settings, error) from error
-
-
-def load_file(file: Path) -> Any:
-    """A local file's rows as a Dataset of text: no type is inferred, so rows may differ as they like. Raises Stop."""
-    from datasets import Dataset, Features, Value
-
-    features = Features({name: Value("string") for name in scan_file(file, 0).columns})
-    # The digest makes a file that has changed another data set to the cache.
-    return Dataset.from_generator(digested_rows, features=features, gen_kwargs={"path": str(file), "digest": file_digest(file)})
-
-
-def digested_rows(path: str, digest: str) -> Iterator[dict[str, str | None]]:
-    yield from file_rows(Path(path))
-
-
-def unreadable(settings: TrainingSettings, error: Exception) -> Stop:
-    return Stop(
-        "dataset_unreadable",
-        f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
-        "Write its file again: it is empty, cut off, or not of the kind that its name says."
-        if Path(os.path.expanduser(settings.dataset)).is_file()
-        else "Look at its files: an empty one, or rows whose columns differ, cannot be loaded. A copy of them as one local "
-        ".jsonl file is read line by line, and the line that is wrong is named.",
-    )
-
-
-def data_source(
-    settings: TrainingSettings, require_sound: Callable[[Iterable[list[str]]], None] = lambda splits: None
-) -> dict[str, Any]:
-    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
-
-    require_sound is called with each split's JSON files before datasets reads the first byte of one.
-    """
-    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset_builder
-
-    path = Path(os.path.expanduser(settings.dataset))
-    if path.is_file():
-        return {"path": "parquet", "data_files": str(path), "split": "train"}
-    if settings.dataset.startswith((".", "/", "~")) and not path.exists():
-        raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
-    revision = settings.dataset_revision or None
-    names = get_dataset_config_names(settings.dataset, revision=revision)
-    config = choose("config", settings.dataset_config, names, "default")
-    built = load_dataset_builder(settings.dataset, config, revision=revision).config
-    by_split = (getattr(built, "data_files", None) or {}).values()
-    require_sound([str(file) for file in files if re.search(r"\.jsonl?(\.\w+)?$", str(file))] for files in by_split)
-    splits = get_dataset_split_names(settings.dataset, config, revision=revision)
-    split = choose("split", settings.dataset_split, splits, "train")
-    return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
-
-
-def data_revision(settings: TrainingSettings) -> str | None:
-    """The data set's commit on the Hub, or a local file's sha256; what was asked for where the Hub does not say."""
-    from huggingface_hub import HfApi
-
-    if (path := Path(os.path.expanduser(settings.dataset))).is_file():
-        return file_digest(path)
-    revision = settings.dataset_revision or None
-    try:
-        return HfApi().dataset_info(settings.dataset, revision=revision).sha
-    except Exception:  # a local folder, or rows from the cache of a machine without a network: they are there all the same
-        return revision
-
-
-def split_rows(rows: Any, settings: TrainingSettings) -> tuple[Any, Any]:
-    """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
-    if settings.num_samples:
-        rows = rows.select(range(min(settings.num_samples, len(rows))))
-    held_out = min(round(len(rows) * settings.eval_split), settings.max_eval_rows, len(rows) - 1)
-    if len(rows) == 0:
-        raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    if held_out < 1:
-        return rows, None
-    parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
-    return parts["train"], parts["test"]
-
-
-# ---- training/lora.py -----------------------------------------------------------------------------------------
-# LoRA: which linear layers get an adapter, what share of them that is, and attaching it.
-
-
-NO_DECODER = r"lm_head|embed|vision|visual|image|audio|multi_modal|projector"  # anywhere in a module's name
-NO_TARGET = r"router|gate|wte|wpe"  # its last part
-NOT_ADAPTED = re.compile(rf"{NO_DECODER}|(^|\.)({NO_TARGET})$")
-EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
-Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
-
-
-def adaptable(linears: Shapes) -> dict[str, tuple[int, int]]:
-    """The decoder's linear layers: no embedding, head, router or encoder of pictures and sound."""
-    return {name: shape for name, shape in linears.items() if not NOT_ADAPTED.search(name)}
-
-
-def leaf(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
-
-
-def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
-    """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
-    present = sorted({leaf(name) for name in adaptable(linears)})
-    if wanted == "auto":
-        return present
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in present]:
-        raise Stop(
-            "unknown_target",
-            f"The model has no linear layer named {', '.join(unknown)}.",
-            f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
-        )
-    return names
-
-
-def target_pattern(targets: Iterable[str]) -> str:
-    """targets as one pattern over whole module names.
-
-    Unsloth narrows a list of names by its own idea of what attention and MLP are called, and loses LFM2's
-    convolutions that way; a pattern it passes to PEFT as it stands.
-    """
-    leaves = "|".join(re.escape(name) for name in targets if not re.fullmatch(NO_TARGET, name))
-    return rf"(?!.*(?:{NO_DECODER}))(?:.*\.)?(?:{leaves})"
-
-
-def lora_size(shapes: Iterable[tuple[int, int]], rank: int = 1) -> int:
-    """Trainable parameters of an adapter of this rank on linear layers of these shapes."""
-    return sum(rank * (out + into) for out, into in shapes)
-
-
-def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
-    """Share of the possible LoRA parameters (equal rank everywhere) that the adapted modules hold; 1.0 = whole."""
-    possible = adaptable(linears)
-    reached = [possible[name] for name in set(adapted) & possible.keys()]
-    return lora_size(reached) / max(lora_size(possible.values()), 1)
-
-
-def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
-    import torch
-
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-
-
-def expert_shapes(model: Any) -> list[tuple[int, int]]:
-    """Of the experts' layers that are stacked in one tensor: an adapter reaches only linear layers that are modules."""
-    return [
-        (parameter.shape[1], math.prod(parameter.shape[2:]))
-        for name, parameter in model.named_parameters()
-        if EXPERTS.search(name) and parameter.ndim > 2
-        for _ in range(parameter.shape[0])
-    ]
-
-
-def with_lora(model: Any, settings: TrainingSettings, pattern: str) -> Any:
-    """The model with LoRA on each module whose name the regular expression matches."""
-    options = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "lora_dropout": 0, "bias": "none"}
-    if settings.backend == "trl":
-        from peft import LoraConfig, get_peft_model
-        from transformers import set_seed
-
-        set_seed(settings.seed)
-        model = get_peft_model(model, LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **options))
-        if settings.gradient_checkpointing == "offload":
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return model
-    from unsloth import FastLanguageModel
-
-    return FastLanguageModel.get_peft_model(
-        model,
-        target_modules=pattern,
-        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing == "offload" else False,
-        random_state=settings.seed,
-        **options,
-    )
-
-
-def in_full_precision(model: Any) -> None:
-    """Make the adapter fp32 where a library made it less: small updates are lost in 16 bits."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def attach_adapter(model: Any, settings: TrainingSettings) -> Any:
-    """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
-    linears = linear_shapes(model)
-    everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
-    targets = lora_targets(linears, settings.target_modules)
-    asked = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
-    model = with_lora(model, settings, target_pattern(targets))
-    in_full_precision(model)
-    prefix = "base_model.model."
-    adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
-    reached = [linears[name] for name in set(adapted) & linears.keys()]
-    share, of_all = coverage(asked, adapted), lora_size(reached) / max(everything, 1)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    emit(
-        "coverage",
-        coverage=round(of_all, 4),  # as check.py's
-        of_asked=round(share, 4),
-        of_all_linear=round(of_all, 4),
-        target_modules=targets,
-        modules=len(adapted),
-        trainable=trainable,
-        expected_trainable=lora_size(asked.values(), settings.lora_r),
-    )
-    if share < settings.min_coverage:
-        missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
-        raise Stop(
-            "low_coverage",
-            f"The adapter reaches {share:.0%} of the requested modules; without one: {missing}.",
-            "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
-        )
-    return model
-
-
-# ---- training/memory.py ---------------------------------------------------------------------------------------
-# GPU memory: what activations and logits take, and whether they are kept or recomputed (gradient checkpointing).
-
-
-ROOM = 0.75  # share of a GPU's memory that weights and activations may fill; the rest is for what they do not count
-
-
-def activation_bytes(linears: Shapes, tokens: int) -> float:
-    """What a forward pass keeps without gradient checkpointing: what each linear layer reads and writes, in 16 bits."""
-    return tokens * 2 * sum(out + into for out, into in adaptable(linears).values())
-
-
-TRL_ACTIVATIONS = 1.7  # times what is kept without Unsloth, as in benchmarks/memory.csv: at most
-LOGITS_BYTES = 6  # per token and vocabulary entry, 16 and 32 bits
-
-
-def logits_bytes(config: Mapping[str, Any], tokens: int) -> float:
-    """What the logits take: nothing to speak of where Unsloth computes the loss in slices, as it does for most."""
-    text = config.get("text_config") or config
-    whole = str(text.get("model_type", "")).startswith("gemma")
-    return tokens * LOGITS_BYTES * text.get("vocab_size", 262_144) if whole else 0.0
-
-
-def keeps_activations(
-    settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], tokens: int, weights: float, memory: float
-) -> bool:
-    """Whether a run keeps its activations, which is fastest, or recomputes them (gradient checkpointing); sizes in bytes of one GPU."""
-    if settings.gradient_checkpointing != "auto":
-        return settings.gradient_checkpointing == "off"
-    activations = activation_bytes(linears, tokens) * (TRL_ACTIVATIONS if settings.backend == "trl" else 1)
-    return weights + activations + logits_bytes(config, tokens) < ROOM * memory
-
-
-def room_for(model: Any, settings: TrainingSettings) -> Callable[[int], bool]:
-    """Whether this machine has the room to keep the activations of so many tokens."""
-    import torch
-
-    if not torch.cuda.is_available():  # main memory is plenty, and recomputing takes a third of the time
-        return lambda tokens: settings.gradient_checkpointing != "offload"
-    held, memory = torch.cuda.memory_allocated(), torch.cuda.get_device_properties(0).total_memory
-    linears, config = linear_shapes(model), model.config.to_dict()
-    return lambda tokens: keeps_activations(settings, linears, config, tokens, held, memory)
-
-
-def free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def recompute_activations(model: Any) -> None:
-    """Turn gradient checkpointing on in a model that was made ready without it."""
-    if "unsloth" in sys.modules and hasattr(model, "_unsloth_gradient_checkpointing"):
-        from unsloth import FastLanguageModel
-
-        model._unsloth_gradient_checkpointing = True
-        FastLanguageModel.for_training(model, use_gradient_checkpointing=True)
-    else:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 # ---- training/merge.py ----------------------------------------------------------------------------------------
@@ -3813,15 +5234,30 @@ def can_pack(model: Any, settings: TrainingSettings) -> bool:
 
 OPEN_PAUSES_S = (5, 20, 60)
 
+Begun = TypeVar("Begun")
+
 
 def open_repository(settings: TrainingSettings) -> tuple[Any, bool]:
     """Create the output repository and make its first commit, so that a push that cannot work fails now, not at the end.
 
     The client (None without a repository), and whether to resume: asked for, or the platform started this job again.
     """
-    from httpx import HTTPError
+    api = hub_client()
+    if not settings.output_repo:
+        require_no_job()
+        return None, settings.resume
+
+    def begin() -> bool:
+        resume = settings.resume or is_restarted(api, settings)
+        begin_repository(api, replace(settings, resume=resume))
+        return resume
+
+    return api, open_patiently(settings.output_repo, begin)
+
+
+def hub_client() -> Any:
+    """The Hub's client, which gives up on an answer that does not come."""
     from huggingface_hub import HfApi, set_client_factory
-    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils._http import default_client_factory
 
     def client() -> Any:
@@ -3833,31 +5269,37 @@ def open_repository(settings: TrainingSettings) -> tuple[Any, bool]:
         request.extensions["timeout"] = {part: s or HUB_TIMEOUT_S for part, s in request.extensions["timeout"].items()}
 
     set_client_factory(client)
-    api = HfApi()
-    if not settings.output_repo:
-        if os.environ.get("JOB_ID"):
-            raise Stop(
-                "no_output_repo",
-                "A job's disk is gone when it ends, and no repository is named for the result.",
-                "Pass --output-repo YOU/NAME.",
-            )
-        return None, settings.resume
+    return HfApi()
+
+
+def require_no_job() -> None:
+    """Raises Stop on a machine whose disk is gone when the job ends."""
+    if os.environ.get("JOB_ID"):
+        raise Stop(
+            "no_output_repo",
+            "A job's disk is gone when it ends, and no repository is named for the result.",
+            "Pass --output-repo YOU/NAME.",
+        )
+
+
+def open_patiently(name: str, begin: Callable[[], Begun]) -> Begun:
+    """What begin, which makes a repository's first commit, returns. Raises Stop where the Hub refuses it, or is not there."""
+    from httpx import HTTPError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     for pause in (*OPEN_PAUSES_S, None):
         try:
-            if is_restarted(api, settings):
-                settings = replace(settings, resume=True)
-            begin_repository(api, settings)
-            return api, settings.resume
+            return begin()
         except (HTTPError, LocalEntryNotFoundError) as error:
             if is_refused(error):
                 raise Stop(
                     "push_denied",
-                    f"{settings.output_repo} cannot be written to: {error}",
+                    f"{name} cannot be written to: {error}",
                     "Use a token with write permission for this owner (https://huggingface.co/settings/tokens).",
                 ) from error
             if pause is None:
                 fix = "Submit the same command again in some minutes."
-                raise Stop("hub_unreachable", f"{settings.output_repo} cannot be opened: {error}", fix) from error
+                raise Stop("hub_unreachable", f"{name} cannot be opened: {error}", fix) from error
             time.sleep(pause)
     raise AssertionError("the last pause ends the loop")
 
@@ -3884,12 +5326,12 @@ def begin_repository(api: Any, settings: TrainingSettings) -> None:
     api.create_commit(settings.output_repo, [began, *removed], commit_message="Training begins")
 
 
-def require_private(found: Any, settings: TrainingSettings) -> None:
+def require_private(found: Any, settings: ResultSettings) -> None:
     """Raises Stop where a repository that was there before is public, and --public was not passed."""
     if not settings.public and found.private is False:
         raise Stop(
             "public_repository",
-            f"{settings.output_repo} is public: everybody would see the adapter, its card and what the card quotes.",
+            f"{settings.output_repo} is public: everybody would see the result, its card and what the card quotes.",
             "Name another --output-repo, make this one private in its settings, or pass --public.",
         )
 
@@ -3967,7 +5409,16 @@ def training_problems(settings: TrainingSettings) -> Iterable[str]:
     """What is wrong with the values of the settings above, each as a sentence."""
     if not settings.dataset:
         yield "--dataset is needed: a Hub id such as mlabonne/FineTome-100k, or a local file"
-    for name in ("batch_size", "gradient_accumulation", "max_seq_length", "max_eval_rows", "lora_r", "lora_alpha"):
+    for name in (
+        "batch_size",
+        "gradient_accumulation",
+        "max_seq_length",
+        "max_eval_rows",
+        "lora_r",
+        "lora_alpha",
+        "max_graded",
+        "grading_seconds",
+    ):
         if getattr(settings, name) < 1:
             yield f"{as_flag_name(name)} must be at least 1, not {getattr(settings, name)}"
     for name in ("num_epochs", "learning_rate", "save_steps"):

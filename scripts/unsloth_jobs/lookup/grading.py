@@ -14,7 +14,8 @@ from ..template import Template
 from ..training.contamination import seen_rows
 from ..training.dataset import held_out_rows
 from ..training.generation import LONGEST_ANSWER
-from ..training.graders import grader_misfit, load_grader, propose_grader
+from ..training.grader_fit import grader_misfit, propose_grader
+from ..training.graders import load_grader
 from ..training.question_set import reading_test_set
 from ..training.questions import asked_and_answered, context_of
 from ..training.report import Stop
@@ -58,9 +59,7 @@ def examine_grading(
             return None, [Problem("no_references", "error", message, "Add a column with the right answers, or leave it out.")]
         problems += seen_problem(tested, training, settings)
     references = [answer for _, answer in tested]
-    name, why = settings.grader, "asked for"
-    if name == "auto":
-        name, why = propose_grader(references)
+    name, why = (settings.grader, "asked for") if settings.grader != "auto" else propose_grader(references)
     if name in (None, "none"):
         return Grading(None, why), problems
     try:
@@ -98,7 +97,7 @@ def read(template: Template, table: Table) -> Iterable[tuple[str, str]]:
 def seen_problem(tested: list[tuple[str, str]], training: list[tuple[str, str]], settings: TrainingSettings) -> list[Problem]:
     """Test rows that stand among the training rows that were read."""
     seen = seen_rows([asked for asked, _ in tested], [asked for asked, _ in training])
-    count = len(seen.exact) + len(seen.normalised)
+    count = len(seen.exactly) + len(seen.normalised)
     if not count:
         return []
     message = f"{count} of {len(tested)} rows of {settings.eval_dataset} stand among the first {len(training)} training rows."

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .evaluation import Evaluation
-from .evidence import ANSWER_TOKENS, ANSWERS_FILE, last_loss
+from .evidence import ANSWERS_FILE, last_loss
 from .files import sha256_of
-from .grades_table import difference_sentences, grades_table
+from .grades_table import class_lines, difference_sentences, grades_table
 from .machine import peak_gb, training_libraries, versions
 from .markdown import cell, markdown_table, quoted
 from .report import LAST_EVENTS
@@ -139,13 +139,15 @@ def card_grades(evaluation: Evaluation, quoted_beside: bool) -> str:
     rows = f"{len(evaluation.questions):,} questions that no training row asks, graded by `{evaluation.grader}`."
     beside = f"All answers: [{ANSWERS_FILE}]({ANSWERS_FILE})." if quoted_beside else ""
     said = difference_sentences(evaluation, GRADED)
-    return "\n\n".join([grades_table(evaluation, GRADED), " ".join(filter(None, [rows, *said, beside]))])
+    classes = class_lines(evaluation, "tuned") if quoted_beside else ""  # labels are texts of the rows
+    parts = [grades_table(evaluation, GRADED), " ".join(filter(None, [rows, *said, beside])), classes]
+    return "\n\n".join(filter(None, parts))
 
 
 def card_answers(answers: list[dict[str, str]]) -> str:
     if not answers:
         return ""
-    parts = [f"## Held-out questions\n\nAnswered greedily, with at most {ANSWER_TOKENS} tokens."]
+    parts = ["## Held-out questions\n\nAnswered greedily, and cut where an answer did not end."]
     for answer in answers:
         row = " | ".join(cell(answer[name]) for name in ("base", "tuned", "reference"))
         parts.append(quoted(answer["prompt"]) + f"\n\n| Base | Tuned | Reference |\n|---|---|---|\n| {row} |")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .generation import Answer, final_answer
-from .graders import Grader, Grades, class_table, grade_answers
+from .graders import Grades, grade_answers
+from .graders_text import Grader, class_table
 from .paired import Difference, difference_sentence, paired_difference, rate_interval, verdict
 from .question_set import QuestionSet
 from .questions import Question
@@ -90,11 +91,13 @@ class Evaluation:
             "contenders": [self.as_row(name) for name in self.answers],
             "first_failure": failure,
         }
-        if self.grader != "choice":
-            return event
-        references = [question.reference for question in self.questions]
-        said = {name: [final_answer(answer.text) for answer in answers] for name, answers in self.answers.items()}
-        return event | {"classes": {name: class_table(answers, references) for name, answers in said.items()}}
+        return event | ({"classes": {name: self.classes(name) for name in self.answers}} if self.grader == "choice" else {})
+
+    def classes(self, name: str) -> list[dict[str, Any]]:
+        """What became of each label's rows: how many there are, how often it was answered, and how often rightly."""
+        references = [final_answer(question.reference) for question in self.questions]
+        table = class_table([final_answer(answer.text) for answer in self.answers[name]], references)
+        return [row._asdict() for row in table.classes]
 
 
 def evaluate_contenders(
@@ -102,7 +105,8 @@ def evaluate_contenders(
 ) -> Evaluation | None:
     """Let each contender answer block after block, until the questions or the seconds are over; None without one answer."""
     began, questions = time.monotonic(), chosen.questions
-    until, answers = began + seconds, {name: [] for name in contenders}
+    until = began + seconds
+    answers: dict[str, list[Answer | None]] = {name: [] for name in contenders}
     for start in range(0, len(questions), BLOCK):
         block = questions[start : start + BLOCK]
         for name, answering in contenders.items():

@@ -93,22 +93,20 @@ def prepare_for_inference(model: Any, backend: str) -> None:
 def sample_answers(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[dict[str, str]]:
     """Some questions, with the answers of base and tuned model."""
     answering = base_and_tuned(model, tokenizer, ANSWER_TOKENS)
-    given = {name: answer(questions, math.inf) for name, answer in answering.items()}
+    base, tuned = (answer(questions, math.inf) for answer in answering.values())
     return [
-        as_sample(question, **{name: answers[place].text for name, answers in given.items() if answers[place]})
-        for place, question in enumerate(questions)
+        as_sample(question, said, learned)
+        for question, said, learned in zip(questions, base, tuned, strict=True)
+        if said and learned
     ]
 
 
 def samples_of(evaluation: Evaluation) -> list[dict[str, str]]:
-    return [
-        as_sample(question, **{name: answers[place].text for name, answers in evaluation.answers.items()})
-        for place, question in enumerate(evaluation.questions[:ANSWERS])
-    ]
+    return [as_sample(*one) for one in zip(evaluation.questions[:ANSWERS], *evaluation.answers.values(), strict=False)]
 
 
-def as_sample(question: Question, base: str, tuned: str) -> dict[str, str]:
-    return {"prompt": question.asked, "base": base, "tuned": tuned, "reference": question.reference}
+def as_sample(question: Question, base: Answer, tuned: Answer) -> dict[str, str]:
+    return {"prompt": question.asked, "base": base.text, "tuned": tuned.text, "reference": question.reference}
 
 
 def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_step: int | None, path: Path) -> bool:

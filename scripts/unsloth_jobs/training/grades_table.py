@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .evaluation import Evaluation
+from .markdown import cell
 
 
 def grades_table(evaluation: Evaluation, titles: Mapping[str, str]) -> str:
@@ -14,6 +15,16 @@ def grades_table(evaluation: Evaluation, titles: Mapping[str, str]) -> str:
         row = evaluation.as_row(name)
         title = titles.get(name, f"`{name}`")
         lines.append(f"| {title} | {row['right']:.1%} | {row['low']:.1%} to {row['high']:.1%} | {row['cut']} |")
+    return "\n".join(lines)
+
+
+def class_lines(evaluation: Evaluation, name: str) -> str:
+    """Of graded labels: how many rows have each, and how often a contender named it, and rightly; "" of other grades."""
+    if evaluation.grader != "choice":
+        return ""
+    lines = ["| Label | Rows | Answered | Right |", "|---|---|---|---|"]
+    for row in evaluation.classes(name):
+        lines.append(f"| {cell(row['label'])} | {row['rows']} | {row['answered']} | {row['right']} |")
     return "\n".join(lines)
 
 

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from .columns import Format, media_columns
 from .contamination import seen_rows
 from .dataset import load_rows
-from .graders import Grader, grader_misfit, load_grader, propose_grader
+from .grader_fit import grader_misfit, propose_grader
+from .graders import load_grader
+from .graders_text import Grader
 from .masks import Renderer
 from .questions import Question, read_context, read_questions
 from .report import Stop, emit
@@ -96,7 +98,7 @@ def unseen(questions: list[Question], train_rows: Iterable[Mapping[str, Any]], l
     """The questions that no training row asks, and how many others there are."""
     contexts = (context for row in train_rows if (context := read_context(row, layout)))
     seen = seen_rows([question.context for question in questions], contexts)
-    left_out = {*seen.exact, *seen.normalised}
+    left_out = {*seen.exactly, *seen.normalised}
     return [question for place, question in enumerate(questions) if place not in left_out], len(left_out)
 
 

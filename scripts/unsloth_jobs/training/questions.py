@@ -64,7 +64,7 @@ def read_question(normal: Mapping[str, Any], row: Mapping[str, Any], tokenizer: 
 def read_context(row: Mapping[str, Any], layout: Format) -> str | None:
     """What a training row asks, to be compared with a Question's context; None where it asks nothing."""
     normal = normal_question(row, layout)
-    return normal and context_of(asked_and_answered(normal)[0])
+    return None if normal is None else context_of(asked_and_answered(normal)[0])
 
 
 def asked_and_answered(normal: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
