@@ -192,7 +192,7 @@ def test_a_test_set_of_ones_own_is_graded_without_what_was_trained_on(runs, tiny
     words = ["--base-model", str(tiny_model), "--dataset", colours, "--num-samples", "300", "--max-steps", "2", *QUICK]
     words += ["--eval-dataset", test, "--grader", str(grader), "--no-card-samples", "--eval-split", "0"]
     run = runs.start(*words).wait()
-    assert run.code == 0, run.log[-3000:]
+    assert run.code == 0, run.log[-3000:]  # whatever is wrong with the grader
     asked, event = run.last("questions"), run.last("graded")
     assert asked["rows"] == event["rows"] == 28 - asked["seen"] and 4 < asked["seen"] <= 8
     assert [one["ungradable"] for one in event["contenders"]] == [event["rows"]] * 2  # it counts as wrong, and is said
@@ -201,29 +201,24 @@ def test_a_test_set_of_ones_own_is_graded_without_what_was_trained_on(runs, tiny
 
 
 @pytest.mark.parametrize(
-    ("rows", "words", "reason"),
+    ("rows", "grader", "reason"),
     [
-        ([{"question": "Which?", "answer": ""}], [], "ends with an answer"),
-        ([], [], "empty"),
-        ([{"ticket": "Which?", "reply": "red"}], [], "No known layout"),
-        ([{"question": "Which?", "answer": "red"}], ["--grader", "exakt"], "exakt"),
-        ([{"question": "Which?", "answer": "red"}], ["--grader", "missing.py"], "missing.py"),
+        ([{"question": "Which?", "answer": ""}], "auto", "ends with an answer"),
+        ([], "auto", "empty"),
+        ([{"ticket": "Which?", "reply": "red"}], "auto", "No known layout"),
+        ([{"question": "Which?", "answer": "red"}], "exakt", "exact"),
+        ([{"question": "Which?", "answer": "red"}], "missing.py", "missing.py"),
+        ([{"question": "2+2?", "answer": "4"}], "exact", "stands in the training data"),
     ],
 )
-def test_a_test_set_that_cannot_be_used_ends_no_paid_training(runs, tiny_model, colours, tmp_path, rows, words, reason):
-    test = write(tmp_path / "test.jsonl", rows)
-    arguments = ["--base-model", str(tiny_model), "--dataset", colours, "--max-steps", "1", *QUICK, "--eval-dataset", test]
-    run = runs.start(*arguments, *words).wait()
-    assert run.code == 0, run.log[-3000:]
-    warning = run.last("warning")
-    assert warning["code"] == "no_grading" and reason in warning["message"]
-    assert run.last("done")["graded"] is None
-
-
-def test_answers_that_take_too_long_leave_the_rest_of_the_result(runs, tiny_model, colours):
-    words = ["--base-model", str(tiny_model), "--dataset", colours, "--max-steps", "1", *QUICK]
-    run = runs.start(*words, UNSLOTH_JOBS_RUN=json.dumps({"timeout_s": 1})).wait()
-    assert run.last("failed")["code"] == "deadline" if run.code else run.last("warning")["code"] == "no_grading"
+def test_a_test_set_that_cannot_be_used_is_a_warning(tmp_path, capsys, rows, grader, reason):
+    tokenizer, trained = make_tokenizer(CHATML), [{"question": "2 + 2", "answer": "4"}, {"question": "2+2?", "answer": "Four"}]
+    layout = sft.detect_format(trained[0])
+    settings = sft.Settings(dataset="rows.jsonl", eval_dataset=write(tmp_path / "test.jsonl", rows), grader=grader)
+    renderer = sft.make_renderer(tokenizer, layout)
+    chosen = sft.choose_questions(settings, trained, None, tokenizer, renderer, layout, sft.find_format)
+    said = capsys.readouterr().out
+    assert chosen.questions == [] and '"no_grading"' in said and reason in said
 
 
 def test_seconds_that_are_left_end_with_the_margin(monkeypatch):
