@@ -6,7 +6,9 @@ import json
 import math
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from keyword import iskeyword
+from threading import Thread
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -251,10 +253,22 @@ def test_an_answer_that_does_not_fit_the_row_s_schema_is_worth_nothing(schema):
 
 
 def test_a_schema_fetches_nothing_and_a_bad_one_is_a_failed_row():
-    elsewhere, bad = {"$ref": "http://127.0.0.1:9/schema"}, {"type": "nothing"}
-    graded = grade_answers(GRADERS["json"], ["{}", "{}"], ["", ""], [{"json_schema": elsewhere}, {"json_schema": bad}])
-    assert graded.scores == [0, 0] and graded.failed == 2
-    assert "Unresolvable" in (graded.first_failure or "")
+    asked = []
+
+    class Schemas(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with HTTPServer(("127.0.0.1", 0), Schemas) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        elsewhere = {"$ref": f"http://127.0.0.1:{server.server_port}/schema"}
+        graded = grade_answers(
+            GRADERS["json"], ["{}", "{}"], ["", ""], [{"json_schema": elsewhere}, {"json_schema": {"type": 1}}]
+        )
+        server.shutdown()
+    assert graded.scores == [0, 0] and graded.failed == 2 and graded.first_failure.startswith("row 1: ")
+    assert not asked
 
 
 def test_regex_searches_and_a_reference_that_is_no_pattern_is_a_failed_row():
@@ -296,6 +310,11 @@ def test_what_is_not_a_name_with_plain_values_is_no_call(text):
 def test_a_call_as_python_is_the_call_as_json(arguments):
     listed = f"[find({', '.join(f'{key}={value!r}' for key, value in arguments.items())})]"
     assert grade("tool_call", listed, json.dumps({"name": "find", "arguments": arguments})) == 1
+
+
+def test_a_list_of_calls_within_an_argument_is_an_argument():
+    assert calls_in('So: {"name": "run", "arguments": {"code": "[f(a=1)]"}}') == [("run", {"code": "[f(a=1)]"})]
+    assert calls_in('[run(code={"name": "f", "arguments": {}})]') == [("run", {"code": {"name": "f", "arguments": {}}})]
 
 
 # ---- rows
