@@ -51,6 +51,8 @@ def grade(name: str, answer: str, reference: str, **row: object) -> float:
 @example("exact", "...")
 @example("contains", "")
 @example("choice", "`")
+@example("choice", "Ⓐ")
+@example("choice", "ª.")
 def test_a_reference_is_a_right_answer_to_itself(name, reference):
     assert grade(name, reference, reference) == 1
     assert grade_answers(GRADERS[name], [reference], [reference], [{}]) == ([1.0], 0, None)
@@ -181,13 +183,13 @@ def test_a_number_is_read_with_and_without_groups(value):
     assert last_number(f"{value:,}").value == last_number(f"{value:f}").value == value
 
 
-LABELS = ["spam", "not spam", "A", "B", "neutral."]
+LABELS = ["spam", "not spam", "spam trap", "A", "B", "neutral."]
 
 
 @pytest.mark.parametrize(
     ("answer", "label"),
     [
-        ("Not spam!", "not spam"), ("This is spam.", "spam"), ("It is not spam", "not spam"), ("spam or not spam", None),
+        ("Not spam!", "not spam"), ("This is spam.", "spam"), ("It is not spam", "not spam"), ("A spam trap!", None), ("It is a spam trap", "spam trap"), ("spam or not spam", None),
         ("a dog: B", "B"), ("b", "B"), ("A or B", None), ("Neutral, I'd say", "neutral."), ("B's", None), ("", None), ("spammer", None),
     ],
 )  # fmt: skip
