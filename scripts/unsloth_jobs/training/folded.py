@@ -21,14 +21,15 @@ def folded(text: str) -> str:
     text = text[-LONGEST:]
     if text.isascii():
         return " ".join(INVISIBLE.sub("", text).lower().split())
-    words = " ".join(folded_word(word) for word in INVISIBLE.sub("", text).translate(ALIKE).split())
-    return " ".join(words.split())[-LONGEST:]  # NFKC writes some accents that stand alone with a space
+    words = INVISIBLE.sub("", text).translate(ALIKE).split()
+    is_plain = max(map(len, words), default=0) <= PIECE
+    text = case_folded(" ".join(words)) if is_plain else " ".join(map(folded_word, words))
+    return " ".join(text.split())[-LONGEST:]  # NFKC writes some accents that stand alone with a space
 
 
 def folded_word(word: str) -> str:
-    pieces = (word[at : at + PIECE] for at in range(0, len(word), PIECE))
-    return "".join(as_nfkc(as_nfkc(piece).casefold()) for piece in pieces)
+    return "".join(case_folded(word[at : at + PIECE]) for at in range(0, len(word), PIECE))
 
 
-def as_nfkc(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
+def case_folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())

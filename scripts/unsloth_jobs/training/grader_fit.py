@@ -24,7 +24,7 @@ def propose_grader(references: Sequence[str], prompts: Sequence[str] | None = No
 
     prompts: where each of them lists all answers there are, few rows suffice to see that these are classes.
     """
-    given = [one for one in references if one.strip()]
+    given = [one for one in references if bare_answer(one)]
     if not given:
         return None, "The rows have no answers to compare with."
     kinds = (

@@ -66,7 +66,8 @@ def called_in(value: Any) -> Iterator[ToolCall]:
 def listed_calls(text: str) -> list[ToolCall]:
     """The calls of a list such as [f(a=1), g(b="x")], as LFM and Llama write them, or of one call alone. Nothing is run."""
     text = text.strip()
-    if found := LISTED.search(text):
+    found = LISTED.search(text)
+    if found and "{" not in text[: found.start()]:  # a list within JSON is an argument
         text = text[found.start() : text.rfind("]") + 1]
     if len(text) > CALL_LENGTH or not re.match(r"\[|[A-Za-z_][\w.]*\(", text):
         return []

@@ -80,7 +80,7 @@ def label_finder(references: Iterable[str]) -> Callable[[str], str | None]:
     letters = [label for label in spelled if len(label) == 1 and label.isalpha() and not NO_SPACES.match(label)]
     words = sorted(filter(None, set(spelled) - {*letters}), key=len, reverse=True)
     in_folded = re.compile("|".join(map(as_words, words))) if words else None
-    in_own_case = re.compile("|".join(rf"(?<!\w){re.escape(bare_case(spelled[one]))}(?!\w|['’])" for one in letters))
+    in_own_case = re.compile("|".join(rf"(?<!\w){re.escape(own_case(one, spelled[one]))}(?!\w|['’])" for one in letters))
 
     def label_of(answer: str) -> str | None:
         text = folded(answer)
@@ -88,15 +88,15 @@ def label_finder(references: Iterable[str]) -> Callable[[str], str | None]:
             return bare
         found = set(in_folded.findall(text)) if in_folded else set()
         if letters:
-            found |= {one.lower() for one in in_own_case.findall(answer[-LONGEST:])}
+            found |= {folded(one) for one in in_own_case.findall(answer[-LONGEST:])}
         return found.pop() if len(found) == 1 else None
 
     return label_of
 
 
-def bare_case(label: str) -> str:
-    """A label of one letter in its own case: `B` of `"B."`."""
-    return next(character for character in label if character.isalpha())
+def own_case(letter: str, label: str) -> str:
+    """A label's letter as the label writes it: `B` of `"B."`."""
+    return next((character for character in label if folded(character) == letter), letter)
 
 
 class ClassRow(NamedTuple):
