@@ -15,6 +15,7 @@
 #     "numpy",
 #     "psutil",
 #     "httpx",
+#     "jsonschema",
 #     # torch compiles for a processor with it, and names it only for newer Pythons.
 #     "setuptools",
 # ]
