@@ -136,35 +136,3 @@ def make_tokenizer(chat_template: str | None, metaspace: bool = False):
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<BOS>", eos_token="<EOS>", unk_token="<UNK>", chat_template=chat_template
     )
-
-
-class Commands:
-    """The commands as a user runs them: real processes, with their own environment and working directory."""
-
-    def __init__(self, env: dict[str, str], cwd: Path):
-        kept = {
-            name: os.environ[name]
-            for name in ("PATH", "UV_CACHE_DIR", "UV_PYTHON", "LANG", "OMP_NUM_THREADS")
-            if name in os.environ
-        }
-        self.env = kept | {"HOME": str(cwd), "UV": UV, "HF_HUB_DISABLE_TELEMETRY": "1"} | env
-        self.cwd = cwd
-
-    def run(self, script: str, *words: str, code: int | None = 0) -> subprocess.CompletedProcess:
-        """A script of the skill, in the tests' environment (its header's versions, see test_documents)."""
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / script), *words],
-            cwd=self.cwd,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
-        assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
-
-    def json(self, script: str, *words: str, code: int | None = 0) -> dict:
-        """The one JSON object of a command; --json goes before the script's own arguments."""
-        at = words.index("--") if "--" in words else len(words)
-        return json.loads(self.run(script, *words[:at], "--json", *words[at:], code=code).stdout)

@@ -15,7 +15,8 @@ import numpy as np
 import psutil
 import pytest
 import sft
-from conftest import ROOT, ROWS, Commands, make_tokenizer
+from commands import Commands
+from conftest import ROOT, ROWS, make_tokenizer
 from hub import Hub, Organization
 from safetensors.numpy import save_file
 from unsloth_jobs.lookup.checks import NOT_ON_THE_JOB

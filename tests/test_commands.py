@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, UV, Commands
+from commands import Commands
+from conftest import ROOT, UV
 from documents import COMMANDS, DATASET, MODEL, commands_in, filled, flags
 from hub import Hub
 

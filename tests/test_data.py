@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Commands
+from commands import Commands
 from runs import TOKEN
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import sft
-from conftest import ROOT, SFT, Commands
+from commands import Commands
+from conftest import ROOT, SFT
 from hub import Hub
 from huggingface_hub import HfApi
 from hypothesis import given, settings

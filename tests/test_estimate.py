@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ROWS, SFT, Commands
+from commands import Commands
+from conftest import ROOT, ROWS, SFT
 from hub import Hub
 from unsloth_jobs.estimate import cost
 from unsloth_jobs.estimate.history import History, Range, entries

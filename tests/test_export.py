@@ -14,7 +14,8 @@ from pathlib import Path
 
 import export
 import pytest
-from conftest import ROOT, SFT, UV, Commands, python_of
+from commands import Commands
+from conftest import ROOT, SFT, UV, python_of
 from hub import Hub
 from test_documents import header
 from test_training import ADA

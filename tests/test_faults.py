@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 import pytest
 import sft
-from conftest import ROOT, ROWS, SFT, Commands, shape_of_a_model
+from commands import Commands
+from conftest import ROOT, ROWS, SFT, shape_of_a_model
 from hub import Hub
 from huggingface_hub import HfApi
 from test_local_jobs import SCRIPT, said, start

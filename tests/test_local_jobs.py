@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Commands
+from commands import Commands
 
 SCRIPT = """
 import json, os, sys, time

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Commands
+from commands import Commands
+from conftest import ROOT
 from hub import Hub
 from hub.hardware import HARDWARE
 from huggingface_hub import HfApi

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 import sft
-from conftest import ROOT, Commands
+from commands import Commands
+from conftest import ROOT
 from hub import Hub
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 import sft
-from conftest import ROOT, ROWS, SFT, Commands
+from commands import Commands
+from conftest import ROOT, ROWS, SFT
 from hub import Hub
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.jobs import records

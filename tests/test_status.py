@@ -26,7 +26,8 @@ from xml.etree import ElementTree
 
 import pyte
 import pytest
-from conftest import ROOT, SFT, Commands, shape_of_a_model
+from commands import Commands
+from conftest import ROOT, SFT, shape_of_a_model
 from hub import Hub
 from huggingface_hub import JobInfo
 from unsloth_jobs.estimate.flavors import snapshot_flavors

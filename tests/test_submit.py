@@ -8,7 +8,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ROWS, SFT, Commands, shape_of_a_model
+from commands import Commands
+from conftest import ROOT, ROWS, SFT, shape_of_a_model
 from hub import Hub, Organization
 from unsloth_jobs.jobs.plan import Plan
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import sft
-from conftest import ROOT, ROWS, SFT, UV, Commands
+from commands import Commands
+from conftest import ROOT, ROWS, SFT, UV
 from datasets import Dataset
 from hub import Hub
 from unsloth_jobs.estimate import cost

@@ -15,7 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SFT, Commands
+from commands import Commands
+from conftest import ROOT, SFT
 from hub import Hub
 from test_diagnosis import PLAN
 from test_status import event, job, progress

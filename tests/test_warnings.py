@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ROWS, SFT, Commands
+from commands import Commands
+from conftest import ROOT, ROWS, SFT
 from hub import Hub
 
 ADA = "hf_adaadaadaada"
