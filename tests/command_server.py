@@ -5,13 +5,15 @@ there are three generations: this process has imported what reads none; it forks
 rest; and that forks one for each command.
 
 Run with the number of a socket. On it come environments, as JSON, each with another socket; on that come commands, as JSON
-{"script", "words", "cwd", "settings"}, each with four files: stdin, stdout, stderr, and one to which the exit code is
-written. `settings` are values in the skill's modules: {"lookup.client.PATIENCE_S": 0.3}.
+{"script", "words", "cwd", "env", "settings"}, each with four files: stdin, stdout, stderr, and one to which the exit code is
+written. `env` is laid over the environment; `settings` are values in the skill's modules: {"lookup.client:PATIENCE_S": 0.3}.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import io
 import json
 import os
 import runpy
@@ -20,10 +22,11 @@ import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 LONGEST = 1 << 20  # bytes of a message
+LIMIT_S = 600  # for a command, before it counts as hanging
 FIRST = """
     typer typer._adapters typer._click.decorators argparse encodings.idna html psutil plotille yaml filelock tqdm.auto tty
     rich.console rich.table rich._emoji_codes rich._unicode_data.unicode17-0-0 pydantic.plugin._loader httpx2 httpcore2
@@ -64,13 +67,23 @@ def serve_environment(calls: socket.socket) -> None:
             return
         call = json.loads(message)
         if call["script"] == "check.py":
-            for name in OF_CHECKS.split():
-                importlib.import_module(name)
+            import_for_checks()
         if not os.fork():
             calls.close()
             wait_for(call, *files)
         for file in files:
             os.close(file)
+
+
+@functools.cache
+def import_for_checks() -> None:
+    """As check.py does when it comes to rows and tokenizers; no variable that it sets for that stays."""
+    before = dict(os.environ)
+    importlib.import_module("unsloth_jobs.template").quiet_libraries()
+    for name in OF_CHECKS.split():
+        importlib.import_module(name)
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def wait_for(call: dict[str, Any], stdin: int, stdout: int, stderr: int, answer: int) -> None:
@@ -89,21 +102,33 @@ def wait_for(call: dict[str, Any], stdin: int, stdout: int, stderr: int, answer:
     os._exit(0)
 
 
-def run(script: str, words: list[str], cwd: str, settings: dict[str, Any]) -> None:
+def run(script: str, words: list[str], cwd: str, env: dict[str, str], settings: dict[str, Any]) -> None:
     """What `python scripts/SCRIPT WORDS` does; the script ends the process."""
+    signal.alarm(LIMIT_S)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdin, sys.stdout, sys.stderr = streams()
     os.chdir(cwd)
+    os.environ.update(env)
     for name, value in settings.items():
-        module, _, variable = name.rpartition(".")
-        setattr(importlib.import_module(f"unsloth_jobs.{module}"), variable, value)
+        module, _, path = name.partition(":")
+        *owners, variable = path.split(".")
+        owner = functools.reduce(getattr, owners, importlib.import_module(f"unsloth_jobs.{module}"))
+        setattr(owner, variable, tuple(value) if isinstance(value, list) else value)
     sys.argv = [str(SCRIPTS / script), *words]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except BaseException:
         traceback.print_exc()
     os._exit(70)  # it should have ended by itself
+
+
+def streams() -> tuple[TextIO, TextIO, TextIO]:
+    """stdin, stdout, stderr as an interpreter makes them at its start: this process's own know other files."""
+    return (
+        io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False))),
+        io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False))),
+        io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), errors="backslashreplace", line_buffering=True),
+    )
 
 
 if __name__ == "__main__":

@@ -17,47 +17,79 @@ UV = str(Path(sys.executable).with_name("uv"))
 KEPT = ("PATH", "UV_CACHE_DIR", "UV_PYTHON", "LANG", "OMP_NUM_THREADS")
 
 
+AFTER_IMPORT = {"HF_TOKEN"}  # variables that no library looks at when it is imported
+# How long commands wait for a Hub that says no, or that may still start a job: settings for tests that need it to be short.
+HASTY = {
+    "lookup.client:PATIENCE_S": 0.3,
+    "lookup.client:FIRST_PAUSE_S": 0.05,
+    "jobs.submission:SEARCH_AFTER_S": [0.0, 0.1, 0.3],
+}
+
+
+class Said(subprocess.CompletedProcess):
+    """What a command said: its exit code, stdout, stderr."""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.stdout)
+
+    @property
+    def problem(self) -> str | None:
+        """The code of the first error under --json; None where there is none."""
+        problems = json.loads(self.stdout.splitlines()[-1]).get("problems") or [] if self.stdout.strip() else []
+        assert all(one["message"] and one["fix"] for one in problems)
+        return next((one["code"] for one in problems if one["severity"] == "error"), None)
+
+
 class Commands:
     """Commands of one user: real processes, with their own environment and working directory.
 
     fresh: each is started anew. Otherwise it is forked from a process that has imported the libraries (command_server.py):
-    ten times as fast, and not to be told apart by what reads neither the process's own arguments nor PYTHON variables.
-    settings: values in the skill's modules, such as how long a command waits for a Hub: {"lookup.client.PATIENCE_S": 0.3}.
+    several times as fast, and the same but for what reads the process's own arguments or Python's own variables.
+    settings: values in the skill's modules, such as HASTY; without `fresh` alone.
     """
 
     def __init__(self, env: dict[str, str], cwd: Path, *, fresh: bool = False, settings: dict[str, Any] | None = None):
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         self.env = kept | {"HOME": str(cwd), "UV": UV, "HF_HUB_DISABLE_TELEMETRY": "1"} | env
-        self.cwd, self.fresh, self.settings = cwd, fresh or not hasattr(socket, "SOCK_SEQPACKET"), settings or {}
+        self.cwd, self.fresh, self.settings = cwd, fresh, settings or {}
 
-    def run(self, script: str, *words: str, code: int | None = 0) -> subprocess.CompletedProcess:
+    def run(self, script: str, *words: str, code: int | None = 0) -> Said:
         """A script of the skill, in the tests' environment (its header's versions, see test_documents)."""
-        done = self.start_anew(script, words) if self.fresh else self.fork(script, words)
-        assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        said = (self.start if self.fresh else self.fork)(script, words)
+        assert code is None or said.returncode == code, f"exit code {said.returncode}\n{said.stdout}\n{said.stderr}"
+        assert "Traceback" not in said.stderr, said.stderr
+        return said
 
     def json(self, script: str, *words: str, code: int | None = 0) -> dict:
-        """The one JSON object of a command; --json goes before the script's own arguments."""
-        at = words.index("--") if "--" in words else len(words)
-        return json.loads(self.run(script, *words[:at], "--json", *words[at:], code=code).stdout)
+        """The one JSON object of a command."""
+        return self.run(script, *with_json(words), code=code).json
 
-    def start_anew(self, script: str, words: tuple[str, ...]) -> subprocess.CompletedProcess:
+    def start(self, script: str, words: tuple[str, ...]) -> Said:
         command = [sys.executable, str(ROOT / "scripts" / script), *words]
-        how = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-        return subprocess.run(command, cwd=self.cwd, env=self.env, **how)
+        how: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+        done = subprocess.run(command, cwd=self.cwd, env=self.env, **how)
+        return Said(command, done.returncode, done.stdout, done.stderr)
 
-    def fork(self, script: str, words: tuple[str, ...]) -> subprocess.CompletedProcess:
-        call = {"script": script, "words": words, "cwd": str(self.cwd), "settings": self.settings}
+    def fork(self, script: str, words: tuple[str, ...]) -> Said:
+        late = {name: value for name, value in self.env.items() if name in AFTER_IMPORT}
+        call = {"script": script, "words": words, "cwd": str(self.cwd), "env": late, "settings": self.settings}
         (out, to_out), (err, to_err), (answer, to_answer) = os.pipe(), os.pipe(), os.pipe()
         nothing = os.open(os.devnull, os.O_RDONLY)
         files = [nothing, to_out, to_err, to_answer]
-        socket.send_fds(environment(tuple(sorted(self.env.items()))), [json.dumps(call).encode()], files)
+        starter = environment(tuple(sorted(self.env.items() - late.items())))
+        socket.send_fds(starter, [json.dumps(call).encode()], files)
         for file in files:
             os.close(file)
         with ThreadPoolExecutor(3) as readers:
             said, errors, code = readers.map(read, (out, err, answer))
-        return subprocess.CompletedProcess([script, *words], int(code), said, errors)
+        return Said([script, *words], int(code), said, errors)
+
+
+def with_json(words: tuple[str, ...] | list[str]) -> list[str]:
+    """--json goes before the script's own arguments."""
+    at = words.index("--") if "--" in words else len(words)
+    return [*words[:at], "--json", *words[at:]]
 
 
 def read(pipe: int) -> str:
