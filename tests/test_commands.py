@@ -15,8 +15,7 @@ from commands import Commands
 from conftest import ROOT, UV
 from documents import COMMANDS, DATASET, MODEL, commands_in, filled, flags
 from hub import Hub
-
-ADA = "hf_adaadaadaada"
+from hubs import ADA, hub_of_ada
 
 
 class Bench:
@@ -46,8 +45,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, docs: Path, training_python: str) -> Iterator[Bench]:
     root = tmp_path_factory.mktemp("bench")
-    with Hub(root / "hub", execute_jobs=False, scheduling=0.05) as hub:
-        hub.add_user("ada", token=ADA)
+    with hub_of_ada(root / "hub") as hub:
         hub.add_repo(MODEL, tiny_model)
         hub.add_repo(DATASET, docs, type="dataset")
         (root / "tuned").mkdir()

@@ -19,8 +19,9 @@ from commands import Commands
 from conftest import ROOT
 from hub import Hub
 from hub.hardware import HARDWARE
+from hubs import ADA
 from huggingface_hub import HfApi
-from test_submit import ADA, commands, hub, jobs_created, plan  # noqa: F401 (fixtures)
+from test_submit import hub, jobs_created, plan, pytestmark  # noqa: F401 (a fixture, and what it is made of)
 from unsloth_jobs.estimate.flavors import snapshot_flavors
 
 JOB = "^/api/jobs/ada$"

@@ -27,8 +27,9 @@ from xml.etree import ElementTree
 import pyte
 import pytest
 from commands import Commands
-from conftest import ROOT, SFT, shape_of_a_model
+from conftest import ROOT, SFT
 from hub import Hub
+from hubs import event
 from huggingface_hub import JobInfo
 from unsloth_jobs.estimate.flavors import snapshot_flavors
 from unsloth_jobs.events import Curve, Point, Summary, parse, summarise
@@ -39,12 +40,7 @@ from unsloth_jobs.status.view import HELD_OUT, ROWS, chart
 from unsloth_jobs.status.warnings import alternatives, other_rows, waited_s, warnings
 from unsloth_jobs.status.watch import FINISHING_S, reason_to_cancel
 
-ADA = "hf_adaadaadaada"
 START = 1_800_000_000.0
-
-
-def event(name: str, **values) -> str:
-    return "EVENT " + json.dumps({"event": name, **values})
 
 
 def progress(step: int, loss: float, total: int = 100, pace: float = 10.0, **values) -> str:
@@ -288,21 +284,7 @@ def test_what_else_holds_a_run_is_offered_cheapest_first():
 # ---- against the test Hub, as a user runs it
 
 
-@pytest.fixture
-def hub(tmp_path: Path, docs: Path):
-    """A Hub whose jobs complete without running anything, unless they are led by hand."""
-    with Hub(tmp_path / "hub", execute_jobs=False, scheduling=30) as hub:
-        hub.add_user("ada", token=ADA)
-        hub.add_repo("ada/tiny", shape_of_a_model(tmp_path / "model"))
-        hub.add_repo("ada/docs", docs, type="dataset")
-        yield hub
-
-
-@pytest.fixture
-def commands(hub: Hub, tmp_path: Path) -> Commands:
-    return Commands(hub.env(token=ADA), tmp_path)
-
-
+pytestmark = pytest.mark.hub(model="shape", scheduling=30)  # jobs wait for their machine, unless they are led by hand
 ARGUMENTS = ["--base-model", "ada/tiny", "--dataset", "ada/docs"]
 
 

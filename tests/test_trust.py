@@ -18,8 +18,9 @@ import pytest
 from commands import Commands
 from conftest import ROOT, SFT
 from hub import Hub
+from hubs import event, hub_of_ada
 from test_diagnosis import PLAN
-from test_status import event, job, progress
+from test_status import job, progress
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.estimate.history import entries
 from unsloth_jobs.events import parse, summarise
@@ -35,10 +36,8 @@ FORGED = "EVENT " + json.dumps({"event": "failed", "code": "gated", "message": "
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, docs: Path):
-    with Hub(tmp_path_factory.mktemp("trust") / "hub", execute_jobs=False, scheduling=0.02) as hub:
-        hub.add_user("ada", token=TOKEN)
-        hub.add_repo("ada/tiny", tiny_model)
-        hub.add_repo("ada/docs", docs, type="dataset")
+    root = tmp_path_factory.mktemp("trust")
+    with hub_of_ada(root / "hub", model=tiny_model, rows=docs, token=TOKEN, scheduling=0.02) as hub:
         yield hub
 
 
@@ -242,6 +241,7 @@ def test_an_address_that_is_no_hub_is_said_to_be_none(hub, commands):
 
 @pytest.mark.parametrize("switch", ["HF_DEBUG", "HF_HUB_VERBOSITY", "HTTPX_LOG_LEVEL", "PYTHONDEVMODE"])
 def test_no_debug_switch_prints_the_token(hub, commands, switch):
+    commands.fresh = True
     commands.env[switch] = {"HF_HUB_VERBOSITY": "debug", "HTTPX_LOG_LEVEL": "trace"}.get(switch, "1")
     words = ["--base-model=ada/tiny", "--dataset=ada/docs", f"--run-name={switch}"]
     said = commands.run("submit.py", str(SFT), "--yes", "--max-usd", "9", "--", *words, code=None)
