@@ -113,11 +113,11 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def commands(hub: Hub, tmp_path: Path) -> Commands:
-    """Ada's commands, on a machine of her own."""
-    from commands import Commands
+    """Ada's commands, on a machine of her own. They do not wait long for a Hub that says no."""
+    from commands import HASTY, Commands
     from hubs import ADA
 
-    return Commands(hub.env(token=ADA), tmp_path)
+    return Commands(hub.env(token=ADA), tmp_path, settings=HASTY)
 
 
 @pytest.fixture(scope="session")

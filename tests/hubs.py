@@ -18,7 +18,7 @@ def hub_of_ada(
     root: Path, *, model: Path | None = None, rows: Path | None = None, token: str = ADA, **options: Any
 ) -> Iterator[Hub]:
     """A Hub whose jobs complete without running anything; Ada has a model, ada/tiny, and a data set, ada/docs."""
-    with Hub(root, **{"execute_jobs": False, "scheduling": 0.05} | options) as hub:
+    with Hub(root, **{"execute_jobs": False, "scheduling": 0.05, "quiet_s": 0.1} | options) as hub:
         hub.add_user("ada", token=token)
         for repo, folder, kind in (("ada/tiny", model, "model"), ("ada/docs", rows, "dataset")):
             if folder:

@@ -34,7 +34,7 @@ def home(commands: Commands) -> Path:
 
 def elsewhere(hub: Hub, commands: Commands) -> Commands:
     """The same user on another machine."""
-    return Commands(hub.env(token=ADA), commands.cwd)
+    return Commands(hub.env(token=ADA), commands.cwd, settings=commands.settings)
 
 
 # ---- one approval, at most one job
@@ -104,6 +104,7 @@ def test_a_hub_that_overlooks_the_label_names_no_other_plan_s_job(hub, commands)
 
 def test_the_same_approval_on_four_machines_starts_one_job(hub, commands):
     hub.faults.add(method="POST", path=JOB, delay=1.5)
+    commands.settings = {}  # they wait until the job of the first is listed
     machines = [elsewhere(hub, commands) for _ in range(4)]
     told: list[dict] = []
     threads = [threading.Thread(target=lambda one=one: told.append(plan(one, *YES, code=0))) for one in machines]
