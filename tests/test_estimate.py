@@ -159,7 +159,7 @@ def test_all_attempts_are_in_the_highest_cost(hub, commands):
 @pytest.mark.hub(execute_jobs=True)
 def test_a_real_smoke_run_measures_itself_and_its_record_keeps_it(hub, commands, training_python, tmp_path):
     words = ["--smoke", "--flavor", "cpu-upgrade", "--yes", "--max-usd", "1"]
-    job = submit(commands, *words, train=[*TRAIN, "--max-seq-length", "256", "--trackio-space="])
+    job = submit(commands, *words, train=[*TRAIN, "--max-seq-length", "256", "--batch-size", "4", "--trackio-space="])
     status = commands.json("status.py", job["job_id"], "--watch")
     assert (status["stage"], status["progress"]["total_steps"]) == ("COMPLETED", 24)
     [path] = (tmp_path / "hub").rglob(f"runs/{job['job_id']}.json")
