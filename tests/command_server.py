@@ -5,8 +5,9 @@ there are three generations: this process has imported what reads none; it forks
 rest; and that forks one for each command.
 
 Run with the number of a socket. On it come environments, as JSON, each with another socket; on that come commands, as JSON
-{"script", "words", "cwd", "env", "settings"}, each with four files: stdin, stdout, stderr, and one to which the exit code is
-written. `env` is laid over the environment; `settings` are values in the skill's modules: {"lookup.client:PATIENCE_S": 0.3}.
+{"script", "words", "cwd", "env", "settings"}, each with four files: stdin, stdout, stderr, and one to which its exit code
+is written, and the bytes of memory that it held at most. `env` is laid over the environment; `settings` are values in the
+skill's modules: {"lookup.client:PATIENCE_S": 0.3}.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def wait_for(call: dict[str, Any], stdin: int, stdout: int, stderr: int, answer:
         run(**call)
     for file in (stdin, stdout, stderr):
         os.close(file)
-    _, status = os.waitpid(process, 0)
-    os.write(answer, str(os.waitstatus_to_exitcode(status)).encode())
+    _, status, used = os.wait4(process, 0)
+    os.write(answer, json.dumps([os.waitstatus_to_exitcode(status), used.ru_maxrss << 10]).encode())
     os._exit(0)
 
 

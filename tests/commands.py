@@ -27,7 +27,9 @@ HASTY = {
 
 
 class Said(subprocess.CompletedProcess):
-    """What a command said: its exit code, stdout, stderr."""
+    """What a command said: its exit code, stdout, stderr; and the bytes of memory that it held at most."""
+
+    held: int | None = None
 
     @property
     def json(self) -> dict[str, Any]:
@@ -82,8 +84,11 @@ class Commands:
         for file in files:
             os.close(file)
         with ThreadPoolExecutor(3) as readers:
-            said, errors, code = readers.map(read, (out, err, answer))
-        return Said([script, *words], int(code), said, errors)
+            said, errors, end = readers.map(read, (out, err, answer))
+        code, held = json.loads(end)
+        made = Said([script, *words], code, said, errors)
+        made.held = held
+        return made
 
 
 def with_json(words: tuple[str, ...] | list[str]) -> list[str]:

@@ -30,13 +30,7 @@ class Hub:
     """
 
     def __init__(
-        self,
-        root: Path | str,
-        *,
-        port: int = 0,
-        execute_jobs: bool = True,
-        scheduling: float = 0.1,
-        quiet_s: float = math.inf,
+        self, root: Path | str, *, port: int = 0, execute_jobs: bool = True, scheduling: float = 0.1, quiet_s: float = math.inf
     ) -> None:
         self.quiet_s = quiet_s
         self.root = Path(root)
