@@ -13,7 +13,7 @@ import psutil
 from hub import Hub
 from hubs import ADA
 
-PATIENCE_S = 180
+PATIENCE_S = 600
 
 
 @dataclass

@@ -28,7 +28,7 @@ from huggingface_hub import HfApi
 from test_local_jobs import SCRIPT, said, start
 from tiny_models import shape_of_a_model
 
-PATIENCE_S = 60  # after which a command counts as hanging
+PATIENCE_S = 300  # after which a command counts as hanging
 TABLE = (ROOT / "references" / "faults.md").read_text()
 SHOWN: dict[str, str] = {}  # the faults that this file injects: id -> what status or the command says of it
 
