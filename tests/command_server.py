@@ -1,8 +1,9 @@
 """Starts commands of the skill: each is a process of its own, forked from one that has imported what commands import.
 
-The libraries take half a second to import, longer than most commands take. huggingface_hub reads its variables then, so
-there are three generations: this process has imported what reads none; it forks one for each environment, which imports the
-rest; and that forks one for each command.
+The libraries take half a second to import, those of check.py two more: longer than most commands take. They read variables
+then, so there are three generations: this process has imported what reads none; it forks one for each environment, which
+imports the rest; and that forks one for each command. Where an environment says where the Hub and the user's files are, it
+says NOWHERE, and each command puts its own places instead: what would be overlooked fails.
 
 Run with the number of a socket. On it come environments, as JSON, each with another socket; on that come commands, as JSON
 {"script", "words", "cwd", "env", "settings"}, each with four files: stdin, stdout, stderr, and one to which its exit code
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+NOWHERE = "/dev/null/nowhere"
+LIBRARIES = ("huggingface_hub", "datasets", "transformers", "unsloth_jobs")  # whose modules hold places
 LONGEST = 1 << 20  # bytes of a message
 LIMIT_S = 600  # for a command, before it counts as hanging
 FIRST = """
@@ -109,6 +112,7 @@ def run(script: str, words: list[str], cwd: str, env: dict[str, str], settings: 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin, sys.stdout, sys.stderr = streams()
     os.chdir(cwd)
+    put({os.environ[name]: value for name, value in env.items() if NOWHERE in os.environ.get(name, "")})
     os.environ.update(env)
     for name, value in settings.items():
         module, _, path = name.partition(":")
@@ -121,6 +125,23 @@ def run(script: str, words: list[str], cwd: str, env: dict[str, str], settings: 
     except BaseException:
         traceback.print_exc()
     os._exit(70)  # it should have ended by itself
+
+
+def put(places: dict[str, str]) -> None:
+    """Put a place instead of each NOWHERE that the libraries have read into their modules."""
+
+    def placed(value: Any) -> Any:
+        text = str(value)
+        for nowhere, place in places.items():
+            text = text.replace(nowhere, place)
+        return type(value)(text)
+
+    for module in [module for name, module in sys.modules.items() if name.startswith(LIBRARIES)]:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, str | Path) and NOWHERE in str(value):
+                setattr(module, name, placed(value))
+    client = sys.modules["huggingface_hub.hf_api"].api  # of the library's own functions
+    client.endpoint = placed(client.endpoint)
 
 
 def streams() -> tuple[TextIO, TextIO, TextIO]:

@@ -11,13 +11,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+NOWHERE = "/dev/null/nowhere"
 ROOT = Path(__file__).resolve().parents[1]
 UV = str(Path(sys.executable).with_name("uv"))
 KEPT = ("PATH", "UV_CACHE_DIR", "UV_PYTHON", "LANG", "OMP_NUM_THREADS")
 
 
-AFTER_IMPORT = {"HF_TOKEN"}  # variables that no library looks at when it is imported
+# Where the Hub and a user's files are: in the process that commands are forked from, nowhere.
+PLACES = {"HF_ENDPOINT", "HF_DATASETS_SERVER", "HF_HOME", "HF_XET_CACHE", "HOME"}
 # How long commands wait for a Hub that says no, or that may still start a job: settings for tests that need it to be short.
 HASTY = {
     "lookup.client:PATIENCE_S": 0.3,
@@ -74,12 +77,14 @@ class Commands:
         return Said(command, done.returncode, done.stdout, done.stderr)
 
     def fork(self, script: str, words: tuple[str, ...]) -> Said:
-        late = {name: value for name, value in self.env.items() if name in AFTER_IMPORT}
+        late = {name: value for name, value in self.env.items() if name in PLACES | {"HF_TOKEN"}}
+        shared = self.env | {name: nowhere(name, self.env[name]) for name in PLACES & self.env.keys()}
+        shared.pop("HF_TOKEN", None)
         call = {"script": script, "words": words, "cwd": str(self.cwd), "env": late, "settings": self.settings}
         (out, to_out), (err, to_err), (answer, to_answer) = os.pipe(), os.pipe(), os.pipe()
         nothing = os.open(os.devnull, os.O_RDONLY)
         files = [nothing, to_out, to_err, to_answer]
-        starter = environment(tuple(sorted(self.env.items() - late.items())))
+        starter = environment(tuple(sorted(shared.items())))
         socket.send_fds(starter, [json.dumps(call).encode()], files)
         for file in files:
             os.close(file)
@@ -89,6 +94,12 @@ class Commands:
         made = Said([script, *words], code, said, errors)
         made.held = held
         return made
+
+
+def nowhere(name: str, place: str) -> str:
+    """A place that cannot be, for a variable; of an address, on the same host."""
+    address = urlsplit(place)
+    return f"{address.scheme}://{address.hostname}{NOWHERE}-{name}" if address.scheme else f"{NOWHERE}-{name}"
 
 
 def with_json(words: tuple[str, ...] | list[str]) -> list[str]:
