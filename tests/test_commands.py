@@ -57,6 +57,20 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, docs: Path
         yield Bench(hub, commands, training_python)
 
 
+@pytest.mark.parametrize(
+    "command", [["check.py", MODEL, DATASET, "--json"], ["submit.py", "templates/sft.py", "--", "--dataset", "x"]]
+)
+def test_a_command_that_is_forked_is_like_one_that_is_started(bench, command):
+    """With an environment of its own: see command_server.py."""
+    said = []
+    for fresh in (True, False):
+        commands = Commands(bench.hub.env(token=ADA), ROOT, fresh=fresh)
+        done = commands.run(*command, code=None)
+        kept = {path.relative_to(commands.env["HF_HOME"]).name for path in Path(commands.env["HF_HOME"]).rglob("*.json")}
+        said.append((done.returncode, done.stdout, done.stderr, kept))
+    assert said[0] == said[1] and said[0][1]
+
+
 # How each kind of command is run. ------------------------------------------------------------------------------
 
 
