@@ -924,8 +924,8 @@ def test_a_hundred_runs_with_random_faults_lose_none_and_double_none(hub, tmp_pa
     assert sorted(listed) == sorted(jobs)
 
 
-UPDATES, WARM_UP = 100, 20
-GROWTH = 4 << 20  # bytes that a watch may hold more after 100 updates: a few hours' worth, at 40 kB each
+UPDATES, WARM_UP = 60, 15
+GROWTH = 4 << 20  # bytes that a watch may hold more after 60 updates: at 70 kB each, an hour of them
 
 
 def test_a_watch_leaks_nothing(hub, server, job):
