@@ -17,7 +17,7 @@ quick: $(VENV)/tests
 	$(BIN)/python -m pytest -n 2 --quick
 
 test: $(VENV)/tests lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The test Hub against the real one, by your own token (HF_TOKEN). It says what it will spend, and asks.
 test-hub: $(VENV)/tests

@@ -161,7 +161,7 @@ def play(case: dict[str, Any], assistant: Assistant, library: Library, skill: Pa
     started = time.monotonic()
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-        Hub(Path(scratch, "hub"), execute_jobs=False, scheduling=STILL_WAITING_S) as hub,
+        Hub(Path(scratch, "hub"), execute_jobs=False, scheduling=STILL_WAITING_S, quiet_s=0.5) as hub,
     ):
         fill(hub, case["state"], library)
         desk = Desk.set_up(Path(scratch), hub, case, skill, python)

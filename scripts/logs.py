@@ -57,8 +57,10 @@ def logs(
 
 
 def name_cause(ref: JobRef) -> None:
+    if not (job := ref.inspect()).ended:  # whose log is at its end only when nothing has come for 5 s
+        return
     log = summarise(ref.backend.logs(ref.job_id, tail=TAIL))
-    if (found := diagnose(ref.inspect(), log, ref.plan)) is None:
+    if (found := diagnose(job, log, ref.plan)) is None:
         return
     diagnostics.print(f"\n[red]cause[/] [bold]{found.code}[/]: {escape(found.message)}", soft_wrap=True)
     if "logs.py" not in found.command:  # this very command

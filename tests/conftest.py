@@ -1,16 +1,24 @@
-"""What tests share: the training environment, tokenizers around real chat templates, and the test Hub."""
+"""What tests share: the training environment, tokenizers around real chat templates, and the test Hub.
+
+Beside it: commands.py starts the skill's commands, hubs.py sets up test Hubs, tiny_models.py makes models.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from commands import Commands
+    from hub import Hub
 
 ROOT = Path(__file__).resolve().parents[1]
 SFT = ROOT / "templates" / "sft.py"
@@ -29,8 +37,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only the tests that need no fixture but pytest's own")
 
 
+# Files that take minutes come first, so that two workers end together. The rest is in the order of the alphabet.
+LONGEST = (
+    "faults",
+    "export",
+    "packing",
+    "kept",
+    "training",
+    "evals",
+    "data",
+    "check",
+    "estimate",
+    "evidence",
+    "money",
+    "trust",
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """make quick: what needs a Hub, a model, an environment or a job asks for it by a fixture of ours."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
     if not config.getoption("--quick"):
         return
     left = [item for item in items if not is_quick(item)]
@@ -64,24 +91,6 @@ def tiny_model(training_python: str, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def shape_of_a_model(folder: Path, layers: int = 2, hidden: int = 64, held: bool = True, **config: object) -> Path:
-    """A Llama's config.json and weights, and no tokenizer. Not held: the weights' header alone, for a size of any kind."""
-    folder.mkdir()
-    text = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "vocab_size": 512}
-    (folder / "config.json").write_text(json.dumps({**text, "num_hidden_layers": layers, **config}))
-    shapes = {"model.embed_tokens.weight": [512, hidden]}
-    for layer in range(layers):
-        shapes |= {f"model.layers.{layer}.{name}.weight": [hidden, hidden] for name in ("self_attn.q_proj", "mlp.up_proj")}
-    header, at = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * shape[0] * shape[1]
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    stated = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(stated)) + stated + bytes(at if held else 0))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def runs(training_python: str, tmp_path_factory: pytest.TempPathFactory):
     """Starts many runs of the template, each in a process of its own, without importing the libraries for each."""
@@ -97,6 +106,37 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     (folder / "train.jsonl").write_bytes(ROWS.read_bytes())
     return folder
+
+
+@pytest.fixture
+def hub(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub with Ada, ada/tiny and ada/docs, whose jobs complete without running anything.
+
+    `@pytest.mark.hub(...)` says what is different: model= (tiny: it can be trained; shape: quick to make; none),
+    rows=False, and the Hub's own options.
+    """
+    from hubs import hub_of_ada
+    from tiny_models import shape_of_a_model
+
+    marker = request.node.get_closest_marker("hub")
+    how = {"model": "tiny", "rows": True} | (marker.kwargs if marker else {})
+    models = {
+        "tiny": lambda: request.getfixturevalue("tiny_model"),
+        "shape": lambda: shape_of_a_model(tmp_path / "model"),
+        "none": lambda: None,
+    }
+    model, rows = models[how.pop("model")](), request.getfixturevalue("docs") if how.pop("rows") else None
+    with hub_of_ada(tmp_path / "hub", model=model, rows=rows, **how) as hub:
+        yield hub
+
+
+@pytest.fixture
+def commands(hub: Hub, tmp_path: Path) -> Commands:
+    """Ada's commands, on a machine of her own. They do not wait long for a Hub that says no."""
+    from commands import HASTY, Commands
+    from hubs import ADA
+
+    return Commands(hub.env(token=ADA), tmp_path, settings=HASTY)
 
 
 @pytest.fixture(scope="session")
@@ -136,35 +176,3 @@ def make_tokenizer(chat_template: str | None, metaspace: bool = False):
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<BOS>", eos_token="<EOS>", unk_token="<UNK>", chat_template=chat_template
     )
-
-
-class Commands:
-    """The commands as a user runs them: real processes, with their own environment and working directory."""
-
-    def __init__(self, env: dict[str, str], cwd: Path):
-        kept = {
-            name: os.environ[name]
-            for name in ("PATH", "UV_CACHE_DIR", "UV_PYTHON", "LANG", "OMP_NUM_THREADS")
-            if name in os.environ
-        }
-        self.env = kept | {"HOME": str(cwd), "UV": UV, "HF_HUB_DISABLE_TELEMETRY": "1"} | env
-        self.cwd = cwd
-
-    def run(self, script: str, *words: str, code: int | None = 0) -> subprocess.CompletedProcess:
-        """A script of the skill, in the tests' environment (its header's versions, see test_documents)."""
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / script), *words],
-            cwd=self.cwd,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
-        assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
-
-    def json(self, script: str, *words: str, code: int | None = 0) -> dict:
-        """The one JSON object of a command; --json goes before the script's own arguments."""
-        at = words.index("--") if "--" in words else len(words)
-        return json.loads(self.run(script, *words[:at], "--json", *words[at:], code=code).stdout)

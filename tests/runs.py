@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 from hub import Hub
+from hubs import ADA
 
-TOKEN = "hf_adaadaadaada"
-PATIENCE_S = 180
+PATIENCE_S = 600
 
 
 @dataclass
@@ -67,11 +67,11 @@ class Runs:
         self.python, self.count = python, 0
 
     def __enter__(self) -> Runs:
-        self.hub.start().add_user("ada", token=TOKEN)
+        self.hub.start().add_user("ada", token=ADA)
         self.server = subprocess.Popen(
             [self.python, str(Path(__file__).with_name(self.script))],
             # With more threads than one, OpenMP spins in a forked process.
-            env={**os.environ, **self.hub.env(token=TOKEN), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **self.hub.env(token=ADA), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

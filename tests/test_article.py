@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import sft
 from conftest import ROOT, SFT
-from hub import Hub
+from hubs import ADA
 
-ADA = "hf_adaadaadaada"
 COMMAND = """hf jobs uv run {script} \
     --flavor a10g-small  \
     --secrets HF_TOKEN  \
@@ -26,13 +25,7 @@ ARGUMENTS = ["--dataset", "mlabonne/FineTome-100k", "--num-epochs", "1", "--eval
 ARGUMENTS += ["--output-repo", "your-username/lfm-finetuned"]
 
 
-@pytest.fixture
-def hub(tmp_path: Path):
-    with Hub(tmp_path / "hub", execute_jobs=False, scheduling=0.05) as hub:
-        hub.add_user("ada", token=ADA)
-        yield hub
-
-
+@pytest.mark.hub(model="none", rows=False)
 @pytest.mark.parametrize("source", ["file", "url"])
 def test_it_reaches_the_hub_as_it_stands(hub, source):
     script = "templates/sft.py"

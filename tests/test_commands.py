@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, UV, Commands
+from commands import Commands
+from conftest import ROOT, UV
 from documents import COMMANDS, DATASET, MODEL, commands_in, filled, flags
 from hub import Hub
-
-ADA = "hf_adaadaadaada"
+from hubs import ADA, hub_of_ada
 
 
 class Bench:
@@ -45,8 +45,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, docs: Path, training_python: str) -> Iterator[Bench]:
     root = tmp_path_factory.mktemp("bench")
-    with Hub(root / "hub", execute_jobs=False, scheduling=0.05) as hub:
-        hub.add_user("ada", token=ADA)
+    with hub_of_ada(root / "hub") as hub:
         hub.add_repo(MODEL, tiny_model)
         hub.add_repo(DATASET, docs, type="dataset")
         (root / "tuned").mkdir()
@@ -56,6 +55,20 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, docs: Path
         commands = Commands(hub.env(token=ADA), root)
         commands.cwd = ROOT
         yield Bench(hub, commands, training_python)
+
+
+@pytest.mark.parametrize(
+    "command", [["check.py", MODEL, DATASET, "--json"], ["submit.py", "templates/sft.py", "--", "--dataset", "x"]]
+)
+def test_a_command_that_is_forked_is_like_one_that_is_started(bench, command):
+    """With an environment of its own: see command_server.py."""
+    said = []
+    for fresh in (True, False):
+        commands = Commands(bench.hub.env(token=ADA), ROOT, fresh=fresh)
+        done = commands.run(*command, code=None)
+        kept = {path.relative_to(commands.env["HF_HOME"]).name for path in Path(commands.env["HF_HOME"]).rglob("*.json")}
+        said.append((done.returncode, done.stdout, done.stderr, kept))
+    assert said[0] == said[1] and said[0][1]
 
 
 # How each kind of command is run. ------------------------------------------------------------------------------

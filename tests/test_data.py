@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Commands
-from runs import TOKEN
+from commands import Commands
+from hubs import ADA
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,7 +57,7 @@ def test_what_check_reads_is_what_the_job_reads(runs, tiny_model, tmp_path, shap
     rows, kept = SHAPES[shape]
     file = write_shape(tmp_path, rows)
     run = runs.start("--base-model", str(tiny_model), "--dataset", str(file), "--max-steps", "1", "--eval-split", "0")
-    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    commands = Commands(runs.hub.env(token=ADA), tmp_path)
     found = commands.json("check.py", str(tiny_model), str(file))
     masks, data = run.wait().last("masks"), run.last("data")
     assert run.code == 0, run.log[-3000:]
@@ -82,7 +82,7 @@ def test_what_check_refuses_the_job_refuses_with_the_same_words(runs, tiny_model
     content, code, said = BROKEN[name]
     (tmp_path / name).write_text(content)
     run = runs.start("--base-model", str(tiny_model), "--dataset", str(tmp_path / name))
-    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    commands = Commands(runs.hub.env(token=ADA), tmp_path)
     [problem] = commands.json("check.py", str(tiny_model), str(tmp_path / name), code=1)["problems"]
     failed = run.wait().last("failed")
     assert run.code == 1
@@ -106,7 +106,7 @@ def test_rows_of_many_shapes_on_the_hub_are_read_alike(runs, tiny_model, tmp_pat
     write_shape(tmp_path / "data", [{"messages": row["messages"]} for row in shapes])
     runs.hub.add_repo("ada/shapes", tmp_path / "data", type="dataset")
     run = runs.start("--base-model", str(tiny_model), "--dataset", "ada/shapes", "--max-steps", "1", "--eval-split", "0")
-    found = Commands(runs.hub.env(token=TOKEN), tmp_path).json("check.py", str(tiny_model), "ada/shapes")
+    found = Commands(runs.hub.env(token=ADA), tmp_path).json("check.py", str(tiny_model), "ada/shapes")
     masks = run.wait().last("masks")
     assert masks["rows_kept"] == 12 == 12 - found["mask"]["rows_without_answer"]
     assert masks["supervised_fraction"] == found["mask"]["supervised_fraction"]
@@ -129,7 +129,7 @@ def write_copy(folder: Path, hook: str) -> Path:
 def test_a_copy_s_own_reading_of_rows_is_checked_and_trained_on(runs, training_python, tiny_model, tmp_path):
     shape = {"ticket": {"text": "Where is {}?", "id": 1}, "replies": ["Wait.", "Here it is."], "solved": "yes"}
     file, copy = write_shape(tmp_path, [shape, {**shape, "solved": "no"}]), write_copy(tmp_path, HOOK)
-    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    commands = Commands(runs.hub.env(token=ADA), tmp_path)
     found = commands.json("check.py", str(tiny_model), str(file), "--script", str(copy))
     words = ["--base-model", str(tiny_model), "--dataset", str(file), "--max-steps", "1", "--eval-split", "0"]
     done = subprocess.run(
@@ -151,7 +151,7 @@ def test_a_copy_s_own_reading_that_fails_is_named(runs, tiny_model, tmp_path, ho
         write_shape(tmp_path, [{"ticket": "", "replies": "a"}, {"ticket": "q", "replies": "a"}]),
         write_copy(tmp_path, hook),
     )
-    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    commands = Commands(runs.hub.env(token=ADA), tmp_path)
     [problem] = commands.json("check.py", str(tiny_model), str(file), "--script", str(copy), code=1)["problems"]
     assert (problem["code"], problem["message"]) == (
         "to_messages_failed",
@@ -169,7 +169,7 @@ def test_pictures_beside_named_columns_are_left_alone(runs, tiny_model, tmp_path
     columns = ["--prompt-column", "q", "--completion-column", "a"]
     words = ["--base-model", str(tiny_model), "--dataset", str(tmp_path / "rows.parquet"), *columns, "--max-steps", "1"]
     run = runs.start(*words).wait()
-    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    commands = Commands(runs.hub.env(token=ADA), tmp_path)
     found = commands.json("check.py", str(tiny_model), str(tmp_path / "rows.parquet"), *columns)
     assert run.code == 0, run.log[-3000:]
     assert (

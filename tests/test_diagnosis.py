@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import sft
-from conftest import ROOT, SFT, Commands
+from commands import Commands
+from conftest import ROOT, SFT
 from hub import Hub
+from hubs import ADA
 from huggingface_hub import HfApi
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,6 @@ from unsloth_jobs.status.causes import CAUSES, LOGIN, STOPS, WRAPPERS
 from unsloth_jobs.status.diagnosis import diagnose
 
 LOGS = sorted((ROOT / "tests" / "logs").glob("*.txt"))
-ADA = "hf_adaadaadaada"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,13 +290,6 @@ def test_a_line_without_end_is_read_to_its_end(line):
 # ---- with the real client, against the test Hub
 
 
-@pytest.fixture
-def hub(tmp_path: Path):
-    with Hub(tmp_path / "hub", execute_jobs=False, scheduling=0.01) as hub:
-        hub.add_user("ada", token=ADA)
-        yield hub
-
-
 def failed_job(hub: Hub, name: str) -> str:
     log = Log.read(ROOT / "tests" / "logs" / f"{name}.txt")
     job_id = HfApi(endpoint=hub.url, token=ADA).run_job(image="x", command=["train"], namespace="ada").id
@@ -304,6 +298,7 @@ def failed_job(hub: Hub, name: str) -> str:
     return job_id
 
 
+@pytest.mark.hub(model="none", rows=False, scheduling=0.01)
 @pytest.mark.parametrize("name", ["out_of_vram", "template-bad_token", "unresolvable-conflict", "out_of_ram"])
 def test_status_and_logs_name_the_cause(hub, tmp_path, name):
     commands, code = Commands(hub.env(token=ADA), tmp_path), name.split("-")[0]

@@ -7,29 +7,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ROWS, SFT, Commands
+from commands import Commands
+from conftest import ROOT, ROWS, SFT
 from hub import Hub
 from unsloth_jobs.estimate import cost
 from unsloth_jobs.estimate.history import History, Range, entries
 from unsloth_jobs.lookup.model_info import Model
 
-ADA = "hf_adaadaadaada"
 RUN = ["ada/tiny", "ada/docs"]
 TRAIN = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "50"]
-
-
-@pytest.fixture
-def hub(tmp_path: Path, tiny_model: Path, docs: Path, request: pytest.FixtureRequest):
-    with Hub(tmp_path / "hub", execute_jobs=getattr(request, "param", False), scheduling=0.05) as hub:
-        hub.add_user("ada", token=ADA)
-        hub.add_repo("ada/tiny", tiny_model)
-        hub.add_repo("ada/docs", docs, type="dataset")
-        yield hub
-
-
-@pytest.fixture
-def commands(hub: Hub, tmp_path: Path) -> Commands:
-    return Commands(hub.env(token=ADA), tmp_path)
 
 
 def estimate(commands: Commands, *words: str, code: int = 0) -> dict:
@@ -170,10 +156,10 @@ def test_all_attempts_are_in_the_highest_cost(hub, commands):
     assert json.loads(request["environment"]["UNSLOTH_JOBS_RUN"])["attempts"] == 3
 
 
-@pytest.mark.parametrize("hub", [True], indirect=True)
+@pytest.mark.hub(execute_jobs=True)
 def test_a_real_smoke_run_measures_itself_and_its_record_keeps_it(hub, commands, training_python, tmp_path):
     words = ["--smoke", "--flavor", "cpu-upgrade", "--yes", "--max-usd", "1"]
-    job = submit(commands, *words, train=[*TRAIN, "--max-seq-length", "256", "--trackio-space="])
+    job = submit(commands, *words, train=[*TRAIN, "--max-seq-length", "256", "--batch-size", "4", "--trackio-space="])
     status = commands.json("status.py", job["job_id"], "--watch")
     assert (status["stage"], status["progress"]["total_steps"]) == ("COMPLETED", 24)
     [path] = (tmp_path / "hub").rglob(f"runs/{job['job_id']}.json")

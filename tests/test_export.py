@@ -14,42 +14,15 @@ from pathlib import Path
 
 import export
 import pytest
-from conftest import ROOT, SFT, UV, Commands, python_of
+import tiny_models
+from commands import Commands
+from conftest import ROOT, ROWS, SFT, UV, python_of
 from hub import Hub
+from hubs import ADA, hub_of_ada
 from test_documents import header
-from test_training import ADA
 
 EXPORT = ROOT / "templates" / "export.py"
 ASKED = "What does bisect.insort do?"
-MAKE_LLAMA = """
-import json, sys
-from pathlib import Path
-import sentencepiece, torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-folder = Path(sys.argv[1])
-folder.mkdir()
-rows = [json.loads(line) for line in Path(sys.argv[2]).read_text("utf-8").splitlines()]
-lines = [line for row in rows for turn in row["messages"] for line in turn["content"].splitlines()]
-sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(lines), model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=1024,
-    byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
-)
-(folder / "tokenizer.vocab").unlink()
-(folder / "config.json").write_text('{"model_type": "llama"}')
-tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=False)
-tokenizer.chat_template = (
-    "{{ bos_token }}{% for turn in messages %}{% if turn['role'] == 'user' %}[INST] {{ turn['content'] }} [/INST]"
-    "{% else %} {{ turn['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
-)
-tokenizer.save_pretrained(folder)
-torch.manual_seed(7)
-LlamaForCausalLM(LlamaConfig(
-    vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, initializer_range=0.1, max_position_embeddings=512, tie_word_embeddings=False,
-    bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-)).save_pretrained(folder)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +38,7 @@ def export_python() -> str:
 
 @pytest.fixture(scope="module")
 def llama(training_python, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny-llama"
-    making = [training_python, "-c", MAKE_LLAMA, str(folder), str(ROOT / "demo" / "stdlib-docs.jsonl")]
-    subprocess.run(making, check=True, capture_output=True)
-    return folder
+    return tiny_models.llama(training_python, tmp_path_factory.mktemp("model") / "tiny-llama", ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +52,7 @@ def hub(training_python, llama, tiny_model, tmp_path_factory):
         ]
     }
     (folder / "rows.jsonl").write_text((json.dumps(row) + "\n") * 100)
-    with Hub(folder / "hub") as hub:
-        hub.add_user("ada", token=ADA)
+    with hub_of_ada(folder / "hub", execute_jobs=True, scheduling=0.1) as hub:
         hub.add_repo("ada/tiny-llama", llama)
         hub.add_repo("ada/tiny-lfm2", tiny_model)
         words = ["--base-model", "ada/tiny-llama", "--dataset", "rows.jsonl", "--output-repo", "ada/tuned", "--load-in-16bit"]

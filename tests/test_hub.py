@@ -62,7 +62,7 @@ def run(hub: Hub, tmp_path: Path) -> Run:
     def run(*command: str, code: int = 0, **env: str) -> subprocess.CompletedProcess:
         path = os.pathsep.join([str(BIN), os.environ["PATH"]])
         environment = {**os.environ, **hub.env(ADA), "PATH": path, **env}
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
         return done
 
@@ -434,7 +434,7 @@ def test_jobs_end_early(hub: Hub, api: HfApi) -> None:
     wait_until(lambda: not any(map(is_alive, started)))  # killed; a busy machine takes a moment to end them
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], timeout: float = 120) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline

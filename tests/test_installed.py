@@ -12,13 +12,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, UV
 from github import GitHub
-from hub import Hub
+from hubs import ADA
 
 PINNED = ROOT / "tests" / "package.json"
 PROGRAMS = ROOT / ".cache" / "assistants"
@@ -226,15 +225,6 @@ def test_validators_take_the_skill_and_refuse_a_spoilt_one(home, clone, tmp_path
     home.run(command, code=1)
 
 
-@pytest.fixture
-def hub(tmp_path: Path, tiny_model: Path, docs: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub", execute_jobs=False, scheduling=0.05) as hub:
-        hub.add_user("ada", token="hf_adaadaadaada")
-        hub.add_repo("ada/tiny", tiny_model)
-        hub.add_repo("ada/docs", docs, type="dataset")
-        yield hub
-
-
 # Unsloth writes its compiled code into the working directory unless this variable names another.
 HELLO = """# /// script
 # dependencies = []
@@ -255,7 +245,7 @@ def test_the_commands_run_from_where_the_skill_was_installed_and_leave_no_trace(
     (project / "mine.py").write_bytes((skill / "templates" / "sft.py").read_bytes())
     (project / "hello.py").write_text(HELLO)
     before = files(SKILLS) | files(project)
-    env = os.environ | hub.env(token="hf_adaadaadaada")
+    env = os.environ | hub.env(token=ADA)
     env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def run(script: str, *words: str, code: int = 0) -> dict:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import sft
-from conftest import ROWS, SFT, Commands
+from commands import Commands
+from conftest import ROWS, SFT
 from runs import Run
 
 STEPS, SAVE = 30, 5

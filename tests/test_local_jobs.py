@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Commands
+from commands import Commands
 
 SCRIPT = """
 import json, os, sys, time
@@ -39,7 +39,7 @@ def ended(commands: Commands, job: str, code: int = 0) -> dict:
 
 def said(commands: Commands, job: str, text: str) -> None:
     """Wait until the job has printed this."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while text not in commands.run("logs.py", job).stdout:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -15,11 +15,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Commands
+from commands import Commands
+from conftest import ROOT
 from hub import Hub
 from hub.hardware import HARDWARE
+from hubs import ADA
 from huggingface_hub import HfApi
-from test_submit import ADA, commands, hub, jobs_created, plan  # noqa: F401 (fixtures)
+from test_submit import hub, jobs_created, plan, pytestmark  # noqa: F401 (a fixture, and what it is made of)
 from unsloth_jobs.estimate.flavors import snapshot_flavors
 
 JOB = "^/api/jobs/ada$"
@@ -32,7 +34,7 @@ def home(commands: Commands) -> Path:
 
 def elsewhere(hub: Hub, commands: Commands) -> Commands:
     """The same user on another machine."""
-    return Commands(hub.env(token=ADA), commands.cwd)
+    return Commands(hub.env(token=ADA), commands.cwd, settings=commands.settings)
 
 
 # ---- one approval, at most one job
@@ -102,6 +104,7 @@ def test_a_hub_that_overlooks_the_label_names_no_other_plan_s_job(hub, commands)
 
 def test_the_same_approval_on_four_machines_starts_one_job(hub, commands):
     hub.faults.add(method="POST", path=JOB, delay=1.5)
+    commands.settings = {}  # they wait until the job of the first is listed
     machines = [elsewhere(hub, commands) for _ in range(4)]
     told: list[dict] = []
     threads = [threading.Thread(target=lambda one=one: told.append(plan(one, *YES, code=0))) for one in machines]
@@ -170,7 +173,7 @@ class Asked:
 
     def answer(self, text: str) -> tuple[int, str]:
         os.write(self.screen, text.encode())
-        out, _ = self.process.communicate(timeout=60)
+        out, _ = self.process.communicate(timeout=300)
         return self.process.returncode, out
 
 
@@ -211,12 +214,12 @@ def test_what_changes_amid_the_upload_is_not_what_is_uploaded(hub, commands, tmp
     hub.faults.add(method="POST", path="^/api/buckets/create|^/api/buckets/ada/jobs-artifacts$", delay=1.5, times=1)
     words = [sys.executable, str(ROOT / "scripts" / "submit.py"), "mine.py", *YES]
     submitting = subprocess.Popen(words, cwd=tmp_path, env=commands.env, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not list((home(commands) / "sent").glob("*/0")) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
     (tmp_path / "mine.py").write_text("print('another')")
-    assert submitting.wait(60) == 0
+    assert submitting.wait(300) == 0
     [sent] = bucket(hub).values()
     assert sent.read_text() == "print('approved')"
 

@@ -191,7 +191,8 @@ def trained(runs, training_python, tiny_model, tmp_path_factory):
 def without_unsloth(training_python, tiny_model, tmp_path_factory):
     """The events of the same run with --backend trl, in a process where Unsloth is not to be had."""
     folder = tmp_path_factory.mktemp("trl")
-    run = f"import sys; sys.modules['unsloth'] = None; sys.argv[0] = {str(SFT)!r}; import sft; sys.exit(sft.main())"
+    run = f"import sys; sys.modules['unsloth'] = None; sys.argv[0] = {str(SFT)!r}; import sft"
+    run += "; sft.ANSWER_TOKENS = 8; sys.exit(sft.main())"
     words = ["--backend", "trl", "--base-model", str(tiny_model), "--dataset", str(ROWS), *ONE_EPOCH, "--merge-model"]
     command = [training_python, "-c", run, *words, "--save-local", str(folder / "out")]
     env = {**os.environ, "PYTHONPATH": str(SFT.parent), "OMP_NUM_THREADS": "1"}

@@ -13,14 +13,12 @@ import pytest
 from conftest import ROOT
 from hub import Hub
 from hub.hardware import Hardware
-
-ADA = "hf_adaadaadaada"
+from hubs import ADA, hub_of_ada
 
 
 @pytest.fixture
 def real(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "real") as hub:
-        hub.add_user("ada", token=ADA)
+    with hub_of_ada(tmp_path / "real", execute_jobs=True, scheduling=0.1) as hub:
         yield hub
 
 

@@ -10,15 +10,15 @@ import sys
 
 import pytest
 import sft
-from conftest import ROOT, Commands
-from hub import Hub
+from commands import Commands
+from conftest import ROOT
+from hubs import ADA, hub_of_ada
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from unsloth_jobs.events import clean
 from unsloth_jobs.jobs import local_runner
 from unsloth_jobs.redaction import plain, redact
 
-ADA = "hf_adaadaadaada"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ALNUM = LETTERS + LETTERS.upper() + "0123456789"
 
@@ -210,8 +210,7 @@ def test_a_local_log_is_redacted_on_its_way_in_and_keeps_its_bytes(tmp_path):
 
 @pytest.mark.parametrize("words", [["check.py", "ada/tiny", "ada/docs"], ["status.py", "1" * 24], ["logs.py", "1" * 24]])
 def test_what_the_hub_answers_reaches_the_terminal_plain(tmp_path, words):
-    with Hub(tmp_path / "hub", execute_jobs=False) as hub:
-        hub.add_user("ada", token=ADA)
+    with hub_of_ada(tmp_path / "hub") as hub:
         hub.faults.add(path="/api/", status=403, body={"error": f"no \x1b[2J\x1b]0;owned\x07 \x9b31m for {ADA} [red]x[/]"})
         commands = Commands(hub.env(token=ADA), tmp_path)
         done, asked = commands.run(*words, code=None), commands.run(*words, "--json", code=None)

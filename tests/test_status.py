@@ -26,8 +26,10 @@ from xml.etree import ElementTree
 
 import pyte
 import pytest
-from conftest import ROOT, SFT, Commands, shape_of_a_model
+from commands import Commands
+from conftest import ROOT, SFT
 from hub import Hub
+from hubs import event
 from huggingface_hub import JobInfo
 from unsloth_jobs.estimate.flavors import snapshot_flavors
 from unsloth_jobs.events import Curve, Point, Summary, parse, summarise
@@ -38,12 +40,7 @@ from unsloth_jobs.status.view import HELD_OUT, ROWS, chart
 from unsloth_jobs.status.warnings import alternatives, other_rows, waited_s, warnings
 from unsloth_jobs.status.watch import FINISHING_S, reason_to_cancel
 
-ADA = "hf_adaadaadaada"
 START = 1_800_000_000.0
-
-
-def event(name: str, **values) -> str:
-    return "EVENT " + json.dumps({"event": name, **values})
 
 
 def progress(step: int, loss: float, total: int = 100, pace: float = 10.0, **values) -> str:
@@ -287,21 +284,7 @@ def test_what_else_holds_a_run_is_offered_cheapest_first():
 # ---- against the test Hub, as a user runs it
 
 
-@pytest.fixture
-def hub(tmp_path: Path, docs: Path):
-    """A Hub whose jobs complete without running anything, unless they are led by hand."""
-    with Hub(tmp_path / "hub", execute_jobs=False, scheduling=30) as hub:
-        hub.add_user("ada", token=ADA)
-        hub.add_repo("ada/tiny", shape_of_a_model(tmp_path / "model"))
-        hub.add_repo("ada/docs", docs, type="dataset")
-        yield hub
-
-
-@pytest.fixture
-def commands(hub: Hub, tmp_path: Path) -> Commands:
-    return Commands(hub.env(token=ADA), tmp_path)
-
-
+pytestmark = pytest.mark.hub(model="shape", scheduling=30)  # jobs wait for their machine, unless they are led by hand
 ARGUMENTS = ["--base-model", "ada/tiny", "--dataset", "ada/docs"]
 
 
@@ -401,7 +384,7 @@ def test_a_watcher_outlives_a_hub_that_is_down(hub, commands, submitted):
     assert down.hits
     hub.faults.clear()
     hub.jobs.set(submitted, stage="COMPLETED", logs=[event("done", repo="ada/tiny-docs")])
-    out, error = watcher.communicate(timeout=60)
+    out, error = watcher.communicate(timeout=300)
     assert watcher.returncode == 0, error
     status = json.loads(out)
     assert (status["stage"], status["warnings"]) == ("COMPLETED", [])
@@ -425,7 +408,7 @@ def test_a_watcher_gives_up_on_what_does_not_pass(hub, commands, submitted):
     watcher = watching(commands, submitted)
     watcher.stderr.readline()
     hub.faults.add(path=r"^/api/jobs/", status=401)
-    _, error = watcher.communicate(timeout=60)
+    _, error = watcher.communicate(timeout=300)
     assert watcher.returncode == 4
     assert "bad_token" in error
 
@@ -440,7 +423,7 @@ def test_a_run_is_cancelled_after_it_has_saved_and_before_its_ceiling(hub, comma
     assert hub.jobs.get(submitted).stage == "RUNNING"
     failing = hub.faults.add(path=r"/cancel$", status=503, times=1)
     hub.jobs.set(submitted, logs=[checkpoint(20, 60)])
-    out, error = watcher.communicate(timeout=60)
+    out, error = watcher.communicate(timeout=300)
     assert watcher.returncode == 0, error
     assert failing.hits == 1
     status = json.loads(out)
@@ -459,7 +442,7 @@ def test_a_run_that_ends_before_its_ceiling_is_left_alone(hub, commands, submitt
     watcher.stderr.readline()
     time.sleep(0.5)
     hub.jobs.set(submitted, stage="COMPLETED")
-    out, _ = watcher.communicate(timeout=60)
+    out, _ = watcher.communicate(timeout=300)
     assert json.loads(out)["stage"] == "COMPLETED"
     assert not hub.journal.requests(method="POST", path=r"/cancel$")
 
@@ -532,7 +515,7 @@ def test_a_job_on_this_machine_saves_when_its_ceiling_is_reached(tmp_path):
     free.kill()
     free.communicate()
     record.write_text(json.dumps(run | {"plan": run["plan"] | {"usd_per_minute": 1.0}}))
-    watching(commands, job, "--max-usd", "0.01").communicate(timeout=60)
+    watching(commands, job, "--max-usd", "0.01").communicate(timeout=300)
     status = commands.json("status.py", job)
     assert status["stage"] == "CANCELED"
     assert "checkpoint" in commands.run("logs.py", job).stdout
@@ -648,7 +631,7 @@ def test_a_watcher_that_is_told_to_end_leaves_the_job(hub, commands, submitted):
     watcher = watching(commands, submitted, "--json")
     watcher.stderr.readline()
     watcher.send_signal(signal.SIGINT)
-    out, error = watcher.communicate(timeout=60)
+    out, error = watcher.communicate(timeout=300)
     assert watcher.returncode == 130, error
     assert json.loads(out)["stage"] == "RUNNING"
     assert "The job goes on" in error

@@ -8,30 +8,28 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, ROWS, SFT, Commands, shape_of_a_model
+from commands import Commands
+from conftest import ROOT, ROWS, SFT
 from hub import Hub, Organization
+from hubs import ADA
+from tiny_models import shape_of_a_model
 from unsloth_jobs.jobs.plan import Plan
 
 EXPORT = ROOT / "templates" / "export.py"
-ADA, READER, FINE, BROKE = "hf_adaadaadaada", "hf_readreadread", "hf_finefinefine", "hf_brokebrokebr"
+READER, FINE, BROKE = "hf_readreadread", "hf_finefinefine", "hf_brokebrokebr"
+
+
+pytestmark = pytest.mark.hub(model="shape")
 
 
 @pytest.fixture
-def hub(tmp_path: Path, docs: Path):
-    """A Hub whose jobs complete without running anything."""
-    with Hub(tmp_path / "hub", execute_jobs=False, scheduling=0.05) as hub:
-        hub.add_user("ada", token=ADA, orgs=[Organization("acme")])
-        hub.add_user("ada", token=READER, role="read")
-        hub.add_user("ada", token=FINE, role="fineGrained", permissions=["repo.write"])
-        hub.add_user("bob", token=BROKE, can_pay=False)
-        hub.add_repo("ada/tiny", shape_of_a_model(tmp_path / "model"))
-        hub.add_repo("ada/docs", docs, type="dataset")
-        yield hub
-
-
-@pytest.fixture
-def commands(hub: Hub, tmp_path: Path) -> Commands:
-    return Commands(hub.env(token=ADA), tmp_path)
+def hub(hub: Hub) -> Hub:
+    """Ada is in an organisation, and has tokens that may do less; Bob cannot pay."""
+    hub.add_user("ada", token=ADA, orgs=[Organization("acme")])
+    hub.add_user("ada", token=READER, role="read")
+    hub.add_user("ada", token=FINE, role="fineGrained", permissions=["repo.write"])
+    hub.add_user("bob", token=BROKE, can_pay=False)
+    return hub
 
 
 ARGUMENTS = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "2"]

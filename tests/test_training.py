@@ -11,22 +11,15 @@ from pathlib import Path
 
 import pytest
 import sft
-from conftest import ROOT, ROWS, SFT, UV, Commands
+from commands import Commands
+from conftest import ROOT, ROWS, SFT, UV
 from datasets import Dataset
 from hub import Hub
+from hubs import ADA
 from unsloth_jobs.estimate import cost
 
-ADA = "hf_adaadaadaada"
+pytestmark = pytest.mark.hub(execute_jobs=True, scheduling=0.1)
 QUICK = ["--learning-rate", "5e-3", "--batch-size", "8", "--gradient-accumulation", "1", "--max-seq-length", "256"]
-
-
-@pytest.fixture
-def hub(tmp_path: Path, tiny_model: Path, docs: Path):
-    with Hub(tmp_path / "hub") as hub:
-        hub.add_user("ada", token=ADA)
-        hub.add_repo("ada/tiny-lfm2", tiny_model)
-        hub.add_repo("ada/docs", docs, type="dataset")
-        yield hub
 
 
 def events(text: str) -> dict[str, dict]:
@@ -37,11 +30,11 @@ def events(text: str) -> dict[str, dict]:
 
 def test_from_plan_to_an_adapter_that_answers(hub, tmp_path, training_python):
     commands = Commands(hub.env(token=ADA), tmp_path)
-    arguments = ["--base-model", "ada/tiny-lfm2", "--dataset", "ada/docs", "--num-epochs", "3", *QUICK, "--trackio-space="]
+    arguments = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "3", *QUICK, "--trackio-space="]
     arguments += ["--output-repo", "ada/tiny-tuned", "--merge-model", "--load-in-16bit"]
     words = ["submit.py", str(SFT), "--flavor", "cpu-upgrade", "--timeout", "15m"]
 
-    checked = commands.json("check.py", "ada/tiny-lfm2", "ada/docs", "--max-length", "256")
+    checked = commands.json("check.py", "ada/tiny", "ada/docs", "--max-length", "256")
     shown = commands.json(*words, "--", *arguments, code=3)
     job = commands.json(*words, "--approve", shown["plan_id"], "--", *arguments)
     status = commands.json("status.py", job["job_id"], "--watch")
@@ -66,7 +59,7 @@ def test_from_plan_to_an_adapter_that_answers(hub, tmp_path, training_python):
     assert "last-checkpoint/trainer_state.json" in files
     assert hub.store.repos["model", "ada/tiny-tuned"].private
     card = files["README.md"].read_text()
-    assert "base_model: ada/tiny-lfm2" in card
+    assert "base_model: ada/tiny" in card
     assert f"{said['done']['base_loss']:.4f} → {said['done']['tuned_loss']:.4f}" in card
     assert checked["dataset"]["revision"] in card
     assert "model.safetensors" in hub.files("ada/tiny-tuned-merged")
@@ -156,13 +149,13 @@ ASKED = {"role": "user", "content": "Hi"}
 )
 def test_it_stops_before_the_model_is_loaded_and_says_what_to_do(hub, tmp_path, training_python, rows, arguments, env, code):
     data = "ada/docs" if rows is None else write_rows(tmp_path / "rows.jsonl", *rows)
-    words = ["--base-model", "ada/tiny-lfm2", "--dataset", data, *arguments]
+    words = ["--base-model", "ada/tiny", "--dataset", data, *arguments]
     exit_code, said = run_template(hub, tmp_path, training_python, *words, **env)
     assert exit_code == 1
     assert said["failed"]["code"] == code
     assert said["failed"]["fix"]
     assert "coverage" not in said
-    assert not hub.journal.requests(path=r"ada/tiny-lfm2/resolve/.*safetensors")
+    assert not hub.journal.requests(path=r"ada/tiny/resolve/.*safetensors")
 
 
 def test_a_tokenizer_without_a_chat_template_stops_conversations(hub, tmp_path, training_python, tiny_model):
@@ -181,7 +174,7 @@ def test_an_unreachable_dashboard_costs_the_curves_not_the_run(hub, tmp_path, tr
     if fault == "everything":
         hub.faults.add(path=r"/api/(spaces|buckets)", status=500, times=1000)
         hub.faults.add(path=r"/api/repos/create", status=500, times=1000)
-    words = ["--base-model", "ada/tiny-lfm2", "--dataset", "ada/docs", "--max-steps", "2", "--num-samples", "40"]
+    words = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--max-steps", "2", "--num-samples", "40"]
     exit_code, said = run_template(hub, tmp_path, training_python, *words, "--trackio-space", "ada/trackio")
     assert (exit_code, said["done"]["steps"]) == (0, 2)
     spaces = [repo for (kind, _), repo in hub.store.repos.items() if kind == "space"]
@@ -200,7 +193,7 @@ def test_an_unreachable_dashboard_costs_the_curves_not_the_run(hub, tmp_path, tr
 )
 def test_each_format_trains(hub, tmp_path, training_python, row):
     data = write_rows(tmp_path / "rows.jsonl", *[row] * 12)
-    words = ["--base-model", "ada/tiny-lfm2", "--dataset", data, "--max-steps", "2", "--load-in-16bit"]
+    words = ["--base-model", "ada/tiny", "--dataset", data, "--max-steps", "2", "--load-in-16bit"]
     exit_code, said = run_template(hub, tmp_path, training_python, *words)
     assert (exit_code, said["done"]["steps"]) == (0, 2)
     assert said["done"]["tuned_loss"] < said["done"]["base_loss"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, ROWS, SFT, Commands
-from hub import Hub
+from commands import Commands
+from conftest import ROOT, ROWS, SFT
+from hubs import ADA
 
-ADA = "hf_adaadaadaada"
 SCRIPTS = [path.relative_to(ROOT) for folder in ("scripts", "templates") for path in sorted((ROOT / folder).glob("*.py"))]
 
 
@@ -20,15 +19,6 @@ def test_help_warns_of_nothing(script):
     command = [sys.executable, "-W", "error", str(ROOT / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, tiny_model: Path, docs: Path):
-    with Hub(tmp_path / "hub", execute_jobs=False, scheduling=0.05) as hub:
-        hub.add_user("ada", token=ADA)
-        hub.add_repo("ada/tiny", tiny_model)
-        hub.add_repo("ada/docs", docs, type="dataset")
-        yield hub
 
 
 def test_a_run_from_check_to_logs_warns_of_nothing(hub, tmp_path):

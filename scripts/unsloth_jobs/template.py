@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import inspect
 import io
@@ -15,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import is_dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Protocol, cast
 
 from huggingface_hub import get_token
@@ -108,10 +107,11 @@ def load(path: Path = SFT) -> Template:
 def takes_settings(script: Path) -> bool:
     """Whether a script has Settings and a function that reads them, as the templates have; any other is run as it is."""
     try:
-        tree = ast.parse(script.read_text("utf-8"))
+        script.read_text("utf-8")
+        code = SourceFileLoader(script.stem, str(script)).get_code(script.stem)  # compiled before, but for the first time
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError("no_script", f"{script} cannot be read: {error}", "Pass the path of a Python script.", USAGE) from error
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names = {part.co_name for part in cast(CodeType, code).co_consts if isinstance(part, CodeType)}
     return "Settings" in names and not names.isdisjoint(READERS)
 
 

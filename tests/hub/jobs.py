@@ -169,7 +169,7 @@ class Jobs:
             job.enter(stage, message)
             self._changed.notify_all()
 
-    def wait(self, job_id: str, timeout: float = 60) -> Job:
+    def wait(self, job_id: str, timeout: float = 300) -> Job:
         """Wait until a job has finished and its processes are gone."""
         job = self.get(job_id)
         with self._changed:

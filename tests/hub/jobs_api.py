@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from email.utils import formatdate
@@ -95,8 +96,8 @@ def event(data: dict, name: str | None = None) -> str:
     return f"{prefix}data: {json.dumps(data)}\n\n"
 
 
-async def log_events(job: Job, position: int) -> AsyncIterator[str]:
-    """Log lines from `position` on, until the job is over. Whether the client follows is its own business."""
+async def log_events(job: Job, position: int, quiet_s: float) -> AsyncIterator[str]:
+    """Log lines from `position` on, until the job is over or says nothing for so long. Who follows may ask again."""
     last_sent = time.monotonic()
     while True:
         finished = job.is_finished
@@ -109,6 +110,8 @@ async def log_events(job: Job, position: int) -> AsyncIterator[str]:
         now = time.monotonic()
         if lines:
             last_sent = now
+        elif now - last_sent > quiet_s:
+            return
         elif now - last_sent > KEEP_ALIVE:
             yield ": keep-alive\n\n"
             last_sent = now
@@ -143,7 +146,8 @@ async def logs(request: Request) -> Response:
     position = max(0, len(job.logs) - int(tail)) if tail is not None else 0
     # A client that does not follow stops at the first line later than this date.
     headers = {"Date": formatdate(usegmt=True)}
-    return StreamingResponse(log_events(job, position), headers=headers, media_type="text/event-stream")
+    quiet_s = request.app.state.hub.quiet_s if tail is not None else math.inf
+    return StreamingResponse(log_events(job, position, quiet_s), headers=headers, media_type="text/event-stream")
 
 
 async def metrics(request: Request) -> Response:

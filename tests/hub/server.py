@@ -1,5 +1,6 @@
 """`Hub`: the server, and the handles by which a test sets it up and looks into it."""
 
+import math
 import socket
 import tempfile
 import threading
@@ -24,10 +25,14 @@ class Hub:
     """A Hugging Face Hub on a loopback port. Use it as a context manager, or `start` and `close` it.
 
     `execute_jobs=False` lets jobs complete without running anything; `scheduling` is the time in
-    seconds that a job waits before it runs.
+    seconds that a job waits before it runs. The end of a running job's log is sent for as long as lines come, and `quiet_s`
+    longer: the Hub goes on for ever, and its client for 5 s.
     """
 
-    def __init__(self, root: Path | str, *, port: int = 0, execute_jobs: bool = True, scheduling: float = 0.1) -> None:
+    def __init__(
+        self, root: Path | str, *, port: int = 0, execute_jobs: bool = True, scheduling: float = 0.1, quiet_s: float = math.inf
+    ) -> None:
+        self.quiet_s = quiet_s
         self.root = Path(root)
         self._socket = socket.create_server(("127.0.0.1", port))
         # asyncio sets it only for sockets that name their protocol; without it each answer waits 40 ms for an ACK.
