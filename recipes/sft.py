@@ -14,6 +14,7 @@
 #     "matplotlib",
 #     "numpy",
 #     "psutil",
+#     "openpyxl",
 #     "httpx",
 #     # torch compiles for a processor with it, and names it only for newer Pythons.
 #     "setuptools",

@@ -13,13 +13,14 @@ ROLES = {
     "system": "system", "developer": "developer",
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool",
+    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool", "function": "tool",
 }  # fmt: skip
 PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
+OPENAI_PREFERENCE = {"input", "preferred_output", "non_preferred_output"}
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
@@ -58,7 +59,7 @@ def detect_format(
         )
     if prompt_column:
         return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
-    tools = {"tools": "tools"} if "tools" in columns else {}
+    tools = {name: name for name in ("tools", "functions") if name in columns}
     for name in ("messages", "conversations", "conversation"):
         if name in columns:
             return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
@@ -78,6 +79,12 @@ def detect_format(
             "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
             if "prompt" in columns
             else "Choose a data set with messages, or with a question and an answer in each row.",
+        )
+    if set(columns) >= OPENAI_PREFERENCE:
+        raise Stop(
+            "preference_data",
+            "The rows hold preferences as OpenAI's DPO files do (preferred_output, non_preferred_output), not answers to imitate.",
+            "To imitate the preferred answers: --prompt-column input --completion-column preferred_output.",
         )
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(

@@ -15,8 +15,10 @@ class TrainingSettings:
     load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
     # Data
-    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .parquet .txt")
-    dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
+    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .xlsx .parquet .txt")
+    dataset_config: str = setting(
+        "", "configuration of the data set, or sheet of an .xlsx (default: `default`, or the only one)"
+    )
     dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
     dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
     num_samples: int = setting(0, "use only the first N rows (0: all)")
