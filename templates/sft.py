@@ -169,7 +169,8 @@ def to_messages(row: dict[str, Any]) -> list[dict[str, str]] | None:
 def find_format(settings: Settings, columns: list[str], first: Mapping[str, Any], media: Iterable[str]) -> Format:
     """How rows are read: as to_messages says, given the first of them, or by their columns' names. Raises Stop."""
     custom = custom_format(to_messages, first) if first else None
-    return custom or detect_format(columns, settings.prompt_column, settings.completion_column, media)
+    seen = [*media, *(() if settings.prompt_column else media_values(first))]
+    return custom or detect_format(columns, settings.prompt_column, settings.completion_column, seen)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1902,6 +1903,9 @@ PAIRS = (
 PREFERENCE = {"chosen", "rejected"}
 OPENAI_PREFERENCE = {"input", "preferred_output", "non_preferred_output"}
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
+MEDIA_VALUE = re.compile(
+    r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
+)
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
@@ -1939,7 +1943,7 @@ def detect_format(
         )
     if prompt_column:
         return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
-    tools = {name: name for name in ("tools", "functions") if name in columns}
+    tools: dict[str, str] = {name: name for name in ("tools", "functions") if name in columns}
     for name in ("messages", "conversations", "conversation"):
         if name in columns:
             return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
@@ -2001,6 +2005,11 @@ ROW_EXAMPLE = (
 def media_columns(features: Mapping[str, Any] | None) -> list[str]:
     """The columns whose type is pictures, sound or video, alone or in a list."""
     return [name for name, feature in (features or {}).items() if holds_media(feature)]
+
+
+def media_values(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row that hold the name or the content of a picture, a sound or a video."""
+    return [name for name, value in row.items() if isinstance(value, str) and MEDIA_VALUE.fullmatch(value.strip())]
 
 
 def holds_media(feature: Any) -> bool:
@@ -2664,7 +2673,7 @@ BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_
 GUESS = "cp1252"  # what spreadsheets and editors on Windows write, where the bytes are not UTF-8 and do not speak against it
 UNDEFINED = re.compile(b"[\x81\x8d\x8f\x90\x9d]")  # bytes that it has no character for
 # What other alphabets look like when they are read so: letters with accents in a row, and signs within words.
-UNLIKELY = re.compile(rb"[\xc0-\xff]{3,}|(?<=[A-Za-z])[\xa1-\xb3\xb5\xb6\xb8-\xbf](?=[A-Za-z])")
+UNLIKELY = re.compile(rb"[\xc0-\xff]{3,}|(?<=[A-Za-z\xa1-\xff])[\xa1-\xb3\xb5\xb6\xb8-\xbf](?=[A-Za-z\xa1-\xff])")
 
 
 def bad_line(file: Path, line: int, what: str, fix: str) -> Stop:
@@ -2730,8 +2739,10 @@ def encoding_of(file: Path) -> str:
     if stated == "utf-16" or not (fault := first_fault(file)):
         return stated
     line, byte = fault
-    if stated != "utf-8" or kind_of(file) in (".json", ".jsonl") or not may_be_guessed(file):
-        raise bad_line(file, line, f"is not UTF-8 text: it holds the byte 0x{byte:02x}", recode(file, "WINDOWS-1252"))
+    western = stated == "utf-8" and may_be_guessed(file)
+    if not western or kind_of(file) in (".json", ".jsonl"):
+        fix = recode(file, "WINDOWS-1252" if western else "ITS-ENCODING")
+        raise bad_line(file, line, f"is not UTF-8 text: it holds the byte 0x{byte:02x}", fix)
     return GUESS
 
 
@@ -3140,7 +3151,7 @@ class Scan(NamedTuple):
     columns: list[str]  # of all rows
     rows: int
     first: list[dict[str, str | None]]
-    found: dict[str, str]  # what the name does not say: encoding, delimiter, sheet
+    read_as: dict[str, str]  # what the name does not say: encoding, delimiter, sheet
 
 
 def scan_file(file: Path, keep: int, sheet: str = "") -> Scan:
@@ -3171,8 +3182,8 @@ def what_is_found(file: Path, sheet: str) -> dict[str, str]:
     if kind in SHEETS:
         with open_workbook(file, data_only=True) as book:
             return {"sheet": choose_sheet(file, book, sheet)}
-    found = {"encoding": encoding_of(file)}
-    return found | {"delimiter": table_of(file)[0]} if kind in TABLES else found
+    text = {"encoding": encoding_of(file)}
+    return text | {"delimiter": table_of(file)[0]} if kind in TABLES else text
 
 
 SHEETS, TABLES = (".xlsx", ".xlsm"), (".csv", ".tsv")

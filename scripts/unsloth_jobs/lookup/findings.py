@@ -13,6 +13,7 @@ from ..training.settings import TrainingSettings
 from . import client
 from .identity import Identity
 from .model_info import Model
+from .reading import check_reading
 from .sample import Sample
 from .table import Table
 
@@ -110,14 +111,14 @@ def check_rows(found: Report) -> list[Problem]:
     if sample and found.model:
         problems += [*check_answers(sample), *check_lengths(sample, found.model), *check_texts(sample)]
     if table:
-        problems += check_table(table, found.settings.dataset)
+        problems += [*check_reading(table), *check_table(table, found.settings)]
     return problems
 
 
 TAGS = re.compile(r"<\|[\w ]+\|>|<[|｜]?\w+[|｜]|\[INST\]|<start_of_turn>|^### ", re.MULTILINE)  # of a rendered conversation
 
 
-def check_kind(table: Table, dataset: str) -> list[Problem]:
+def check_kind(table: Table, settings: TrainingSettings) -> list[Problem]:
     """What rows of this kind teach, and whether they are what their author wrote."""
     problems = []
     if table.format == "text" and not any(TAGS.search(str(row.get("text"))) for row in table.first):
@@ -125,8 +126,11 @@ def check_kind(table: Table, dataset: str) -> list[Problem]:
             Problem(
                 "raw_text",
                 "warning",
-                "The rows are plain text: the model learns to go on writing such text, not to answer questions about it.",
-                "To have questions answered, write rows of a question and its answer, each fact in several wordings.",
+                "The rows are plain text: the model learns to go on writing such text, its style and its words, not to answer "
+                "questions about it, and it does not come to know the facts in it.",
+                "To have questions answered, write rows of a question and its answer, each fact in several wordings, or give the "
+                "model the text with each question (retrieval). To teach the style, go on: "
+                f"estimate.py {shlex.quote(settings.base_model)} {shlex.quote(settings.dataset)}",
             )
         )
     if {"chosen", "rejected"} & {*table.unused}:
@@ -139,7 +143,7 @@ def check_kind(table: Table, dataset: str) -> list[Problem]:
                 "Fine to imitate these answers. For DPO, use a script of TRL instead.",
             )
         )
-    if dataset.lower().endswith((".csv", ".tsv")) and (count := table.swallowing):
+    if re.search(r"\.[ct]sv(\.gz)?$", settings.dataset.lower()) and (count := table.swallowing):
         problems.append(
             Problem(
                 "rows_swallowed",
@@ -152,9 +156,9 @@ def check_kind(table: Table, dataset: str) -> list[Problem]:
     return problems
 
 
-def check_table(table: Table, dataset: str) -> list[Problem]:
+def check_table(table: Table, settings: TrainingSettings) -> list[Problem]:
     """What the rows are, how many there are, and whether each stands there once."""
-    problems = check_kind(table, dataset)
+    problems = check_kind(table, settings)
     if secrets := table.secrets:
         problems.append(
             Problem(
@@ -171,8 +175,8 @@ def check_table(table: Table, dataset: str) -> list[Problem]:
                 "duplicates",
                 "warning",
                 f"{table.duplicates} of the first {table.sampled} rows are duplicates of earlier rows: they are learned more than once.",
-                f"Keep one of each: awk '!seen[$0]++' {shlex.quote(dataset)} > unique.jsonl"
-                if dataset.endswith(".jsonl")
+                f"Keep one of each: awk '!seen[$0]++' {shlex.quote(settings.dataset)} > unique.jsonl"
+                if settings.dataset.endswith(".jsonl")
                 else "Keep one of each, or train fewer epochs: --num-epochs 1.",
             )
         )
@@ -233,8 +237,6 @@ def check_answers(sample: Sample) -> list[Problem]:
     )
     cut_away = "answer cut away" in sample.lost
     mend = "Look at the rows' answers, or name their columns: --prompt-column, --completion-column."
-    if any(reason.endswith("is dict, not text") for reason in sample.lost):
-        mend = "Write each answer that is an object as its JSON text, with json.dumps: a model learns to write text."
     if not sample.kept:
         return [
             Problem(

@@ -22,6 +22,9 @@ PAIRS = (
 PREFERENCE = {"chosen", "rejected"}
 OPENAI_PREFERENCE = {"input", "preferred_output", "non_preferred_output"}
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
+MEDIA_VALUE = re.compile(
+    r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
+)
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
@@ -59,7 +62,7 @@ def detect_format(
         )
     if prompt_column:
         return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
-    tools = {name: name for name in ("tools", "functions") if name in columns}
+    tools: dict[str, str] = {name: name for name in ("tools", "functions") if name in columns}
     for name in ("messages", "conversations", "conversation"):
         if name in columns:
             return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
@@ -121,6 +124,11 @@ ROW_EXAMPLE = (
 def media_columns(features: Mapping[str, Any] | None) -> list[str]:
     """The columns whose type is pictures, sound or video, alone or in a list."""
     return [name for name, feature in (features or {}).items() if holds_media(feature)]
+
+
+def media_values(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row that hold the name or the content of a picture, a sound or a video."""
+    return [name for name, value in row.items() if isinstance(value, str) and MEDIA_VALUE.fullmatch(value.strip())]
 
 
 def holds_media(feature: Any) -> bool:

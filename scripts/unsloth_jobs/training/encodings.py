@@ -22,7 +22,7 @@ BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_
 GUESS = "cp1252"  # what spreadsheets and editors on Windows write, where the bytes are not UTF-8 and do not speak against it
 UNDEFINED = re.compile(b"[\x81\x8d\x8f\x90\x9d]")  # bytes that it has no character for
 # What other alphabets look like when they are read so: letters with accents in a row, and signs within words.
-UNLIKELY = re.compile(rb"[\xc0-\xff]{3,}|(?<=[A-Za-z])[\xa1-\xb3\xb5\xb6\xb8-\xbf](?=[A-Za-z])")
+UNLIKELY = re.compile(rb"[\xc0-\xff]{3,}|(?<=[A-Za-z\xa1-\xff])[\xa1-\xb3\xb5\xb6\xb8-\xbf](?=[A-Za-z\xa1-\xff])")
 
 
 def bad_line(file: Path, line: int, what: str, fix: str) -> Stop:
@@ -88,8 +88,10 @@ def encoding_of(file: Path) -> str:
     if stated == "utf-16" or not (fault := first_fault(file)):
         return stated
     line, byte = fault
-    if stated != "utf-8" or kind_of(file) in (".json", ".jsonl") or not may_be_guessed(file):
-        raise bad_line(file, line, f"is not UTF-8 text: it holds the byte 0x{byte:02x}", recode(file, "WINDOWS-1252"))
+    western = stated == "utf-8" and may_be_guessed(file)
+    if not western or kind_of(file) in (".json", ".jsonl"):
+        fix = recode(file, "WINDOWS-1252" if western else "ITS-ENCODING")
+        raise bad_line(file, line, f"is not UTF-8 text: it holds the byte 0x{byte:02x}", fix)
     return GUESS
 
 

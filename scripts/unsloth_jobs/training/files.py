@@ -70,7 +70,7 @@ class Scan(NamedTuple):
     columns: list[str]  # of all rows
     rows: int
     first: list[dict[str, str | None]]
-    found: dict[str, str]  # what the name does not say: encoding, delimiter, sheet
+    read_as: dict[str, str]  # what the name does not say: encoding, delimiter, sheet
 
 
 def scan_file(file: Path, keep: int, sheet: str = "") -> Scan:
@@ -101,8 +101,8 @@ def what_is_found(file: Path, sheet: str) -> dict[str, str]:
     if kind in SHEETS:
         with open_workbook(file, data_only=True) as book:
             return {"sheet": choose_sheet(file, book, sheet)}
-    found = {"encoding": encoding_of(file)}
-    return found | {"delimiter": table_of(file)[0]} if kind in TABLES else found
+    text = {"encoding": encoding_of(file)}
+    return text | {"delimiter": table_of(file)[0]} if kind in TABLES else text
 
 
 SHEETS, TABLES = (".xlsx", ".xlsm"), (".csv", ".tsv")
