@@ -1901,7 +1901,7 @@ PAIRS = (
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
-OPENAI_PREFERENCE = {"input", "preferred_output", "non_preferred_output"}
+OPENAI_PREFERRED = ("preferred_output", "preferred_completion")
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA_VALUE = re.compile(
     r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
@@ -1964,11 +1964,11 @@ def detect_format(
             if "prompt" in columns
             else "Choose a data set with messages, or with a question and an answer in each row.",
         )
-    if set(columns) >= OPENAI_PREFERENCE:
+    if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
         raise Stop(
             "preference_data",
-            "The rows hold preferences as OpenAI's DPO files do (preferred_output, non_preferred_output), not answers to imitate.",
-            "To imitate the preferred answers: --prompt-column input --completion-column preferred_output.",
+            f"The rows hold preferences as OpenAI's DPO files do ({preferred}, non_{preferred}), not answers to imitate.",
+            f"To imitate the preferred answers: --prompt-column input --completion-column {preferred}.",
         )
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
@@ -2502,7 +2502,7 @@ def normalise_message(message: Any) -> dict[str, Any]:
     """A turn as {"role", "content"} and what else chat templates read. Raises ValueError with the reason."""
     if not isinstance(message, Mapping):
         raise ValueError(f"a turn is {type(message).__name__}, not a message with a role")
-    written = message.get("value") if message.get("content") is None else message["content"]
+    written = next((message[key] for key in ("content", "value", "refusal") if message.get(key) is not None), None)
     message = without_nulls(message)
     role = str(message.pop("role", message.pop("from", ""))).lower()
     if role not in ROLES:

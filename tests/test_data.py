@@ -118,6 +118,17 @@ def test_a_file_of_any_kind_holds_the_same_rows_for_check_and_for_the_job(runs, 
     assert len(set(digests.values())) == 1, digests
 
 
+def test_a_training_file_of_openai_is_read_unchanged(runs, tiny_model, tmp_path):
+    file = ROOT / "tests" / "openai.jsonl"
+    run = runs.start("--base-model", str(tiny_model), "--dataset", str(file), "--max-steps", "1", "--eval-split", "0")
+    found = Commands(runs.hub.env(token=TOKEN), tmp_path).json("check.py", str(tiny_model), str(file))
+    assert run.wait().code == 0, run.log[-3000:]
+    masks = run.last("masks")
+    assert (masks["rows"], masks["rows_kept"], found["dataset"]["unused"]) == (13, 13, ["parallel_tool_calls"])
+    assert masks["digest"] == found["mask"]["digest"]
+    assert {problem["code"] for problem in found["problems"]} <= {"few_rows", "calls_not_rendered"}
+
+
 def test_a_folder_of_files_is_read_on_this_machine(runs, tiny_model, tmp_path):
     folder = tmp_path / "rows"
     folder.mkdir()

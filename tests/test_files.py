@@ -248,6 +248,11 @@ def test_openai_s_preferences_are_named_and_their_preferred_answers_can_be_imita
     assert sft.normalise_row(row, layout) == {"messages": [QUESTION, ANSWER], "tools": [TOOL]}
 
 
+def test_a_refusal_is_learned_as_the_answer_that_it_is():
+    said = {"role": "assistant", "content": None, "refusal": "I cannot."}
+    assert sft.normalise_message(said) == {"role": "assistant", "content": "I cannot."}
+
+
 @pytest.mark.parametrize("written", [json.dumps([QUESTION, ANSWER]), str([QUESTION, ANSWER])])
 def test_turns_that_a_table_keeps_as_text_are_turns(written):
     """As JSON, or as pandas writes a list."""

@@ -23,6 +23,7 @@ MOST = 0.5  # of the rows
 FEW_ROWS, MANY_ROWS = 50, 10_000
 EXAMPLE = 80  # characters
 SAID_REASONS = 5  # for which rows are lost, the commonest: a chat template may give another one for each row
+PREFERENCES = ("chosen", "rejected", "non_preferred_output", "non_preferred_completion")
 TEXT_MODEL = "LiquidAI/LFM2.5-1.2B-Instruct"
 
 
@@ -133,13 +134,13 @@ def check_kind(table: Table, settings: TrainingSettings) -> list[Problem]:
                 f"estimate.py {shlex.quote(settings.base_model)} {shlex.quote(settings.dataset)}",
             )
         )
-    if {"chosen", "rejected"} & {*table.unused}:
+    if preferences := [name for name in table.unused if name in PREFERENCES]:
         problems.append(
             Problem(
                 "preference_data",
                 "warning",
-                f"The rows hold preferences (chosen, rejected), and only {', '.join(table.used.values())} is learned: imitation, "
-                "not preference training.",
+                f"The rows hold preferences ({', '.join(preferences)}), and only {', '.join(table.used.values())} is learned: "
+                "imitation, not preference training.",
                 "Fine to imitate these answers. For DPO, use a script of TRL instead.",
             )
         )

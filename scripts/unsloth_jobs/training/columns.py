@@ -20,7 +20,7 @@ PAIRS = (
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
-OPENAI_PREFERENCE = {"input", "preferred_output", "non_preferred_output"}
+OPENAI_PREFERRED = ("preferred_output", "preferred_completion")
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA_VALUE = re.compile(
     r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
@@ -83,11 +83,11 @@ def detect_format(
             if "prompt" in columns
             else "Choose a data set with messages, or with a question and an answer in each row.",
         )
-    if set(columns) >= OPENAI_PREFERENCE:
+    if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
         raise Stop(
             "preference_data",
-            "The rows hold preferences as OpenAI's DPO files do (preferred_output, non_preferred_output), not answers to imitate.",
-            "To imitate the preferred answers: --prompt-column input --completion-column preferred_output.",
+            f"The rows hold preferences as OpenAI's DPO files do ({preferred}, non_{preferred}), not answers to imitate.",
+            f"To imitate the preferred answers: --prompt-column input --completion-column {preferred}.",
         )
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(

@@ -51,7 +51,7 @@ def normalise_message(message: Any) -> dict[str, Any]:
     """A turn as {"role", "content"} and what else chat templates read. Raises ValueError with the reason."""
     if not isinstance(message, Mapping):
         raise ValueError(f"a turn is {type(message).__name__}, not a message with a role")
-    written = message.get("value") if message.get("content") is None else message["content"]
+    written = next((message[key] for key in ("content", "value", "refusal") if message.get(key) is not None), None)
     message = without_nulls(message)
     role = str(message.pop("role", message.pop("from", ""))).lower()
     if role not in ROLES:
