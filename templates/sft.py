@@ -1763,6 +1763,8 @@ class ChatTemplate:
         self.eos = tokenizer.eos_token or ""
         self.prompt = self.header = self.closing = self.earlier_closing = self.call_closing = self.opened = ""
         self.in_parts, self.ends = False, False
+        # OpenAI's name of the system's role: other templates would leave its turn out, or write a role no model knows.
+        self.has_developer = "developer" in str(tokenizer.chat_template)
         if tokenizer.chat_template:
             self.find_turn_borders()
 
@@ -1770,6 +1772,8 @@ class ChatTemplate:
         """The conversation as text. Raises ValueError where the template refuses it."""
         if self.in_parts:
             messages = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        if not self.has_developer:
+            messages = [message | {"role": "system"} if message["role"] == "developer" else message for message in messages]
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
@@ -2581,7 +2585,7 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
             tools = prompt.get("tools") if is_turns(asked) and isinstance(prompt, Mapping) else None
             return conversation(joined(asked if is_turns(asked) else prompt, completion), tools)
         return {"prompt": cell_text(prompt), "completion": cell_text(completion)}
-    turns = parsed(values["messages"])
+    turns = from_columns(parsed(values["messages"]))
     if not isinstance(turns, list) or not turns:
         raise ValueError("the conversation is empty")
     return conversation(turns, parsed(values.get("tools") or None) or as_tools(parsed(values.get("functions") or None)))
@@ -2591,6 +2595,13 @@ def conversation(turns: list[Any], tools: Any) -> dict[str, Any]:
     """Turns and tools as {"messages": [...], "tools"?: [...]}. Raises ValueError with the reason where a turn is none."""
     tools = without_nulls(tools)
     return {"messages": [normalise_message(turn) for turn in with_tool_calls(turns)], **({"tools": tools} if tools else {})}
+
+
+def from_columns(turns: Any) -> Any:
+    """Turns that are kept as a list for each of their keys, as datasets once stored them, one by one."""
+    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
+        return [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
+    return turns
 
 
 def conversation_in(value: Any) -> Any:

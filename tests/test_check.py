@@ -674,6 +674,7 @@ def test_rows_that_teach_something_else_than_their_owner_thinks_are_told(shared,
         "seen.jsonl": seen,
         "turns.jsonl": [{"prompt": f"What is {n}?", "chosen": chat("a", "b")["messages"], "rejected": "c"} for n in numbers],
         "objects.jsonl": [chat(f"What is {number}?", {"kind": "number", "none": None}) for number in numbers],  # type: ignore[arg-type]
+        "judged.jsonl": [{"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": n % 2 == 0} for n in numbers],
         "preferred.jsonl": [
             {
                 "input": {"messages": chat(f"What is {number}?", "")["messages"][:1]},
@@ -710,6 +711,7 @@ def test_rows_that_teach_something_else_than_their_owner_thinks_are_told(shared,
         ["preference_data"],
     )
     assert codes("objects.jsonl") == (0, ["answers_as_json"])
+    assert codes("judged.jsonl") == (0, ["preference_data"])
     assert codes("latin.csv") == (0, ["encoding_guessed"])
     guessed = check("ada/tiny", str(tmp_path / "latin.csv"))
     assert "Größe, für" in guessed["codes"]["encoding_guessed"]["message"]

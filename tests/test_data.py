@@ -124,7 +124,7 @@ def test_a_training_file_of_openai_is_read_unchanged(runs, tiny_model, tmp_path)
     found = Commands(runs.hub.env(token=TOKEN), tmp_path).json("check.py", str(tiny_model), str(file))
     assert run.wait().code == 0, run.log[-3000:]
     masks = run.last("masks")
-    assert (masks["rows"], masks["rows_kept"], found["dataset"]["unused"]) == (13, 13, ["parallel_tool_calls"])
+    assert (masks["rows"], masks["rows_kept"], found["dataset"]["unused"]) == (14, 14, ["parallel_tool_calls"])
     assert masks["digest"] == found["mask"]["digest"]
     assert {problem["code"] for problem in found["problems"]} <= {"few_rows", "calls_not_rendered"}
 

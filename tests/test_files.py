@@ -15,6 +15,7 @@ from pathlib import Path
 import openpyxl
 import pytest
 import sft
+from conftest import make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_rows import ANSWER, QUESTION, rows_of
@@ -123,7 +124,7 @@ def test_a_formula_is_its_stored_value_which_may_be_an_empty_text_or_an_error(tm
     assert rows_of(tmp_path / "rows.xlsx") == [{"q": "x", "a": "7", "b": None, "c": None}]
 
 
-def test_a_workbook_with_a_password_a_cut_one_and_one_that_would_fill_memory_say_so(tmp_path):
+def test_a_workbook_with_a_password_a_cut_one_and_one_that_would_fill_memory_say_so(tmp_path, monkeypatch):
     sealed = bytes.fromhex("d0cf11e0a1b11ae1") + bytes(900) + "EncryptedPackage".encode("utf-16-le") + bytes(900)
     (tmp_path / "sealed.xlsx").write_bytes(sealed)
     stop = refusal(tmp_path / "sealed.xlsx")
@@ -137,10 +138,11 @@ def test_a_workbook_with_a_password_a_cut_one_and_one_that_would_fill_memory_say
         zipfile.ZipFile(tmp_path / "bomb.xlsx", "w", zipfile.ZIP_DEFLATED) as packed,
         packed.open("xl/worksheets/sheet1.xml", "w", force_zip64=True) as content,
     ):
-        for _ in range(1001):
+        for _ in range(11):
             content.write(bytes(1_000_000))
+    monkeypatch.setattr(sft, "WORKBOOK_LIMIT", 10_000_000)
     stop = refusal(tmp_path / "bomb.xlsx")
-    assert "unpacks to more than 1,000 MB" in stop.message and "CSV" in stop.fix
+    assert "unpacks to more than 10 MB" in stop.message and "CSV" in stop.fix
 
 
 # ---- tables
@@ -246,6 +248,24 @@ def test_openai_s_preferences_are_named_and_their_preferred_answers_can_be_imita
     asked = sft.parse_args(["--dataset", "x", *stop.value.fix.rstrip(".").partition(": ")[2].split()])
     layout = sft.detect_format(row, asked.prompt_column, asked.completion_column)
     assert sft.normalise_row(row, layout) == {"messages": [QUESTION, ANSWER], "tools": [TOOL]}
+
+
+def test_turns_that_stand_as_columns_within_a_cell_are_read():
+    row = {"conversations": {"from": ["human", "gpt"], "value": ["Hi", "Hello"]}}
+    assert sft.normalise_row(row, sft.detect_format(row)) == {"messages": [QUESTION, ANSWER]}
+
+
+@pytest.mark.parametrize(
+    ("known", "said"), [("system", "<|system|>Be brief.<|end|>"), ("developer", "<|developer|>Be brief.<|end|>")]
+)
+def test_what_a_developer_says_reaches_a_template_that_has_no_such_role(known, said):
+    """One that knows its roles by name, as most do, would leave it out without a word."""
+    shown = f"{{% if m.role in ['{known}', 'user', 'assistant'] %}}<|{{{{ m.role }}}}|>{{{{ m.content }}}}<|end|>{{% endif %}}"
+    template = f"{{% for m in messages %}}{shown}{{% endfor %}}{{% if add_generation_prompt %}}<|assistant|>{{% endif %}}"
+    renderer = sft.Renderer(make_tokenizer(template))
+    text, spans = renderer.render({"messages": [{"role": "developer", "content": "Be brief."}, QUESTION, ANSWER]})
+    assert text == f"{said}<|user|>Hi<|end|><|assistant|>Hello<|end|>"
+    assert [text[start:end] for start, end in spans] == ["Hello<|end|>"]
 
 
 def test_a_refusal_is_learned_as_the_answer_that_it_is():

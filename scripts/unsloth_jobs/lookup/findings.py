@@ -134,7 +134,7 @@ def check_kind(table: Table, settings: TrainingSettings) -> list[Problem]:
                 f"estimate.py {shlex.quote(settings.base_model)} {shlex.quote(settings.dataset)}",
             )
         )
-    if preferences := [name for name in table.unused if name in PREFERENCES]:
+    if preferences := [name for name in table.unused if name in PREFERENCES or (name == "label" and table.holds_truths(name))]:
         problems.append(
             Problem(
                 "preference_data",

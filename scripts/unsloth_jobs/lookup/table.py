@@ -23,6 +23,7 @@ from ..errors import HUB, UserError
 from ..redaction import plain, redact
 from ..template import Template
 from ..training.columns import Format
+from ..training.rows import from_cell
 from ..training.settings import TrainingSettings
 from . import client
 from .dataset_info import file_sizes, is_local, viewer_rows
@@ -57,6 +58,10 @@ class Table:
     @property
     def sampled(self) -> int:
         return len(self.first)
+
+    def holds_truths(self, column: str) -> bool:
+        """Whether a column says true or false of each row, as preferences of single answers do."""
+        return all(str(from_cell(row.get(column))).lower() in ("true", "false") for row in self.first)
 
     @property
     def swallowing(self) -> int:

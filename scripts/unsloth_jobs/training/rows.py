@@ -130,7 +130,7 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
             tools = prompt.get("tools") if is_turns(asked) and isinstance(prompt, Mapping) else None
             return conversation(joined(asked if is_turns(asked) else prompt, completion), tools)
         return {"prompt": cell_text(prompt), "completion": cell_text(completion)}
-    turns = parsed(values["messages"])
+    turns = from_columns(parsed(values["messages"]))
     if not isinstance(turns, list) or not turns:
         raise ValueError("the conversation is empty")
     return conversation(turns, parsed(values.get("tools") or None) or as_tools(parsed(values.get("functions") or None)))
@@ -140,6 +140,13 @@ def conversation(turns: list[Any], tools: Any) -> dict[str, Any]:
     """Turns and tools as {"messages": [...], "tools"?: [...]}. Raises ValueError with the reason where a turn is none."""
     tools = without_nulls(tools)
     return {"messages": [normalise_message(turn) for turn in with_tool_calls(turns)], **({"tools": tools} if tools else {})}
+
+
+def from_columns(turns: Any) -> Any:
+    """Turns that are kept as a list for each of their keys, as datasets once stored them, one by one."""
+    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
+        return [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
+    return turns
 
 
 def conversation_in(value: Any) -> Any:
