@@ -1992,8 +1992,15 @@ def naming_hint(columns: list[str]) -> str:
     if any(map(reads_like_a_cell, columns)):
         return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
     # Names come from the data set, and a fix is pasted into a shell.
-    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
+    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, likeliest(columns)))
     return f"Name the two columns, such as: {named}. Or fill in to_messages(row) in a copy of the template."
+
+
+def likeliest(columns: list[str]) -> list[str]:
+    """The two columns that sound most like a question and its answer: the first two where none do."""
+    answer = next((name for name in columns if SOUNDS_LIKE_AN_ANSWER.search(name)), "")
+    question = next((name for name in columns if SOUNDS_LIKE_A_QUESTION.search(name) and name != answer), "")
+    return [question, answer] if question and answer else columns[:2]
 
 
 def reads_like_a_cell(name: str) -> bool:
@@ -2001,6 +2008,8 @@ def reads_like_a_cell(name: str) -> bool:
     return len(name) > 40 or len(name.split()) > 3 or bool(re.search(r"[?!.]$|^[\d.,]+$", name))
 
 
+SOUNDS_LIKE_A_QUESTION = re.compile("question|ticket|request|prompt|input|message|problem|query|body|text", re.IGNORECASE)
+SOUNDS_LIKE_AN_ANSWER = re.compile("answer|reply|response|output|solution|resolution|completion", re.IGNORECASE)
 ROW_EXAMPLE = (
     'Write an object into each line: {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
 )

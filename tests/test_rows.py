@@ -63,6 +63,8 @@ def test_columns_that_cannot_be_read_stop_with_what_to_do(columns, code):
     ("columns", "fix"),
     [
         (["question_text", "reply"], "--prompt-column question_text --completion-column reply"),
+        (["Date", "Reply", "Ticket"], "--prompt-column Ticket --completion-column Reply"),
+        (["first", "second", "third"], "--prompt-column first --completion-column second"),
         (["question;answer"], "commas"),
         (["prompt", "chosen", "rejected"], "--completion-column chosen"),
     ],

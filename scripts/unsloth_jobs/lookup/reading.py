@@ -25,7 +25,7 @@ def check_reading(table: Table) -> list[Problem]:
                 "encoding_guessed",
                 "warning",
                 f"The file is not UTF-8. It is read as Windows-1252{f': {words}' if words else ''}.",
-                "Right if these words are. If not, save it as CSV UTF-8, or convert it: iconv -f ITS_ENCODING -t UTF-8",
+                "Right if these words are. If not, save it as CSV UTF-8, or convert it: iconv -f ITS-ENCODING -t UTF-8",
             )
         )
     if written := [answer for answer in answers_of(table) if is_no_text(answer)]:
