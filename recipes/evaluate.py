@@ -10,6 +10,7 @@
 #     "numpy",
 #     "psutil",
 #     "httpx",
+#     "openpyxl",
 #     "jsonschema",
 #     "lm-eval",
 # ]

@@ -14,6 +14,7 @@
 #     "matplotlib",
 #     "numpy",
 #     "psutil",
+#     "openpyxl",
 #     "httpx",
 #     "jsonschema",
 #     # torch compiles for a processor with it, and names it only for newer Pythons.
@@ -56,7 +57,7 @@ from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_b
 from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
 from unsloth_jobs.training.card import card_figures, model_card
 from unsloth_jobs.training.checkpoints import checkpoint_to_resume, lineage, step_of
-from unsloth_jobs.training.columns import Format, detect_format, media_columns
+from unsloth_jobs.training.columns import Format, detect_format, media_columns, media_values
 from unsloth_jobs.training.dataset import data_revision, load_rows, split_rows
 from unsloth_jobs.training.early_stopping import BestAdapter, perplexity
 from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, show_evidence
@@ -107,7 +108,8 @@ def to_messages(row: dict[str, Any]) -> list[dict[str, str]] | None:
 def find_format(settings: Settings, columns: list[str], first: Mapping[str, Any], media: Iterable[str]) -> Format:
     """How rows are read: as to_messages says, given the first of them, or by their columns' names. Raises Stop."""
     custom = custom_format(to_messages, first) if first else None
-    return custom or detect_format(columns, settings.prompt_column, settings.completion_column, media)
+    seen = [*media, *(() if settings.prompt_column else media_values(first))]
+    return custom or detect_format(columns, settings.prompt_column, settings.completion_column, seen)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "huggingface_hub==2.4.0", "transformers==5.23.0", "datasets==5.2.0", "jinja2==3.1.6",
-#     "typer==0.29.2", "rich==15.0.0",
+#     "typer==0.29.2", "rich==15.0.0", "openpyxl==3.1.5",
 # ]
 # [tool.uv]
 # exclude-newer = "2026-11-20T00:00:00Z"
@@ -39,6 +39,7 @@ from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, peop
 from unsloth_jobs.redaction import redact
 from unsloth_jobs.template import quiet_libraries
 
+USUAL = ("utf-8", ",")  # ways to read a file that need no word
 ROW_CHARS = 2000  # of the sample row, on a terminal
 
 app = application("Is this run sound?")
@@ -120,6 +121,7 @@ def as_json(found: Report) -> dict[str, Any]:
             "bytes": table.size,
             "duplicates": table.duplicates,
             "format": table.format,
+            "read_as": table.read_as,
             "columns": table.columns,
             "used": table.used,
             "unused": table.unused,
@@ -206,7 +208,8 @@ def described(data: Table, name: str) -> str:
     count = f"{about}{data.rows:,}" if data.rows is not None else "unknown number of"
     size = f", {data.size / 1e6:,.1f} MB" if data.size is not None else ""
     unused = f"; not used: {', '.join(data.unused)}" if data.unused else ""
-    return f"{name}{part}: {count} rows{size}\nformat {data.format} ({', '.join(data.used.values())}){unused}"
+    read_as = "".join(f", {what} {value!r}" for what, value in data.read_as.items() if value not in USUAL)
+    return f"{name}{part}: {count} rows{size}{read_as}\nformat {data.format} ({', '.join(data.used.values())}){unused}"
 
 
 def lengths(sample: Sample) -> str:

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "huggingface_hub==2.4.0", "transformers==5.23.0", "datasets==5.2.0", "jinja2==3.1.6",
-#     "typer==0.29.2", "rich==15.0.0",
+#     "typer==0.29.2", "rich==15.0.0", "openpyxl==3.1.5",
 # ]
 # [tool.uv]
 # exclude-newer = "2026-11-20T00:00:00Z"

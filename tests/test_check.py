@@ -610,9 +610,21 @@ def test_rows_that_teach_something_else_than_their_owner_thinks_are_told(shared,
         "preferences.jsonl": preferences,
         "seen.jsonl": seen,
         "turns.jsonl": [{"prompt": f"What is {n}?", "chosen": chat("a", "b")["messages"], "rejected": "c"} for n in numbers],
+        "objects.jsonl": [chat(f"What is {number}?", {"kind": "number", "none": None}) for number in numbers],  # type: ignore[arg-type]
+        "judged.jsonl": [{"prompt": f"What is {n}?", "completion": f"It is {n}.", "label": n % 2 == 0} for n in numbers],
+        "preferred.jsonl": [
+            {
+                "input": {"messages": chat(f"What is {number}?", "")["messages"][:1]},
+                "preferred_output": chat("", "A number.")["messages"][1:],
+                "non_preferred_output": chat("", "No.")["messages"][1:],
+            }
+            for number in numbers
+        ],
         "fields.jsonl": [{"question": f"What is {number}?", "answer": {"kind": "number"}} for number in numbers],
     }
     write_rows(tmp_path, kinds)
+    latin = "question;answer\n" + "".join(f"Welche Größe, {number}?;Das reicht für {number}.\n" for number in numbers)
+    (tmp_path / "latin.csv").write_bytes(latin.encode("cp1252"))
     (tmp_path / "numbers.csv").write_text("question,answer\n" + "".join(f"What is {number}?,{number}\n" for number in numbers))
     lines = [f"What is {number}?,A number\n" for number in numbers]
     (tmp_path / "open.csv").write_text("question,answer\n" + '"' + "".join(lines[:9]) + 'How?",Thus\n' + "".join(lines))
@@ -629,7 +641,18 @@ def test_rows_that_teach_something_else_than_their_owner_thinks_are_told(shared,
     assert codes("seen.jsonl", *named) == (0, [])
     assert codes("turns.jsonl") == (1, ["preference_data"])
     assert codes("turns.jsonl", "--prompt-column", "prompt", "--completion-column", "chosen") == (0, ["preference_data"])
-    assert codes("fields.jsonl") == (0, [])
+    assert codes("fields.jsonl") == (0, ["answers_as_json"])
+    assert codes("preferred.jsonl") == (1, ["preference_data"])
+    assert codes("preferred.jsonl", "--prompt-column", "input", "--completion-column", "preferred_output") == (
+        0,
+        ["preference_data"],
+    )
+    assert codes("objects.jsonl") == (0, ["answers_as_json"])
+    assert codes("judged.jsonl") == (0, ["preference_data"])
+    assert codes("latin.csv") == (0, ["encoding_guessed"])
+    guessed = check("ada/tiny", str(tmp_path / "latin.csv"))
+    assert "Größe, für" in guessed["codes"]["encoding_guessed"]["message"]
+    assert guessed["dataset"]["read_as"] == {"encoding": "cp1252", "delimiter": ";"}
     assert codes("numbers.csv") == (0, [])
     assert codes("open.csv") == (0, ["rows_swallowed"])
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import subprocess
 from pathlib import Path
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -42,6 +45,9 @@ SHAPES: dict[str, tuple[list[dict], int]] = {
     "numbers": ([{"question": "Row {}?", "answer": 4}, {"question": "Row {}?", "answer": 0.5}, {"question": 7, "answer": "seven"}], 12),
     "objects": ([{"question": "Row {}?", "answer": {"kind": "row", "of": [1, None]}}, {"question": "Row {}?", "answer": ["a", "é"]}], 12),
     "nulls": ([{"question": "Row {}?", "answer": None}, {"question": "Row {}?", "answer": "x"}, {"question": None, "answer": "y"}], 8),
+    "objects in messages": ([{"messages": [ASKED, {**SAID, "content": {"kind": "row", "of": [1, None]}}]}, {"messages": [ASKED, SAID]}], 12),
+    "functions": ([{"messages": [ASKED, {"role": "assistant", "function_call": SPOKEN["function"]}, {"role": "function", "name": "look_up", "content": "7"}, SAID], "functions": [TOOLS[0]["function"]]}, {"messages": calling(SPOKEN), "tools": TOOLS, "parallel_tool_calls": False}], 12),
+    "nothing learned": ([{"messages": [ASKED, {**SAID, "weight": 0}]}, {"messages": [ASKED, {**SAID, "weight": 0}, ASKED, {**SAID, "weight": 1}]}], 6),
     "text and turns": ([{"prompt": "Row {}?", "completion": [SAID]}, {"prompt": [ASKED], "completion": "x"}, {"prompt": "Row {}?", "completion": [{**ASKED, "content": "Row {}?"}, SAID]}], 12),
 }  # fmt: skip
 
@@ -67,13 +73,88 @@ def test_what_check_reads_is_what_the_job_reads(runs, tiny_model, tmp_path, shap
     assert (masks["supervised_fraction"], masks["sample"]) == (found["mask"]["supervised_fraction"], found["mask"]["sample"])
 
 
+def write_files(folder: Path) -> dict[str, Path]:
+    """The same twelve rows of a question and an answer, or of their turns, in each kind of file."""
+    rows = [(f"Où est la {number} ?", f"Là – à l’hôtel, {number}; “bien”.") for number in range(12)]
+    lines = [json.dumps({"question": question, "answer": answer}) for question, answer in rows]
+    turns = [[{"role": "user", "content": one}, {"role": "assistant", "content": other}] for one, other in rows]
+    kinds = ("xlsx", "cp1252.csv", "utf16.tsv", "jsonl.gz", "csv.gz", "json", "parquet", "turns.parquet", "turns.csv")
+    files = {kind: folder / f"rows.{kind}" for kind in kinds}
+    book = openpyxl.Workbook()
+    for sheet, table in ((book.active, rows), (book.create_sheet("Other"), rows[:3])):
+        for row in (("question", "answer"), *table):
+            sheet.append(row)
+    book.save(files["xlsx"])
+    for kind, encoding, delimiter in (("cp1252.csv", "cp1252", ";"), ("utf16.tsv", "utf-16", "\t")):
+        with files[kind].open("w", encoding=encoding, newline="") as opened:
+            csv.writer(opened, delimiter=delimiter).writerows([("question", "answer"), *rows])
+    with gzip.open(files["csv.gz"], "wt", encoding="utf-8", newline="") as opened:
+        csv.writer(opened).writerows([("question", "answer"), *rows])
+    with files["turns.csv"].open("w", encoding="utf-8", newline="") as opened:
+        csv.writer(opened).writerows([["messages"], *[[str(one)] for one in turns]])  # as pandas does
+    files["jsonl.gz"].write_bytes(gzip.compress("\n".join(lines).encode()))
+    files["json"].write_text("[" + ",\n".join(lines) + "]")
+    pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines]), files["parquet"])
+    pq.write_table(pa.Table.from_pylist([{"messages": one} for one in turns]), files["turns.parquet"])
+    return files
+
+
+def test_a_file_of_any_kind_holds_the_same_rows_for_check_and_for_the_job(runs, tiny_model, tmp_path):
+    files = write_files(tmp_path)
+    commands = Commands(runs.hub.env(token=ADA), tmp_path)
+    digests = {}
+    for kind, file in files.items():
+        sheet = ["--dataset-config", "Sheet"] if kind == "xlsx" else []
+        words = ["--base-model", str(tiny_model), "--dataset", str(file), *sheet, "--max-steps", "1", "--eval-split", "0"]
+        run = runs.start(*words)
+        found = commands.json("check.py", str(tiny_model), str(file), *sheet)
+        assert run.wait().code == 0, run.log[-3000:]
+        masks = run.last("masks")
+        assert (run.last("data")["rows"], masks["rows_kept"], found["dataset"]["rows"]) == (12, 12, 12)
+        assert masks["digest"] == found["mask"]["digest"]
+        digests[kind] = masks["digest"]
+        guessed = [problem["code"] for problem in found["problems"] if problem["code"] == "encoding_guessed"]
+        assert guessed == (["encoding_guessed"] if kind == "cp1252.csv" else [])
+    assert len(set(digests.values())) == 1, digests
+
+
+def test_a_training_file_of_openai_is_read_unchanged(runs, tiny_model, tmp_path):
+    file = ROOT / "tests" / "openai.jsonl"
+    run = runs.start("--base-model", str(tiny_model), "--dataset", str(file), "--max-steps", "1", "--eval-split", "0")
+    found = Commands(runs.hub.env(token=ADA), tmp_path).json("check.py", str(tiny_model), str(file))
+    assert run.wait().code == 0, run.log[-3000:]
+    masks = run.last("masks")
+    assert (masks["rows"], masks["rows_kept"], found["dataset"]["unused"]) == (14, 14, ["parallel_tool_calls"])
+    assert masks["digest"] == found["mask"]["digest"]
+    assert {problem["code"] for problem in found["problems"]} <= {"few_rows", "calls_not_rendered"}
+
+
+def test_a_folder_of_files_is_read_on_this_machine(runs, tiny_model, tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    row = json.dumps({"question": "What?", "answer": "That."})
+    for number in range(3):
+        (folder / f"part-{number}.jsonl.gz").write_bytes(gzip.compress(f"{row}\n{row}\n".encode()))
+    run = runs.start("--base-model", str(tiny_model), "--dataset", str(folder), "--max-steps", "1", "--eval-split", "0")
+    found = Commands(runs.hub.env(token=ADA), tmp_path).json("check.py", str(tiny_model), str(folder))
+    assert run.wait().last("data")["rows"] == 6 == found["dataset"]["rows"]
+    assert run.last("masks")["sample"] == found["mask"]["sample"]
+
+
 BROKEN = {
     "null.jsonl": ('{"question": "a", "answer": "b"}\nnull\n', "dataset_unreadable", "Line 2 of null.jsonl is null"),
     "cut.jsonl": ('{"question": "a", "answer": "b"}\n' * 3000 + '{"question"', "dataset_unreadable", "Line 3,001 of cut.jsonl"),
     "empty.csv": ("", "dataset_unreadable", "empty.csv is empty"),
     "names.csv": ("question,answer\n", "no_rows", "holds no rows"),
     "seen.jsonl": ('{"image": "x", "question": "a", "answer": "b"}', "unknown_columns", "only text can be learned"),
-    "rows.xlsx": ("PK", "unknown_file", "none of .jsonl"),
+    "rows.xlsx": ("PK", "dataset_unreadable", "rows.xlsx is no .xlsx file"),
+    "rows.xls": ("PK", "unknown_file", "none of .jsonl"),
+    "pictures.jsonl": ('{"file": "cats/1.png", "question": "a", "answer": "b"}', "unknown_columns", "pictures or sound (file)"),
+    "dpo.jsonl": (
+        '{"input": {"messages": []}, "preferred_output": [], "non_preferred_output": []}',
+        "preference_data",
+        "OpenAI",
+    ),
 }
 
 

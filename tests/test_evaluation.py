@@ -135,7 +135,7 @@ def test_every_answer_is_kept_with_its_grade(tmp_path):
 
 
 def test_time_that_is_over_leaves_whole_blocks():
-    asked = [sft.Question([], str(place), "yes", {}) for place in range(3 * sft.BLOCK)]
+    asked = [sft.Question([], str(place), "yes", {}) for place in range(3 * sft.QUESTIONS_AT_ONCE)]
     chosen = sft.QuestionSet(asked, sft.load_grader("exact"), "exact")
     seen = []
 
@@ -144,7 +144,11 @@ def test_time_that_is_over_leaves_whole_blocks():
         return [sft.Answer("yes", False)] * len(block)
 
     found = sft.evaluate_contenders({"base": answering, "tuned": answering}, chosen, chosen.grader, 0.0)
-    assert seen == [sft.BLOCK, sft.BLOCK] and len(found.questions) == sft.BLOCK and found.unanswered == 2 * sft.BLOCK
+    assert (
+        seen == [sft.QUESTIONS_AT_ONCE, sft.QUESTIONS_AT_ONCE]
+        and len(found.questions) == sft.QUESTIONS_AT_ONCE
+        and found.unanswered == 2 * sft.QUESTIONS_AT_ONCE
+    )
 
 
 # ---- generation

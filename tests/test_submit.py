@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import openpyxl
 import pytest
 from commands import Commands
 from conftest import ROOT, ROWS, SFT
@@ -295,6 +296,42 @@ def test_a_job_is_sent_its_rows_however_they_are_named(hub, commands, tmp_path, 
     command = hub.jobs.get(job["job_id"]).spec["command"]
     assert command[command.index("--dataset") + 1] == "/data/support.jsonl"
     assert "--output-repo=ada/tiny-support" in command
+
+
+def test_a_workbook_is_sent_with_the_name_of_its_sheet(hub, commands, tmp_path):
+    book = openpyxl.Workbook()
+    for sheet in (book.active, book.create_sheet("May 2026")):
+        for row in (("question", "answer"), ("What?", "That.")):
+            sheet.append(row)
+    book.save(tmp_path / "tickets.xlsx")
+    words = ["--base-model", "ada/tiny", "--dataset", "tickets.xlsx"]
+    [problem] = plan(commands, arguments=words, code=1)["problems"]
+    assert problem["code"] == "config_needed" and "Sheet, May 2026" in problem["message"]
+    job = plan(commands, "--yes", "--max-usd", "9", arguments=[*words, "--dataset-config", "May 2026"], code=0)
+    assert uploaded(hub) == {"sft.py", "tickets.xlsx"}
+    command = hub.jobs.get(job["job_id"]).spec["command"]
+    assert "--dataset-config=May 2026" in command and "--output-repo=ada/tiny-tickets" in command
+
+
+UNREADABLE = {
+    "tickets.xlsx": (b"question;answer\n", "dataset_unreadable"),
+    "cut.jsonl": (b'{"question": "a", "answer": "b"}\n' * 999 + b'{"quest', "dataset_unreadable"),
+    "packed.csv.gz": (b"question,answer\n", "dataset_unreadable"),
+    "rows.parquet": (b"question,answer\n", "dataset_unreadable"),
+    "names.csv": (b"Ticket,Reply\na,b\n", "unknown_columns"),
+    "seen.jsonl": (b'{"photo": "a.png", "question": "a", "answer": "b"}', "unknown_columns"),
+    "rows.ods": (b"PK", "unknown_file"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_that_the_job_could_not_read_is_refused_before_it_is_sent(hub, commands, tmp_path, name):
+    content, code = UNREADABLE[name]
+    (tmp_path / name).write_bytes(content)
+    words = ["--base-model", "ada/tiny", "--dataset", name]
+    [problem] = plan(commands, "--yes", "--max-usd", "9", arguments=words, code=1)["problems"]
+    assert problem["code"] == code and problem["fix"]
+    assert not jobs_created(hub) and hub.store.find("bucket", "ada/jobs-artifacts") is None
 
 
 def test_a_value_that_is_called_as_a_file_here_stays_a_value(hub, commands, tmp_path):

@@ -173,6 +173,7 @@ def resolve_training(
         raise UserError(
             "local_model", f"A job cannot see the folder {settings.base_model}.", "Upload it first: hf upload YOU/NAME FOLDER"
         )
+    preflight.require_readable(module, settings)
     model = preflight.find_model(api, module, settings)
     pinned = {"base_model_revision": model.revision, "dataset_revision": preflight.find_dataset_revision(api, settings)}
     if getattr(settings, "eval_dataset", ""):

@@ -25,6 +25,7 @@ from ..lookup.checks import require_decoder
 from ..lookup.dataset_info import dataset_info, is_local
 from ..lookup.identity import Identity, writable_namespace
 from ..lookup.model_info import Model, fetch_model
+from ..lookup.table import read_file, reasons
 from ..template import Template
 from ..training.settings import TrainingSettings
 from .plan import Plan
@@ -131,6 +132,14 @@ def find_dataset_revision(api: HfApi, settings: Any) -> str | None:
             "Choose a data set of text. To learn from its text alone, name the columns: --prompt-column Q --completion-column A.",
         )
     return info.sha
+
+
+def require_readable(module: Template, settings: TrainingSettings) -> None:
+    """Raises UserError where the job could not read its local file: it is uploaded, and paid for, only where it can."""
+    if hasattr(module, "scan_file"):  # copies of earlier versions have none
+        with reasons(module):
+            if file := module.local_file(settings):
+                read_file(module, settings, file, 1)
 
 
 def media(stated: Any, config: str) -> list[str]:

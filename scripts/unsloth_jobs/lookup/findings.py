@@ -14,6 +14,7 @@ from . import client
 from .grading import Grading
 from .identity import Identity
 from .model_info import Model
+from .reading import check_reading
 from .sample import Sample
 from .table import Table
 
@@ -23,6 +24,7 @@ MOST = 0.5  # of the rows
 FEW_ROWS, MANY_ROWS = 50, 10_000
 EXAMPLE = 80  # characters
 SAID_REASONS = 5  # for which rows are lost, the commonest: a chat template may give another one for each row
+PREFERENCES = ("chosen", "rejected", "non_preferred_output", "non_preferred_completion")
 TEXT_MODEL = "LiquidAI/LFM2.5-1.2B-Instruct"
 
 
@@ -112,14 +114,14 @@ def check_rows(found: Report) -> list[Problem]:
     if sample and found.model:
         problems += [*check_answers(sample), *check_lengths(sample, found.model), *check_texts(sample)]
     if table:
-        problems += check_table(table, found.settings.dataset)
+        problems += [*check_reading(table), *check_table(table, found.settings)]
     return problems
 
 
 TAGS = re.compile(r"<\|[\w ]+\|>|<[|｜]?\w+[|｜]|\[INST\]|<start_of_turn>|^### ", re.MULTILINE)  # of a rendered conversation
 
 
-def check_kind(table: Table, dataset: str) -> list[Problem]:
+def check_kind(table: Table, settings: TrainingSettings) -> list[Problem]:
     """What rows of this kind teach, and whether they are what their author wrote."""
     problems = []
     if table.format == "text" and not any(TAGS.search(str(row.get("text"))) for row in table.first):
@@ -127,21 +129,24 @@ def check_kind(table: Table, dataset: str) -> list[Problem]:
             Problem(
                 "raw_text",
                 "warning",
-                "The rows are plain text: the model learns to go on writing such text, not to answer questions about it.",
-                "To have questions answered, write rows of a question and its answer, each fact in several wordings.",
+                "The rows are plain text: the model learns to go on writing such text, its style and its words, not to answer "
+                "questions about it, and it does not come to know the facts in it.",
+                "To have questions answered, write rows of a question and its answer, each fact in several wordings, or give the "
+                "model the text with each question (retrieval). To teach the style, go on: "
+                f"estimate.py {shlex.quote(settings.base_model)} {shlex.quote(settings.dataset)}",
             )
         )
-    if {"chosen", "rejected"} & {*table.unused}:
+    if preferences := [name for name in table.unused if name in PREFERENCES or (name == "label" and table.holds_truths(name))]:
         problems.append(
             Problem(
                 "preference_data",
                 "warning",
-                f"The rows hold preferences (chosen, rejected), and only {', '.join(table.used.values())} is learned: imitation, "
-                "not preference training.",
+                f"The rows hold preferences ({', '.join(preferences)}), and only {', '.join(table.used.values())} is learned: "
+                "imitation, not preference training.",
                 "Fine to imitate these answers. For DPO, use a script of TRL instead.",
             )
         )
-    if dataset.lower().endswith((".csv", ".tsv")) and (count := table.swallowing):
+    if re.search(r"\.[ct]sv(\.gz)?$", settings.dataset.lower()) and (count := table.swallowing):
         problems.append(
             Problem(
                 "rows_swallowed",
@@ -154,9 +159,9 @@ def check_kind(table: Table, dataset: str) -> list[Problem]:
     return problems
 
 
-def check_table(table: Table, dataset: str) -> list[Problem]:
+def check_table(table: Table, settings: TrainingSettings) -> list[Problem]:
     """What the rows are, how many there are, and whether each stands there once."""
-    problems = check_kind(table, dataset)
+    problems = check_kind(table, settings)
     if secrets := table.secrets:
         problems.append(
             Problem(
@@ -173,8 +178,8 @@ def check_table(table: Table, dataset: str) -> list[Problem]:
                 "duplicates",
                 "warning",
                 f"{table.duplicates} of the first {table.sampled} rows are duplicates of earlier rows: they are learned more than once.",
-                f"Keep one of each: awk '!seen[$0]++' {shlex.quote(dataset)} > unique.jsonl"
-                if dataset.endswith(".jsonl")
+                f"Keep one of each: awk '!seen[$0]++' {shlex.quote(settings.dataset)} > unique.jsonl"
+                if settings.dataset.endswith(".jsonl")
                 else "Keep one of each, or train fewer epochs: --num-epochs 1.",
             )
         )
@@ -235,8 +240,6 @@ def check_answers(sample: Sample) -> list[Problem]:
     )
     cut_away = "answer cut away" in sample.lost
     mend = "Look at the rows' answers, or name their columns: --prompt-column, --completion-column."
-    if any(reason.endswith("is dict, not text") for reason in sample.lost):
-        mend = "Write each answer that is an object as its JSON text, with json.dumps: a model learns to write text."
     if not sample.kept:
         return [
             Problem(

@@ -23,6 +23,7 @@ from ..errors import HUB, UserError
 from ..redaction import plain, redact
 from ..template import Template
 from ..training.columns import Format
+from ..training.rows import from_cell
 from ..training.settings import TrainingSettings
 from . import client
 from .dataset_info import file_sizes, is_local, viewer_rows
@@ -39,6 +40,7 @@ class Table:
     rows: int | None  # of the whole split, where that can be known
     rows_source: str | None  # "counted", "metadata", "viewer" or "estimated"
     size: int | None  # bytes of the split's files
+    read_as: dict[str, str]  # what a local file's name does not say: encoding, delimiter, sheet
     first: list[dict[str, Any]] = field(repr=False)
 
     @property
@@ -56,6 +58,10 @@ class Table:
     @property
     def sampled(self) -> int:
         return len(self.first)
+
+    def holds_truths(self, column: str) -> bool:
+        """Whether a column says true or false of each row, as preferences of single answers do."""
+        return all(str(from_cell(row.get(column))).lower() in ("true", "false") for row in self.first)
 
     @property
     def swallowing(self) -> int:
@@ -173,14 +179,17 @@ def read_table(api: HfApi, template: Template, settings: TrainingSettings, limit
     size = bytes_of(api, settings, files)
     count, source = (len(taken), "counted") if len(taken) <= limit else count_rows(api, settings, stream, files, size, taken)
     config = stream.info.config_name or "default"
-    return Table(None if alone else config, None if alone else split, layout, columns, count, source, size, taken[:limit])
+    return Table(None if alone else config, None if alone else split, layout, columns, count, source, size, {}, taken[:limit])
 
 
 def read_file(template: Template, settings: TrainingSettings, file: Path, limit: int) -> Table:
     """A local file, read to its end as the job reads it: a row that would end the job is found before it is paid for."""
-    columns, count, first = template.scan_file(file, limit)
-    layout = find_format(template, settings, columns, first[0], ())
-    return Table(None, None, layout, columns, count, "counted", file.stat().st_size, first)
+    # A copy of an earlier version knows no sheets, and does not say how it reads a file.
+    sheet = (settings.dataset_config,) if "sheet" in inspect.signature(template.scan_file).parameters else ()
+    scan = template.scan_file(file, limit, *sheet)
+    layout = find_format(template, settings, scan.columns, scan.first[0], ())
+    size, read_as = file.stat().st_size, getattr(scan, "read_as", {})
+    return Table(None, None, layout, scan.columns, scan.rows, "counted", size, read_as, scan.first)
 
 
 def find_format(

@@ -34,6 +34,8 @@ class ChatTemplate:
         self.eos = tokenizer.eos_token or ""
         self.prompt = self.header = self.closing = self.earlier_closing = self.call_closing = self.opened = ""
         self.in_parts, self.ends = False, False
+        # OpenAI's name of the system's role: other templates would leave its turn out, or write a role no model knows.
+        self.has_developer = "developer" in str(tokenizer.chat_template)
         if tokenizer.chat_template:
             self.find_turn_borders()
 
@@ -41,6 +43,8 @@ class ChatTemplate:
         """The conversation as text. Raises ValueError where the template refuses it."""
         if self.in_parts:
             messages = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        if not self.has_developer:
+            messages = [message | {"role": "system"} if message["role"] == "developer" else message for message in messages]
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row

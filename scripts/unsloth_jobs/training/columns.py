@@ -13,14 +13,18 @@ ROLES = {
     "system": "system", "developer": "developer",
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool",
+    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool", "function": "tool",
 }  # fmt: skip
 PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
     ("input", "output"),
 )  # fmt: skip
 PREFERENCE = {"chosen", "rejected"}
+OPENAI_PREFERRED = ("preferred_output", "preferred_completion")
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
+MEDIA_VALUE = re.compile(
+    r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
+)
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
@@ -58,7 +62,7 @@ def detect_format(
         )
     if prompt_column:
         return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
-    tools = {"tools": "tools"} if "tools" in columns else {}
+    tools: dict[str, str] = {name: name for name in ("tools", "functions") if name in columns}
     for name in ("messages", "conversations", "conversation"):
         if name in columns:
             return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
@@ -79,6 +83,12 @@ def detect_format(
             if "prompt" in columns
             else "Choose a data set with messages, or with a question and an answer in each row.",
         )
+    if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
+        raise Stop(
+            "preference_data",
+            f"The rows hold preferences as OpenAI's DPO files do ({preferred}, non_{preferred}), not answers to imitate.",
+            f"To imitate the preferred answers: --prompt-column input --completion-column {preferred}.",
+        )
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
         "unknown_columns",
@@ -97,8 +107,15 @@ def naming_hint(columns: list[str]) -> str:
     if any(map(reads_like_a_cell, columns)):
         return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
     # Names come from the data set, and a fix is pasted into a shell.
-    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
+    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, likeliest(columns)))
     return f"Name the two columns, such as: {named}. Or fill in to_messages(row) in a copy of the template."
+
+
+def likeliest(columns: list[str]) -> list[str]:
+    """The two columns that sound most like a question and its answer: the first two where none do."""
+    answer = next((name for name in columns if SOUNDS_LIKE_AN_ANSWER.search(name)), "")
+    question = next((name for name in columns if SOUNDS_LIKE_A_QUESTION.search(name) and name != answer), "")
+    return [question, answer] if question and answer else columns[:2]
 
 
 def reads_like_a_cell(name: str) -> bool:
@@ -106,6 +123,8 @@ def reads_like_a_cell(name: str) -> bool:
     return len(name) > 40 or len(name.split()) > 3 or bool(re.search(r"[?!.]$|^[\d.,]+$", name))
 
 
+SOUNDS_LIKE_A_QUESTION = re.compile("question|ticket|request|prompt|input|message|problem|query|body|text", re.IGNORECASE)
+SOUNDS_LIKE_AN_ANSWER = re.compile("answer|reply|response|output|solution|resolution|completion", re.IGNORECASE)
 ROW_EXAMPLE = (
     'Write an object into each line: {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
 )
@@ -114,6 +133,11 @@ ROW_EXAMPLE = (
 def media_columns(features: Mapping[str, Any] | None) -> list[str]:
     """The columns whose type is pictures, sound or video, alone or in a list."""
     return [name for name, feature in (features or {}).items() if holds_media(feature)]
+
+
+def media_values(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row that hold the name or the content of a picture, a sound or a video."""
+    return [name for name, value in row.items() if isinstance(value, str) and MEDIA_VALUE.fullmatch(value.strip())]
 
 
 def holds_media(feature: Any) -> bool:

@@ -46,7 +46,7 @@ def load_rows(settings: DatasetSettings, streaming: bool = False, first: float =
     from datasets.exceptions import DatasetNotFoundError
 
     if (file := local_file(settings)) and not streaming:
-        return load_file(file)
+        return load_file(file, settings.dataset_config)
     try:
         require_sound = functools.partial(require_sound_starts, rows=first) if streaming else require_no_null
         return load_dataset(**data_source(settings, require_sound), streaming=streaming)
@@ -62,17 +62,18 @@ def load_rows(settings: DatasetSettings, streaming: bool = False, first: float =
         raise unreadable(settings, error) from error
 
 
-def load_file(file: Path) -> Any:
+def load_file(file: Path, sheet: str) -> Any:
     """A local file's rows as a Dataset of text: no type is inferred, so rows may differ as they like. Raises Stop."""
     from datasets import Dataset, Features, Value
 
-    features = Features({name: Value("string") for name in scan_file(file, 0).columns})
+    features = Features({name: Value("string") for name in scan_file(file, 0, sheet).columns})
     # The digest makes a file that has changed another data set to the cache.
-    return Dataset.from_generator(digested_rows, features=features, gen_kwargs={"path": str(file), "digest": file_digest(file)})
+    known = {"path": str(file), "sheet": sheet, "digest": file_digest(file)}
+    return Dataset.from_generator(digested_rows, features=features, gen_kwargs=known)
 
 
-def digested_rows(path: str, digest: str) -> Iterator[dict[str, str | None]]:
-    yield from file_rows(Path(path))
+def digested_rows(path: str, sheet: str, digest: str) -> Iterator[dict[str, str | None]]:
+    yield from file_rows(Path(path), sheet)
 
 
 def unreadable(settings: DatasetSettings, error: Exception) -> Stop:

@@ -17,7 +17,7 @@ from .question_set import QuestionSet
 from .questions import Question
 from .report import emit
 
-BLOCK = 64  # questions that each contender answers before the time is looked at: what is graded stays a random part
+QUESTIONS_AT_ONCE = 64  # questions that each contender answers before the time is looked at: what is graded stays a random part
 
 Answering = Callable[[Sequence[Question], float], list[Answer | None]]  # the second: until when, by time.monotonic
 
@@ -107,8 +107,8 @@ def evaluate_contenders(
     began, questions = time.monotonic(), chosen.questions
     until = began + seconds
     answers: dict[str, list[Answer | None]] = {name: [] for name in contenders}
-    for start in range(0, len(questions), BLOCK):
-        block = questions[start : start + BLOCK]
+    for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+        block = questions[start : start + QUESTIONS_AT_ONCE]
         for name, answering in contenders.items():
             answers[name] += answering(block, until)
         elapsed = round(time.monotonic() - began, 1)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .columns import ROW_EXAMPLE
-from .file_readers import bad_line
+from .encodings import bad_line
 from .rows import ROW_LIMIT
 
 STARTS = 32  # files of which the start is read before datasets streams them

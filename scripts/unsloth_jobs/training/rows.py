@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from .columns import ONLY_TEXT, ROLES, Format, ToMessages
+from .columns import MEDIA, ONLY_TEXT, ROLES, Format, ToMessages
 from .report import Stop
-from .tool_calls import parsed_arguments, with_calls
+from .tool_calls import as_tools, parsed_arguments, with_calls, with_tool_calls
 
 
 def without_nulls(value: Any) -> Any:
@@ -23,9 +24,11 @@ def without_nulls(value: Any) -> Any:
 
 
 def plain_text(content: Any) -> str:
-    """The text of a message. Raises ValueError on pictures or sound, which this template cannot learn."""
+    """The text of a message; an object is written as JSON. Raises ValueError on pictures or sound, and on what is no text."""
     if content is None or isinstance(content, str):
         return content or ""
+    if isinstance(content, Mapping):
+        return plain_text([content]) if is_part(content) else as_json_text(content)
     if not isinstance(content, list):
         raise ValueError(f"a message's content is {type(content).__name__}, not text")
     for part in content:
@@ -35,15 +38,25 @@ def plain_text(content: Any) -> str:
     return "".join(part["text"] for part in content)
 
 
+def is_part(value: Any) -> bool:
+    """Whether a value is a part of a message: text, a picture, sound."""
+    return isinstance(value, Mapping) and str(value.get("type")) in PART_TYPES
+
+
+def as_json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def normalise_message(message: Any) -> dict[str, Any]:
     """A turn as {"role", "content"} and what else chat templates read. Raises ValueError with the reason."""
     if not isinstance(message, Mapping):
         raise ValueError(f"a turn is {type(message).__name__}, not a message with a role")
+    written = next((message[key] for key in ("content", "value", "refusal") if message.get(key) is not None), None)
     message = without_nulls(message)
     role = str(message.pop("role", message.pop("from", ""))).lower()
     if role not in ROLES:
         raise ValueError(f"unknown role {role!r}")
-    content = plain_text(message.pop("content", message.pop("value", None)))
+    content = plain_text(written if isinstance(written, Mapping) else without_nulls(written))
     kept = {
         key: message[key] for key in ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking") if message.get(key)
     }
@@ -55,11 +68,16 @@ def normalise_message(message: Any) -> dict[str, Any]:
 
 
 def parsed(value: Any) -> Any:
-    """What some data sets keep as JSON in a string. Raises ValueError where it is none."""
+    """What some data sets keep as JSON in a string, or pandas as Python's own notation. Raises ValueError where it is none."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
+    except ValueError:
+        if re.match(r"\s*\[?\s*\{\s*'", value):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return ast.literal_eval(value.strip())
+        raise
 
 
 def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
@@ -106,15 +124,37 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
         question = "\n\n".join(filter(None, (cell_text(values["instruction"]), cell_text(values.get("input")))))
         return {"prompt": question, "completion": cell_text(values["output"])}
     if layout.name == "prompt-completion":
-        prompt, completion = values["prompt"], values["completion"]
-        if is_turns(prompt) or is_turns(completion):
-            return {"messages": [normalise_message(turn) for turn in joined(prompt, completion)]}
+        prompt, completion = map(conversation_in, (values["prompt"], values["completion"]))
+        asked = prompt.get("messages") if isinstance(prompt, Mapping) else prompt
+        if is_turns(asked) or is_turns(completion):
+            tools = prompt.get("tools") if is_turns(asked) and isinstance(prompt, Mapping) else None
+            return conversation(joined(asked if is_turns(asked) else prompt, completion), tools)
         return {"prompt": cell_text(prompt), "completion": cell_text(completion)}
-    turns = parsed(values["messages"])
+    turns = from_columns(parsed(values["messages"]))
     if not isinstance(turns, list) or not turns:
         raise ValueError("the conversation is empty")
-    tools = without_nulls(parsed(values.get("tools") or None))
-    return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
+    return conversation(turns, parsed(values.get("tools") or None) or as_tools(parsed(values.get("functions") or None)))
+
+
+def conversation(turns: list[Any], tools: Any) -> dict[str, Any]:
+    """Turns and tools as {"messages": [...], "tools"?: [...]}. Raises ValueError with the reason where a turn is none."""
+    tools = without_nulls(tools)
+    return {"messages": [normalise_message(turn) for turn in with_tool_calls(turns)], **({"tools": tools} if tools else {})}
+
+
+def from_columns(turns: Any) -> Any:
+    """Turns that are kept as a list for each of their keys, as datasets once stored them, one by one."""
+    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
+        return [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
+    return turns
+
+
+def conversation_in(value: Any) -> Any:
+    """The turns that a column keeps as JSON text, as in a table; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with contextlib.suppress(ValueError):
+            return turns if is_turns(turns := parsed(value)) else value
+    return value
 
 
 def characters(value: Any) -> int:
@@ -130,11 +170,18 @@ def cell_text(value: Any) -> str:
     """The text of a column's value; what is neither text nor parts of one is written as JSON, as an answer's fields may be."""
     if value is None or isinstance(value, str):
         return value or ""
-    if isinstance(value, list) and any(isinstance(part, Mapping) and "type" in part for part in value):
+    if isinstance(value, list) and any(map(is_part, value)):
         return plain_text(without_nulls(value))
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
         raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return as_json_text(value)
+
+
+def is_no_text(value: Any) -> bool:
+    """Whether an answer is written as JSON text: it is neither text nor turns nor parts of a message."""
+    if isinstance(value, list):
+        return not is_turns(value) and not any(map(is_part, value))
+    return value is not None and not isinstance(value, str)
 
 
 def is_turns(value: Any) -> bool:
@@ -155,6 +202,7 @@ def joined(prompt: Any, completion: Any) -> list[Any]:
 
 ROW_LIMIT = 5_000_000  # bytes; at 4 or 5 a token the longest contexts there are
 JSON_CELL = "\x1e"  # stands before a value that was not text, as before each value of a JSON text sequence (RFC 7464)
+PART_TYPES = {*MEDIA, "text", "image_url", "input_text", "output_text", "input_image", "input_audio"}
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 

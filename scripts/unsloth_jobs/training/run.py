@@ -110,6 +110,8 @@ def cost_usd() -> float | None:
 
 def run_name(settings: TrainingSettings) -> str:
     """The run's name, and its repository's where none is given: model and data set, as the Hub allows names."""
-    dataset = settings.dataset.removesuffix(Path(settings.dataset).suffix if Path(settings.dataset).is_file() else "")
-    parts = (Path(settings.base_model).name, Path(dataset).name)
+    data = Path(settings.dataset)
+    if data.is_file():
+        data = Path(re.sub(r"(?i)\.gz$", "", data.name)).with_suffix("")
+    parts = (Path(settings.base_model).name, data.name)
     return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]

@@ -17,8 +17,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .parquet .txt")
-    dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
+    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .xlsx .parquet .txt")
+    dataset_config: str = setting(
+        "", "configuration of the data set, or sheet of an .xlsx (default: `default`, or the only one)"
+    )
     dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
     dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
     max_seq_length: int = setting(2048, "tokens per row; longer rows are cut, and counted")

@@ -9,7 +9,7 @@ from typing import Any
 
 from .asking import Asker
 from .contenders import Contender
-from .evaluation import BLOCK
+from .evaluation import QUESTIONS_AT_ONCE
 from .generation import Answer, answer_all, answer_limit, is_out_of_memory
 from .memory import free_memory
 from .models import load_plain_model
@@ -100,8 +100,8 @@ def answer_in_blocks(
     """Block after block, so that those that are answered in time are as random as the order of the questions."""
     began = time.monotonic()
     answers: list[Answer | None] = []
-    for start in range(0, len(questions), BLOCK):
-        block = [asked for question in questions[start : start + BLOCK] if (asked := asker.ask(question))]
+    for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+        block = [asked for question in questions[start : start + QUESTIONS_AT_ONCE] if (asked := asker.ask(question))]
         answers += answer_all(model, asker.tokenizer, block, max_new_tokens, until)
         emit(
             "answering",

@@ -33,6 +33,26 @@ def with_calls(calls: Any, name: Callable[[Any], Any], arguments: Callable[[Any]
     return [replaced(call) for call in calls] if isinstance(calls, list) else calls
 
 
+def as_tools(functions: Any) -> Any:
+    """The functions of OpenAI's older files as the tools of its newer ones."""
+    return [{"type": "function", "function": one} for one in functions] if isinstance(functions, list) else functions
+
+
+def with_tool_calls(turns: list[Any]) -> list[Any]:
+    """Messages with the `function_call` of OpenAI's older files as a tool call, and with an id that its answer names."""
+    changed, calls, last = [], 0, ""
+    for turn in turns:
+        if isinstance(turn, Mapping) and isinstance(turn.get("function_call"), Mapping):
+            calls += 1
+            last = f"call{calls:05}"  # nine characters: some chat templates want as many
+            call = {"id": last, "type": "function", "function": turn["function_call"]}
+            turn = {**turn, "tool_calls": [call]}
+        elif isinstance(turn, Mapping) and turn.get("role") == "function" and last:
+            turn = {**turn, "tool_call_id": last}
+        changed.append(turn)
+    return changed
+
+
 def arguments_of(message: Mapping[str, Any]) -> list[Any]:
     found: list[Any] = []
     with_calls(message.get("tool_calls"), lambda name: name, lambda value: found.append(value))
