@@ -339,7 +339,7 @@ def choose_test_questions(settings: Settings, test: TestRows, askers: list[Asker
     if not settings.judge_url:
         raise Stop(
             "no_grader",
-            f"No rule tells a right answer from a wrong one: {LAST_EVENTS['questions']['why']}.",
+            f"No rule tells a right answer from a wrong one. {LAST_EVENTS['questions']['why']}",
             "Pass --grader: a name, or your own FILE.py with a function grade. Or a judge: --judge-url and --judge-model.",
         )
     kept, seen = unseen(chosen.questions, test.train_rows, test.train_layout)
@@ -1330,7 +1330,7 @@ def find_contenders(names: list[str], base_model: str, base_revision: str, promp
     names: of adapters and whole models, ID@REVISION where that matters. base_model, base_revision: "" for those that the
     first adapter names. Raises Stop where one of them cannot be read.
     """
-    found = [find_contender(name, base_model, base_revision) for name in names]
+    found = with_short_names([find_contender(name, base_model, base_revision) for name in names])
     on_base = next((one for one in found if one.adapter), None)
     if base_model:
         same = next((one for one in found if one.adapter and one.model == place_of(base_model)), None)
@@ -1351,6 +1351,13 @@ def find_contenders(names: list[str], base_model: str, base_revision: str, promp
             "Name fewer with --models.",
         )
     return contenders
+
+
+def with_short_names(found: list[Contender]) -> list[Contender]:
+    """Of a folder on this machine a reader of the report needs its own name, where no other contender has that."""
+    short = [Path(one.name).resolve().name if Path(os.path.expanduser(one.name)).is_dir() else one.name for one in found]
+    taken = ["base", *short]
+    return [replace(one, name=name) if taken.count(name) == 1 else one for one, name in zip(found, short, strict=True)]
 
 
 def find_contender(name: str, base_model: str, base_revision: str) -> Contender:
@@ -4860,6 +4867,7 @@ def report_page(title: str, evaluation: Evaluation, report: Mapping[str, Any], q
     parts = [
         f"# Evaluation of {title}",
         findings(evaluation, report),
+        classes_part(evaluation) if quotes else "",
         worst_part(report["worst"]) if quotes else "",
         f"All answers: [{ANSWERS_FILE}]({ANSWERS_FILE}). All figures: [report.json](report.json)."
         if quotes
@@ -4907,6 +4915,13 @@ def seen_sentence(report: Mapping[str, Any]) -> str:
     return f"No training row asks them{found}."
 
 
+def classes_part(evaluation: Evaluation) -> str:
+    """For graded labels: what the last contender makes of each."""
+    last = list(evaluation.answers)[-1]
+    lines = class_lines(evaluation, last) if evaluation.grades else ""
+    return f"## The labels, as `{last}` names them\n\n{lines}" if lines else ""
+
+
 def worst_part(worst: list[dict[str, Any]]) -> str:
     if not worst:
         return ""
@@ -4924,7 +4939,7 @@ def made_table(report: Mapping[str, Any]) -> str:
     data = report["data"]
     rows: dict[str, Any] = {one["name"]: model_line(one) for one in report["models"]}
     rows |= {
-        "Test rows": f"{data['source']}{at_commit(data['revision'])}",
+        "Test rows": f"{shown_name(data['source'])}{at_commit(data['revision'])}",
         "Training rows": f"{data['train_rows']:,}{at_commit(data['train_revision'])}"
         if data["train_rows"] is not None
         else "not known",
@@ -4940,10 +4955,15 @@ def made_table(report: Mapping[str, Any]) -> str:
 
 
 def model_line(model: Mapping[str, Any]) -> str:
-    base = f"{model['model']}{at_commit(model['revision'])}"
+    base = f"{shown_name(model['model'])}{at_commit(model['revision'])}"
     forms = ["with the system prompt"] * bool(model["system_prompt"])
     forms += [f"with {model['examples']} training rows as examples"] * bool(model["examples"])
-    return ", ".join([f"{model['adapter']} on {base}" if model["adapter"] else base, *forms])
+    return ", ".join([f"{shown_name(model['adapter'])} on {base}" if model["adapter"] else base, *forms])
+
+
+def shown_name(name: str) -> str:
+    """Of a path on this machine, the last part only."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def at_commit(revision: str | None) -> str:
