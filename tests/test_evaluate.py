@@ -13,7 +13,7 @@ from pathlib import Path
 import evaluate
 import pytest
 import uvicorn
-from conftest import ROOT, SFT, UV, Commands, python_of
+from conftest import ROOT, SFT, UV, Commands, make_tokenizer, python_of
 from hub import Hub
 from runs import TOKEN, Run, Runs
 from starlette.applications import Starlette
@@ -224,6 +224,7 @@ def test_a_job_evaluates_on_the_rows_held_out_and_puts_its_report_beside_the_ada
     status = commands.json("status.py", job, code=None)
     assert status["stage"] == "COMPLETED", log[-3000:]
     assert status["next"].startswith(f"The report: {hub.env()['HF_ENDPOINT']}/ada/tuned/blob/main/evaluation/README.md")
+    assert '"code": "rows_not_pinned"' in log  # nobody had pinned them for that training
     # Asked were the very rows that the training held out, by its share and its seed.
     after = contents(hub, "ada/tuned")
     answered = [json.loads(line) for line in after["evaluation/answers.jsonl"].decode().splitlines()]
@@ -274,6 +275,40 @@ def test_a_public_repository_gets_no_report_unasked(evaluations, hub, models, te
     words = ["--models", "ada/open", "--eval-dataset", str(test_rows), "--output-repo", "ada/open"]
     assert failed(evaluations.start(*words))["code"] == "public_repository"
     assert "evaluation/README.md" not in hub.files("ada/open")
+
+
+# ---- how a contender is asked
+
+TURNS = "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+TURNS += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TURNS
+
+
+def prompt_of(folder: Path, chat_template: str | None, **form: object) -> str:
+    """What a contender with a system prompt, or with an example, reads of a row."""
+    make_tokenizer(chat_template).save_pretrained(folder)
+    layout = evaluate.Format("prompt-completion", {"prompt": "question", "completion": "answer"})
+    contender = evaluate.Contender("base", str(folder), tokenizer=folder, **form)
+    asker = evaluate.Asker(contender, layout, 2000, "Be brief.")
+    if contender.examples:
+        asker.choose_examples([{"question": "One?", "answer": "Two."}], layout, 0)
+    row = {"question": "Three?", "answer": "Four."}
+    found = asker.ask(evaluate.Question([], "Three?", "Four.", row))
+    assert found.reference == "Four."
+    return asker.tokenizer.decode(found.prompt)
+
+
+def test_a_system_prompt_and_examples_stand_where_the_chat_template_wants_them(tmp_path):
+    turn = "<|im_start|>{}\n{}<|im_end|>\n".format
+    asked = turn("user", "Three?") + "<|im_start|>assistant\n"
+    assert prompt_of(tmp_path / "plain", TURNS) == asked
+    assert prompt_of(tmp_path / "system", TURNS, prompt=True) == turn("system", "Be brief.") + asked
+    shown = turn("user", "One?") + turn("assistant", "Two.")
+    assert prompt_of(tmp_path / "shown", TURNS, examples=1) == shown + asked
+    refused = turn("user", "Be brief.\n\nThree?") + "<|im_start|>assistant\n"
+    assert prompt_of(tmp_path / "refused", NO_SYSTEM, prompt=True) == refused
+    assert prompt_of(tmp_path / "text", None, prompt=True) == "Be brief.\n\nThree?"
+    assert prompt_of(tmp_path / "texts", None, examples=1) == "One?\n\nTwo.\n\nThree?"
 
 
 # ---- what cannot be evaluated
