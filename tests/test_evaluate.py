@@ -147,9 +147,9 @@ def test_five_contenders_answer_the_same_questions_on_this_machine(models, test_
     assert report["data"]["seen"] == 14 and report["data"]["train_rows"] == 64
     # It says yes to all: right where that is right, and the interval says that this is no chance.
     tuned = table(found)["tuned"]
-    assert tuned["right"] == pytest.approx(17 / 26, abs=1e-3) and tuned["verdict"] == "better"
+    assert tuned["right"] == pytest.approx(18 / 26, abs=1e-3) and tuned["verdict"] == "better"
     assert table(found)["base"]["right"] == 0
-    assert any("0% → 65%" in line for line in status["worth"])
+    assert any("0% → 69%" in line for line in status["worth"])
     assert "report/README.md" in status["next"]
     answers = [json.loads(line) for line in (tmp_path / "report" / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 26
@@ -323,7 +323,7 @@ def test_a_system_prompt_and_examples_stand_where_the_chat_template_wants_them(t
         (["--models", "orphan", "--eval-dataset", "TEST"], "no_base_model"),
         (["--models", "misfit", "--eval-dataset", "TEST", "--grader", "exact"], "adapter_misfit"),
         (["--models", "MODELS/tuned"], "no_test_rows"),
-        (["--models", "MODELS/tuned", "--eval-dataset", "empty.jsonl"], "no_rows"),
+        (["--models", "MODELS/tuned", "--eval-dataset", "empty.jsonl"], "dataset_unreadable"),
         (["--models", "MODELS/tuned", "--eval-dataset", "texts.jsonl"], "no_questions"),
         (["--models", "MODELS/tuned", "--eval-dataset", "others.jsonl"], "unknown_columns"),
         (["--models", "MODELS/tuned", "--eval-dataset", "essays.jsonl"], "no_grader"),
