@@ -244,7 +244,7 @@ def choose_test_questions(settings: Settings, test: TestRows, askers: list[Asker
     if not settings.judge_url:
         raise Stop(
             "no_grader",
-            f"No rule tells a right answer from a wrong one: {LAST_EVENTS['questions']['why']}.",
+            f"No rule tells a right answer from a wrong one. {LAST_EVENTS['questions']['why']}",
             "Pass --grader: a name, or your own FILE.py with a function grade. Or a judge: --judge-url and --judge-model.",
         )
     kept, seen = unseen(chosen.questions, test.train_rows, test.train_layout)

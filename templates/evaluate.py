@@ -347,7 +347,7 @@ def choose_test_questions(settings: Settings, test: TestRows, askers: list[Asker
     if not settings.judge_url:
         raise Stop(
             "no_grader",
-            f"No rule tells a right answer from a wrong one: {LAST_EVENTS['questions']['why']}.",
+            f"No rule tells a right answer from a wrong one. {LAST_EVENTS['questions']['why']}",
             "Pass --grader: a name, or your own FILE.py with a function grade. Or a judge: --judge-url and --judge-model.",
         )
     kept, seen = unseen(chosen.questions, test.train_rows, test.train_layout)
@@ -1364,7 +1364,7 @@ def find_contenders(names: list[str], base_model: str, base_revision: str, promp
     names: of adapters and whole models, ID@REVISION where that matters. base_model, base_revision: "" for those that the
     first adapter names. Raises Stop where one of them cannot be read.
     """
-    found = [find_contender(name, base_model, base_revision) for name in names]
+    found = with_short_names([find_contender(name, base_model, base_revision) for name in names])
     on_base = next((one for one in found if one.adapter), None)
     if base_model:
         same = next((one for one in found if one.adapter and one.model == place_of(base_model)), None)
@@ -1385,6 +1385,13 @@ def find_contenders(names: list[str], base_model: str, base_revision: str, promp
             "Name fewer with --models.",
         )
     return contenders
+
+
+def with_short_names(found: list[Contender]) -> list[Contender]:
+    """Of a folder on this machine a reader of the report needs its own name, where no other contender has that."""
+    short = [Path(one.name).resolve().name if Path(os.path.expanduser(one.name)).is_dir() else one.name for one in found]
+    taken = ["base", *short]
+    return [replace(one, name=name) if taken.count(name) == 1 else one for one, name in zip(found, short, strict=True)]
 
 
 def find_contender(name: str, base_model: str, base_revision: str) -> Contender:
@@ -5263,6 +5270,7 @@ def report_page(title: str, evaluation: Evaluation, report: Mapping[str, Any], q
     parts = [
         f"# Evaluation of {title}",
         findings(evaluation, report),
+        classes_part(evaluation) if quotes else "",
         worst_part(report["worst"]) if quotes else "",
         f"All answers: [{ANSWERS_FILE}]({ANSWERS_FILE}). All figures: [report.json](report.json)."
         if quotes
@@ -5310,6 +5318,13 @@ def seen_sentence(report: Mapping[str, Any]) -> str:
     return f"No training row asks them{found}."
 
 
+def classes_part(evaluation: Evaluation) -> str:
+    """For graded labels: what the last contender makes of each."""
+    last = list(evaluation.answers)[-1]
+    lines = class_lines(evaluation, last) if evaluation.grades else ""
+    return f"## The labels, as `{last}` names them\n\n{lines}" if lines else ""
+
+
 def worst_part(worst: list[dict[str, Any]]) -> str:
     if not worst:
         return ""
@@ -5327,7 +5342,7 @@ def made_table(report: Mapping[str, Any]) -> str:
     data = report["data"]
     rows: dict[str, Any] = {one["name"]: model_line(one) for one in report["models"]}
     rows |= {
-        "Test rows": f"{data['source']}{at_commit(data['revision'])}",
+        "Test rows": f"{shown_name(data['source'])}{at_commit(data['revision'])}",
         "Training rows": f"{data['train_rows']:,}{at_commit(data['train_revision'])}"
         if data["train_rows"] is not None
         else "not known",
@@ -5343,10 +5358,15 @@ def made_table(report: Mapping[str, Any]) -> str:
 
 
 def model_line(model: Mapping[str, Any]) -> str:
-    base = f"{model['model']}{at_commit(model['revision'])}"
+    base = f"{shown_name(model['model'])}{at_commit(model['revision'])}"
     forms = ["with the system prompt"] * bool(model["system_prompt"])
     forms += [f"with {model['examples']} training rows as examples"] * bool(model["examples"])
-    return ", ".join([f"{model['adapter']} on {base}" if model["adapter"] else base, *forms])
+    return ", ".join([f"{shown_name(model['adapter'])} on {base}" if model["adapter"] else base, *forms])
+
+
+def shown_name(name: str) -> str:
+    """Of a path on this machine, the last part only."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def at_commit(revision: str | None) -> str:
@@ -5887,28 +5907,51 @@ def find_test_rows(settings: EvidenceSettings, training: Mapping[str, Any], form
 
     training: that adapter's settings as training_of finds them; its data set is also the default of --dataset.
     """
-    columns = {name: str(training.get(name) or "") for name in ("prompt_column", "completion_column")}
     trained = split_settings(settings, training)
+    reading = with_columns(settings, training)
     if not settings.eval_dataset:
-        if not training or not trained.dataset:
-            raise Stop("no_test_rows", "Nothing says which rows were held out from training.", NO_TEST_ROWS)
-        every = load_rows(trained)
-        require_same_rows(trained, training)
-        layout = layout_of(every, fill(settings, columns), format_of)
-        train_rows, rows = split_rows(text_alone(every), trained)
-        if rows is None:
-            raise Stop("no_test_rows", f"No row of {trained.dataset} was held out from training.", NO_TEST_ROWS)
-        revision = data_revision(trained)
-        return TestRows(rows, layout, train_rows, layout, f"held out from {trained.dataset}", revision, revision)
+        return rows_held_out(trained, reading, training, format_of)
     rows, layout = read_test_rows(settings, format_of)
     revision = data_revision(reading_test_set(settings))
-    if not trained.dataset:
-        message = "The training rows are not known here, so a test row that stands among them is not found."
+    try:
+        train_rows, train_layout = find_train_rows(trained, reading, format_of)
+    except Stop as stop:
+        if settings.dataset:
+            raise
+        message = f"The training rows cannot be read, so a test row that stands among them is not found: {stop.message}"
         emit("warning", code="train_rows_unknown", message=f"{message} Name them with --dataset.")
         return TestRows(rows, layout, [], layout, settings.eval_dataset, revision)
-    train_rows = load_rows(trained)
-    train_layout = layout_of(train_rows, fill(settings, columns), format_of)
-    return TestRows(rows, layout, text_alone(train_rows), train_layout, settings.eval_dataset, revision, data_revision(trained))
+    return TestRows(rows, layout, train_rows, train_layout, settings.eval_dataset, revision, data_revision(trained))
+
+
+def rows_held_out(
+    trained: SplitSettings, reading: EvidenceSettings, training: Mapping[str, Any], format_of: FindFormat
+) -> TestRows:
+    """The rows that a training held out, by its share and its seed. Raises Stop where those cannot be told."""
+    if not training:
+        raise Stop("no_test_rows", "No adapter here says which rows were held out from its training.", NO_TEST_ROWS)
+    rows, layout = find_train_rows(trained, reading, format_of)
+    require_same_rows(trained, training)
+    train_rows, test_rows = split_rows(rows, trained)
+    if test_rows is None:
+        raise Stop("no_test_rows", f"No row of {trained.dataset} was held out from training.", NO_TEST_ROWS)
+    revision = data_revision(trained)
+    if not str(revision).startswith("sha256:") and not training.get("dataset_revision"):
+        message = (
+            f"The adapter does not say at which commit {trained.dataset} was: if it has changed, other rows were held out."
+        )
+        emit("warning", code="rows_not_pinned", message=message)
+    return TestRows(test_rows, layout, train_rows, layout, f"held out from {trained.dataset}", revision, revision)
+
+
+def find_train_rows(trained: SplitSettings, reading: EvidenceSettings, format_of: FindFormat) -> tuple[Any, Format]:
+    """All rows that were there for training, and how they are read. Raises Stop."""
+    if not trained.dataset:
+        raise Stop("no_test_rows", "The training rows are not known, or not on this machine.", NO_TEST_ROWS)
+    rows = load_rows(trained)
+    media = media_columns(rows.features)
+    text = rows.select_columns([name for name in rows.column_names if name not in media])
+    return text, format_of(reading, rows.column_names, text[0] if len(text) else {}, media)
 
 
 def split_settings(settings: EvidenceSettings, training: Mapping[str, Any]) -> SplitSettings:
@@ -5942,22 +5985,12 @@ def require_same_rows(trained: SplitSettings, training: Mapping[str, Any]) -> No
         raise Stop("rows_changed", message, "Pass the file as it was as --dataset, or test rows as --eval-dataset.")
 
 
-def fill(settings: EvidenceSettings, columns: Mapping[str, str]) -> Any:
+def with_columns(settings: EvidenceSettings, training: Mapping[str, Any]) -> EvidenceSettings:
     """The settings with the columns of the training, where none are named."""
-    named: dict[str, Any] = {} if getattr(settings, "prompt_column", "") else dict(columns)
-    return replace(settings, **named)
-
-
-def layout_of(rows: Any, settings: EvidenceSettings, format_of: FindFormat) -> Format:
-    media = media_columns(rows.features)
-    first = rows.select_columns([name for name in rows.column_names if name not in media])
-    return format_of(settings, rows.column_names, first[0] if len(first) else {}, media)
-
-
-def text_alone(rows: Any) -> Any:
-    """The rows without pictures and sound, which need not be decoded."""
-    media = media_columns(rows.features)
-    return rows.select_columns([name for name in rows.column_names if name not in media])
+    if getattr(settings, "prompt_column", ""):
+        return settings
+    columns: dict[str, Any] = {name: str(training.get(name) or "") for name in ("prompt_column", "completion_column")}
+    return replace(settings, **columns)
 
 
 if __name__ == "__main__":

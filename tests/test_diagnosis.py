@@ -101,7 +101,7 @@ def test_every_cause_has_a_log_that_shows_it_and_every_log_a_source():
     assert len([log for log in logs if log.cause == "none"]) >= 8
 
 
-EXPORT = ROOT / "templates" / "export.py"
+EXPORT, EVALUATE = (ROOT / "templates" / name for name in ("export.py", "evaluate.py"))
 
 
 def codes_of(template: Path) -> set[str]:
@@ -156,7 +156,7 @@ def test_every_flag_and_command_that_a_fix_names_exists():
             words = shlex.split(found.command)
             assert found.command == LOGIN or (Path(words[2]).parent == ROOT / "scripts" and Path(words[2]).is_file())
     assert set(WRAPPERS) - {"error"} <= failed_codes()
-    assert failed_codes() | codes_of(EXPORT) == set(STOPS)
+    assert failed_codes() | codes_of(EXPORT) | codes_of(EVALUATE) == set(STOPS)
 
 
 def test_the_command_is_the_run_with_its_change():

@@ -13,7 +13,7 @@ from pathlib import Path
 import evaluate
 import pytest
 import uvicorn
-from conftest import ROOT, SFT, UV, Commands, python_of
+from conftest import ROOT, SFT, UV, Commands, make_tokenizer, python_of
 from hub import Hub
 from runs import TOKEN, Run, Runs
 from starlette.applications import Starlette
@@ -23,9 +23,11 @@ from starlette.routing import Route
 from test_documents import header
 
 EVALUATE = ROOT / "templates" / "evaluate.py"
-MAKE_ADAPTER = """
+MAKE_MODELS = """
 import json, sys
 import torch
+sys.path.insert(0, "demo")
+import tiny_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,9 +52,9 @@ for step in range(40):
     optimizer.zero_grad()
 model.save_pretrained(folders[0])
 tokenizer.save_pretrained(folders[0])
+tiny_model.make_model(tokenizer, seed=11).save_pretrained(folders[2])
+tokenizer.save_pretrained(folders[2])
 """
-OTHER_MODEL = "import sys; sys.path.insert(0, sys.argv[1]); import tiny_model as tiny; made = tiny.make_tokenizer()\n"
-OTHER_MODEL += "tiny.make_model(made, seed=11).save_pretrained(sys.argv[2]); made.save_pretrained(sys.argv[2])"
 TRAINED_ON = {"dataset": "ada/numbers", "eval_split": 0.25, "max_eval_rows": 200, "num_samples": 0, "seed": 3407}
 
 
@@ -78,12 +80,9 @@ def models(evaluations, tiny_model, tmp_path_factory) -> Path:
     """A folder with adapters of tiny_model: `tuned` says yes to all, `untrained` does what its base does; `other`: a model."""
     folder = tmp_path_factory.mktemp("models")
     write_rows(folder / "rows.jsonl", [asked(number) for number in range(64)])
-    adapters = [str(folder / name) for name in ("tuned", "untrained")]
-    for words in (
-        ["-c", MAKE_ADAPTER, str(tiny_model), str(folder / "rows.jsonl"), *adapters],
-        ["-c", OTHER_MODEL, str(ROOT / "demo"), str(folder / "other")],
-    ):
-        subprocess.run([evaluations.python, *words], check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    making = [evaluations.python, "-c", MAKE_MODELS, str(tiny_model), str(folder / "rows.jsonl")]
+    making += [str(folder / name) for name in ("tuned", "untrained", "other")]
+    subprocess.run(making, check=True, capture_output=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     (folder / "tuned" / "README.md").write_text(
         "---\nlicense: mit\n---\n\n# tuned\n\nWhat it is.\n\n## How it was made\n\nSo.\n"
     )
@@ -131,38 +130,37 @@ def table(event: dict) -> dict[str, dict]:
 # ---- side by side
 
 
-def test_five_contenders_answer_the_same_questions_on_this_machine(models, test_rows, tmp_path, monkeypatch):
-    monkeypatch.setenv("UV_OFFLINE", "1")
-    commands = Commands({"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}, tmp_path)
+def test_five_contenders_answer_the_same_questions_on_this_machine(models, test_rows, tmp_path):
+    commands = Commands({"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "UV_OFFLINE": "1"}, tmp_path)
     (tmp_path / "prompt.txt").write_text("Answer with one word.\n")
     named = f"{models / 'tuned'},{models / 'other'}"
     words = ["--models", named, "--eval-dataset", str(test_rows), "--dataset", str(models / "rows.jsonl"), "--few-shot", "2"]
     words += ["--system-prompt", "prompt.txt", "--grader", "exact", "--save-local", "report"]
     job = commands.json("submit.py", str(EVALUATE), "--where", "local", "--timeout", "10m", "--yes", "--", *words)["job_id"]
     status = commands.json("status.py", job, "--watch", code=None)
-    assert status["stage"] == "COMPLETED", status
+    assert status["stage"] == "COMPLETED", commands.run("logs.py", job).stdout[-3000:]
     found = status["result"]["graded"]
-    assert list(table(found)) == ["base", "base + prompt", "base + 2 examples", str(models / "tuned"), str(models / "other")]
+    assert list(table(found)) == ["base", "base + prompt", "base + 2 examples", "tuned", "other"]
     # The 14 rows that the training data holds are left out, also those that are written otherwise.
     assert found["rows"] == 26
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["data"]["seen"] == 14 and report["data"]["train_rows"] == 64
     # It says yes to all: right where that is right, and the interval says that this is no chance.
-    tuned = table(found)[str(models / "tuned")]
-    assert tuned["right"] == pytest.approx(17 / 26, abs=1e-3) and tuned["verdict"] == "better"
+    tuned = table(found)["tuned"]
+    assert tuned["right"] == pytest.approx(18 / 26, abs=1e-3) and tuned["verdict"] == "better"
     assert table(found)["base"]["right"] == 0
-    assert any("0% → 65%" in line for line in status["worth"])
+    assert any("0% → 69%" in line for line in status["worth"])
     assert "report/README.md" in status["next"]
     answers = [json.loads(line) for line in (tmp_path / "report" / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 26
     for row in answers:
-        assert row[str(models / "tuned")]["answer"] == "yes"
-        assert row[str(models / "tuned")]["grade"] == (1.0 if row["reference"] == "yes" else 0.0)
+        assert row["tuned"]["answer"] == "yes"
+        assert row["tuned"]["grade"] == (1.0 if row["reference"] == "yes" else 0.0)
     page = (tmp_path / "report" / "README.md").read_text()
-    assert "Answer with one word." in page and "Better" not in page.split("##")[0].split("|")[0]
+    assert "Answer with one word." in page and str(models) not in page
     # The worst are the last contender's, and at most ten.
     assert page.count("| Reference |") == len(report["worst"]) == 10
-    assert {row["grades"][str(models / "other")] for row in report["worst"]} == {0.0}
+    assert {row["grades"]["other"] for row in report["worst"]} == {0.0}
 
 
 def test_an_adapter_that_learned_nothing_answers_as_its_base(evaluations, models, test_rows):
@@ -174,8 +172,8 @@ def test_an_adapter_that_learned_nothing_answers_as_its_base(evaluations, models
     rows = [json.loads(line) for line in (run.folder / "out" / "answers.jsonl").read_text().splitlines()]
     assert len(rows) == 40
     for row in rows:
-        assert row[str(models / "untrained")]["answer"] == row["base"]["answer"] != row[str(models / "tuned")]["answer"]
-    untrained = table(run.last("graded"))[str(models / "untrained")]
+        assert row["untrained"]["answer"] == row["base"]["answer"] != row["tuned"]["answer"]
+    untrained = table(run.last("graded"))["untrained"]
     assert untrained["difference"] == 0 and untrained["verdict"] == "not distinguishable"
     # A base model of noise writes on and on, and is told of it.
     assert untrained["cut"] == table(run.last("graded"))["base"]["cut"] > 30
@@ -185,10 +183,10 @@ def test_whole_models_alone_are_compared_to_the_first(evaluations, models, test_
     named = f"{tiny_model},{models / 'other'}"
     run = evaluations.start("--models", named, "--eval-dataset", str(test_rows), "--grader", "contains").wait()
     assert run.code == 0, run.log[-3000:]
-    assert list(table(run.last("graded"))) == [str(tiny_model), str(models / "other")]
+    assert list(table(run.last("graded"))) == [tiny_model.name, "other"]
     alone = evaluations.start("--models", str(tiny_model), "--eval-dataset", str(test_rows), "--grader", "contains").wait()
     assert alone.code == 0, alone.log[-3000:]
-    assert list(table(alone.last("graded"))) == [str(tiny_model)]
+    assert list(table(alone.last("graded"))) == [tiny_model.name]
 
 
 def test_a_grader_that_fails_is_told_and_counts_as_wrong(evaluations, models, test_rows, tmp_path):
@@ -206,6 +204,7 @@ def test_a_grader_that_fails_is_told_and_counts_as_wrong(evaluations, models, te
 
 
 def test_a_job_evaluates_on_the_rows_held_out_and_puts_its_report_beside_the_adapter(hub, tmp_path, monkeypatch):
+    # Of the cache that python_of filled: some registries' answers may not be kept, and all would be asked for again.
     monkeypatch.setenv("UV_OFFLINE", "1")
     commands, before = Commands(hub.env(token=TOKEN), tmp_path), contents(hub, "ada/tuned")
     words = ["submit.py", str(EVALUATE), "--flavor", "cpu-upgrade", "--timeout", "20m"]
@@ -225,6 +224,7 @@ def test_a_job_evaluates_on_the_rows_held_out_and_puts_its_report_beside_the_ada
     status = commands.json("status.py", job, code=None)
     assert status["stage"] == "COMPLETED", log[-3000:]
     assert status["next"].startswith(f"The report: {hub.env()['HF_ENDPOINT']}/ada/tuned/blob/main/evaluation/README.md")
+    assert '"code": "rows_not_pinned"' in log  # nobody had pinned them for that training
     # Asked were the very rows that the training held out, by its share and its seed.
     after = contents(hub, "ada/tuned")
     answered = [json.loads(line) for line in after["evaluation/answers.jsonl"].decode().splitlines()]
@@ -277,6 +277,40 @@ def test_a_public_repository_gets_no_report_unasked(evaluations, hub, models, te
     assert "evaluation/README.md" not in hub.files("ada/open")
 
 
+# ---- how a contender is asked
+
+TURNS = "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+TURNS += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TURNS
+
+
+def prompt_of(folder: Path, chat_template: str | None, **form: object) -> str:
+    """What a contender with a system prompt, or with an example, reads of a row."""
+    make_tokenizer(chat_template).save_pretrained(folder)
+    layout = evaluate.Format("prompt-completion", {"prompt": "question", "completion": "answer"})
+    contender = evaluate.Contender("base", str(folder), tokenizer=folder, **form)
+    asker = evaluate.Asker(contender, layout, 2000, "Be brief.")
+    if contender.examples:
+        asker.choose_examples([{"question": "One?", "answer": "Two."}], layout, 0)
+    row = {"question": "Three?", "answer": "Four."}
+    found = asker.ask(evaluate.Question([], "Three?", "Four.", row))
+    assert found.reference == "Four."
+    return asker.tokenizer.decode(found.prompt)
+
+
+def test_a_system_prompt_and_examples_stand_where_the_chat_template_wants_them(tmp_path):
+    turn = "<|im_start|>{}\n{}<|im_end|>\n".format
+    asked = turn("user", "Three?") + "<|im_start|>assistant\n"
+    assert prompt_of(tmp_path / "plain", TURNS) == asked
+    assert prompt_of(tmp_path / "system", TURNS, prompt=True) == turn("system", "Be brief.") + asked
+    shown = turn("user", "One?") + turn("assistant", "Two.")
+    assert prompt_of(tmp_path / "shown", TURNS, examples=1) == shown + asked
+    refused = turn("user", "Be brief.\n\nThree?") + "<|im_start|>assistant\n"
+    assert prompt_of(tmp_path / "refused", NO_SYSTEM, prompt=True) == refused
+    assert prompt_of(tmp_path / "text", None, prompt=True) == "Be brief.\n\nThree?"
+    assert prompt_of(tmp_path / "texts", None, examples=1) == "One?\n\nTwo.\n\nThree?"
+
+
 # ---- what cannot be evaluated
 
 
@@ -289,7 +323,7 @@ def test_a_public_repository_gets_no_report_unasked(evaluations, hub, models, te
         (["--models", "orphan", "--eval-dataset", "TEST"], "no_base_model"),
         (["--models", "misfit", "--eval-dataset", "TEST", "--grader", "exact"], "adapter_misfit"),
         (["--models", "MODELS/tuned"], "no_test_rows"),
-        (["--models", "MODELS/tuned", "--eval-dataset", "empty.jsonl"], "no_rows"),
+        (["--models", "MODELS/tuned", "--eval-dataset", "empty.jsonl"], "dataset_unreadable"),
         (["--models", "MODELS/tuned", "--eval-dataset", "texts.jsonl"], "no_questions"),
         (["--models", "MODELS/tuned", "--eval-dataset", "others.jsonl"], "unknown_columns"),
         (["--models", "MODELS/tuned", "--eval-dataset", "essays.jsonl"], "no_grader"),

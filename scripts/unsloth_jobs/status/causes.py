@@ -489,6 +489,7 @@ OTHER_MODEL = Remedy("Choose a model whose architecture ends in ForCausalLM, suc
 OTHER_BASE = Remedy("Export an adapter whose base model llama.cpp can run, or only merge it: --quantizations none.", LOGS)
 GO_ON = Remedy("Submit it again with --resume: it goes on from the last checkpoint.", RESUME)
 TEST_ROWS = Remedy("Pass test rows with --eval-dataset: a question and an answer in each, which no model was trained on.", LOGS)
+GRADER = Remedy("Correct --grader: a name that the script's --help lists, or a Python file of yours.", LOGS)
 # By the code of the event, of templates/sft.py and then of templates/export.py and templates/evaluate.py alone.
 STOPS = {
     "deadline": Remedy("With a longer --timeout and --resume at the end of the arguments it goes on from there.", RESUME),
@@ -575,6 +576,9 @@ STOPS = {
     "no_questions": Remedy("Name the columns with --prompt-column and --completion-column, or raise --max-seq-length.", LOGS),
     "no_examples": Remedy("Lower --few-shot, raise --max-seq-length, or name other training rows with --dataset.", LOGS),
     "no_grader": Remedy("Pass --grader with a name or your FILE.py, or a judge: --judge-url and --judge-model.", LOGS),
+    "unknown_grader": GRADER,
+    "no_grader_file": GRADER,
+    "bad_grader": Remedy("Correct the file that --grader names: it holds a function grade(answer, reference, row).", LOGS),
     "no_time": Remedy("Raise --grading-seconds, and --timeout with it.", LOGS),
     "bad_prompt": Remedy("Name a text file in UTF-8 with --system-prompt.", LOGS),
     "not_found": Remedy("Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.", LOGS),

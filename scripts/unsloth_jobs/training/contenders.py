@@ -66,7 +66,7 @@ def find_contenders(names: list[str], base_model: str, base_revision: str, promp
     names: of adapters and whole models, ID@REVISION where that matters. base_model, base_revision: "" for those that the
     first adapter names. Raises Stop where one of them cannot be read.
     """
-    found = [find_contender(name, base_model, base_revision) for name in names]
+    found = with_short_names([find_contender(name, base_model, base_revision) for name in names])
     on_base = next((one for one in found if one.adapter), None)
     if base_model:
         same = next((one for one in found if one.adapter and one.model == place_of(base_model)), None)
@@ -87,6 +87,13 @@ def find_contenders(names: list[str], base_model: str, base_revision: str, promp
             "Name fewer with --models.",
         )
     return contenders
+
+
+def with_short_names(found: list[Contender]) -> list[Contender]:
+    """Of a folder on this machine a reader of the report needs its own name, where no other contender has that."""
+    short = [Path(one.name).resolve().name if Path(os.path.expanduser(one.name)).is_dir() else one.name for one in found]
+    taken = ["base", *short]
+    return [replace(one, name=name) if taken.count(name) == 1 else one for one, name in zip(found, short, strict=True)]
 
 
 def find_contender(name: str, base_model: str, base_revision: str) -> Contender:

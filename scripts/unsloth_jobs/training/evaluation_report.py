@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .evaluation import Evaluation
 from .evidence import ANSWERS_FILE
-from .grades_table import difference_sentences, grades_table
+from .grades_table import class_lines, difference_sentences, grades_table
 from .markdown import cell, markdown_table, quoted
 from .secrets import redacted
 
@@ -47,6 +48,7 @@ def report_page(title: str, evaluation: Evaluation, report: Mapping[str, Any], q
     parts = [
         f"# Evaluation of {title}",
         findings(evaluation, report),
+        classes_part(evaluation) if quotes else "",
         worst_part(report["worst"]) if quotes else "",
         f"All answers: [{ANSWERS_FILE}]({ANSWERS_FILE}). All figures: [report.json](report.json)."
         if quotes
@@ -94,6 +96,13 @@ def seen_sentence(report: Mapping[str, Any]) -> str:
     return f"No training row asks them{found}."
 
 
+def classes_part(evaluation: Evaluation) -> str:
+    """For graded labels: what the last contender makes of each."""
+    last = list(evaluation.answers)[-1]
+    lines = class_lines(evaluation, last) if evaluation.grades else ""
+    return f"## The labels, as `{last}` names them\n\n{lines}" if lines else ""
+
+
 def worst_part(worst: list[dict[str, Any]]) -> str:
     if not worst:
         return ""
@@ -111,7 +120,7 @@ def made_table(report: Mapping[str, Any]) -> str:
     data = report["data"]
     rows: dict[str, Any] = {one["name"]: model_line(one) for one in report["models"]}
     rows |= {
-        "Test rows": f"{data['source']}{at_commit(data['revision'])}",
+        "Test rows": f"{shown_name(data['source'])}{at_commit(data['revision'])}",
         "Training rows": f"{data['train_rows']:,}{at_commit(data['train_revision'])}"
         if data["train_rows"] is not None
         else "not known",
@@ -127,10 +136,15 @@ def made_table(report: Mapping[str, Any]) -> str:
 
 
 def model_line(model: Mapping[str, Any]) -> str:
-    base = f"{model['model']}{at_commit(model['revision'])}"
+    base = f"{shown_name(model['model'])}{at_commit(model['revision'])}"
     forms = ["with the system prompt"] * bool(model["system_prompt"])
     forms += [f"with {model['examples']} training rows as examples"] * bool(model["examples"])
-    return ", ".join([f"{model['adapter']} on {base}" if model["adapter"] else base, *forms])
+    return ", ".join([f"{shown_name(model['adapter'])} on {base}" if model["adapter"] else base, *forms])
+
+
+def shown_name(name: str) -> str:
+    """Of a path on this machine, the last part only."""
+    return Path(name).name if Path(name).exists() else name
 
 
 def at_commit(revision: str | None) -> str:

@@ -36,28 +36,51 @@ def find_test_rows(settings: EvidenceSettings, training: Mapping[str, Any], form
 
     training: that adapter's settings as training_of finds them; its data set is also the default of --dataset.
     """
-    columns = {name: str(training.get(name) or "") for name in ("prompt_column", "completion_column")}
     trained = split_settings(settings, training)
+    reading = with_columns(settings, training)
     if not settings.eval_dataset:
-        if not training or not trained.dataset:
-            raise Stop("no_test_rows", "Nothing says which rows were held out from training.", NO_TEST_ROWS)
-        every = load_rows(trained)
-        require_same_rows(trained, training)
-        layout = layout_of(every, fill(settings, columns), format_of)
-        train_rows, rows = split_rows(text_alone(every), trained)
-        if rows is None:
-            raise Stop("no_test_rows", f"No row of {trained.dataset} was held out from training.", NO_TEST_ROWS)
-        revision = data_revision(trained)
-        return TestRows(rows, layout, train_rows, layout, f"held out from {trained.dataset}", revision, revision)
+        return rows_held_out(trained, reading, training, format_of)
     rows, layout = read_test_rows(settings, format_of)
     revision = data_revision(reading_test_set(settings))
-    if not trained.dataset:
-        message = "The training rows are not known here, so a test row that stands among them is not found."
+    try:
+        train_rows, train_layout = find_train_rows(trained, reading, format_of)
+    except Stop as stop:
+        if settings.dataset:
+            raise
+        message = f"The training rows cannot be read, so a test row that stands among them is not found: {stop.message}"
         emit("warning", code="train_rows_unknown", message=f"{message} Name them with --dataset.")
         return TestRows(rows, layout, [], layout, settings.eval_dataset, revision)
-    train_rows = load_rows(trained)
-    train_layout = layout_of(train_rows, fill(settings, columns), format_of)
-    return TestRows(rows, layout, text_alone(train_rows), train_layout, settings.eval_dataset, revision, data_revision(trained))
+    return TestRows(rows, layout, train_rows, train_layout, settings.eval_dataset, revision, data_revision(trained))
+
+
+def rows_held_out(
+    trained: SplitSettings, reading: EvidenceSettings, training: Mapping[str, Any], format_of: FindFormat
+) -> TestRows:
+    """The rows that a training held out, by its share and its seed. Raises Stop where those cannot be told."""
+    if not training:
+        raise Stop("no_test_rows", "No adapter here says which rows were held out from its training.", NO_TEST_ROWS)
+    rows, layout = find_train_rows(trained, reading, format_of)
+    require_same_rows(trained, training)
+    train_rows, test_rows = split_rows(rows, trained)
+    if test_rows is None:
+        raise Stop("no_test_rows", f"No row of {trained.dataset} was held out from training.", NO_TEST_ROWS)
+    revision = data_revision(trained)
+    if not str(revision).startswith("sha256:") and not training.get("dataset_revision"):
+        message = (
+            f"The adapter does not say at which commit {trained.dataset} was: if it has changed, other rows were held out."
+        )
+        emit("warning", code="rows_not_pinned", message=message)
+    return TestRows(test_rows, layout, train_rows, layout, f"held out from {trained.dataset}", revision, revision)
+
+
+def find_train_rows(trained: SplitSettings, reading: EvidenceSettings, format_of: FindFormat) -> tuple[Any, Format]:
+    """All rows that were there for training, and how they are read. Raises Stop."""
+    if not trained.dataset:
+        raise Stop("no_test_rows", "The training rows are not known, or not on this machine.", NO_TEST_ROWS)
+    rows = load_rows(trained)
+    media = media_columns(rows.features)
+    text = rows.select_columns([name for name in rows.column_names if name not in media])
+    return text, format_of(reading, rows.column_names, text[0] if len(text) else {}, media)
 
 
 def split_settings(settings: EvidenceSettings, training: Mapping[str, Any]) -> SplitSettings:
@@ -91,19 +114,9 @@ def require_same_rows(trained: SplitSettings, training: Mapping[str, Any]) -> No
         raise Stop("rows_changed", message, "Pass the file as it was as --dataset, or test rows as --eval-dataset.")
 
 
-def fill(settings: EvidenceSettings, columns: Mapping[str, str]) -> Any:
+def with_columns(settings: EvidenceSettings, training: Mapping[str, Any]) -> EvidenceSettings:
     """The settings with the columns of the training, where none are named."""
-    named: dict[str, Any] = {} if getattr(settings, "prompt_column", "") else dict(columns)
-    return replace(settings, **named)
-
-
-def layout_of(rows: Any, settings: EvidenceSettings, format_of: FindFormat) -> Format:
-    media = media_columns(rows.features)
-    first = rows.select_columns([name for name in rows.column_names if name not in media])
-    return format_of(settings, rows.column_names, first[0] if len(first) else {}, media)
-
-
-def text_alone(rows: Any) -> Any:
-    """The rows without pictures and sound, which need not be decoded."""
-    media = media_columns(rows.features)
-    return rows.select_columns([name for name in rows.column_names if name not in media])
+    if getattr(settings, "prompt_column", ""):
+        return settings
+    columns: dict[str, Any] = {name: str(training.get(name) or "") for name in ("prompt_column", "completion_column")}
+    return replace(settings, **columns)
