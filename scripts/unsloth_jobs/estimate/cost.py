@@ -14,6 +14,7 @@ from typing import Any
 
 from ..lookup.model_info import Model, text_config
 from ..training.batching import Batching, choose_batching
+from ..training.epochs import epochs_for, patience_for
 from ..training.models import needs_bf16
 from ..training.settings import TrainingSettings
 from . import memory
@@ -117,8 +118,9 @@ def work(run: Run, settings: TrainingSettings, batching: Batching) -> Work:
     rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
     held_out = max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
     each = settings.batch_size * settings.gradient_accumulation
-    trained = (rows - held_out) * settings.num_epochs
-    steps = math.ceil((rows - held_out) / each) * settings.num_epochs
+    epochs = epochs_for(settings, rows - held_out)
+    trained = (rows - held_out) * epochs
+    steps = math.ceil((rows - held_out) / each) * epochs
     if settings.max_steps:  # then the number of epochs does not count
         steps = settings.max_steps
         trained = steps * min(each, rows - held_out)
