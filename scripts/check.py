@@ -32,11 +32,14 @@ from unsloth_jobs import template
 from unsloth_jobs.lookup import client
 from unsloth_jobs.lookup.checks import examine
 from unsloth_jobs.lookup.findings import Report
+from unsloth_jobs.lookup.model_info import Model
 from unsloth_jobs.lookup.sample import Sample
 from unsloth_jobs.lookup.table import Table
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, run, show_problem, table
 from unsloth_jobs.redaction import redact
 from unsloth_jobs.template import quiet_libraries
+from unsloth_jobs.training.dataset import held_out_of
+from unsloth_jobs.training.settled import chosen_values, why_chosen
 
 ROW_CHARS = 2000  # of the sample row, on a terminal
 
@@ -152,6 +155,7 @@ def as_json(found: Report) -> dict[str, Any]:
             "coverage": round(found.lora.coverage, 4),
             "linear_share": round(found.lora.linear_share, 4),
         },
+        "settings": model and chosen(found, model),
         "identity": found.identity
         and {
             "name": found.identity.name,
@@ -181,11 +185,27 @@ def show(found: Report) -> None:
         facts.add_row(
             "learned", f"{sample.supervised_fraction:.1%} of the tokens; {sample.rows_without_answer} rows without an answer"
         )
+    if found.model and (why := chosen(found, found.model)["why"]):
+        facts.add_row("training", escape("; ".join(why.values())))
     people.print(facts)
     if found.sample and found.sample.segments:
         people.print("\n[bold]A row as the model sees it[/]; what is learned (its loss mask) stands in [green]⟦ ⟧[/]:")
         people.print(Text.assemble(*(shown(part) for part in shortened(without_secrets(found.sample.segments)))))
     people.print("[green]Sound.[/]" if found.ok else f"[red]{'Could not be checked' if found.unanswered else 'Not sound'}:[/]")
+
+
+def chosen(found: Report, model: Model) -> dict[str, Any]:
+    """What the run would choose where its settings say auto, and why. The precision depends on the GPU: estimate.py."""
+    settings, rows = found.settings, found.table.rows if found.table else None
+    counted = rows is not None
+    rows = min(rows or 0, settings.num_samples or rows or 0)
+    held_out = held_out_of(rows, settings)
+    about = settings, model.config, rows - held_out, held_out
+    values, why = chosen_values(*about), why_chosen(*about)
+    if not counted:
+        values |= {"num_epochs": None, "early_stopping": None}
+        why.pop("num_epochs", None)
+    return values | {"why": why}
 
 
 def described(data: Table, name: str) -> str:

@@ -128,7 +128,9 @@ class TrainingSettings:
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
     early_stopping: int | str = setting(
-        AUTO, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never; auto: with its epochs)", int
+        AUTO,
+        "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never; auto: with its epochs)",
+        int,
     )
     seed: int = setting(3407, "seed of the split, the order of rows and the adapter's first values")
     # Results
@@ -3282,14 +3284,18 @@ def data_revision(settings: TrainingSettings) -> str | None:
         return revision
 
 
+def held_out_of(rows: int, settings: TrainingSettings) -> int:
+    """How many of so many rows, --num-samples taken off, are held out for validation."""
+    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+
+
 def split_rows(rows: Any, settings: TrainingSettings) -> tuple[Any, Any]:
     """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
     if settings.num_samples:
         rows = rows.select(range(min(settings.num_samples, len(rows))))
-    held_out = min(round(len(rows) * settings.eval_split), settings.max_eval_rows, len(rows) - 1)
     if len(rows) == 0:
         raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    if held_out < 1:
+    if not (held_out := held_out_of(len(rows), settings)):
         return rows, None
     parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
     return parts["train"], parts["test"]
@@ -4181,15 +4187,19 @@ def settle(settings: Chosen, config: Any, rows: int, held_out: int) -> Chosen:
     if is_precision_auto(settings):
         settings = with_precision(settings, chooses_16bit(settings, config))
         why["precision"] = why_precision(settings.load_in_16bit, stated, gpu_bytes())
-    settings = replace(
-        settings,
-        learning_rate=learning_rate_for(settings, stated),
-        num_epochs=epochs_for(settings, rows),
-        early_stopping=patience_for(settings, rows, held_out),
-    )
-    names = ("learning_rate", "num_epochs", "early_stopping", "load_in_16bit", "load_in_4bit")
-    emit("settings", **{name: getattr(settings, name) for name in names}, why=why)
+    values = chosen_values(settings, stated, rows, held_out)
+    settings = replace(settings, **values)
+    emit("settings", **values, load_in_16bit=settings.load_in_16bit, load_in_4bit=settings.load_in_4bit, why=why)
     return settings
+
+
+def chosen_values(settings: TrainingSettings, config: Mapping[str, Any], rows: int, held_out: int) -> dict[str, Any]:
+    """The values of all settings that may be left at auto, but the precision."""
+    return {
+        "learning_rate": learning_rate_for(settings, config),
+        "num_epochs": epochs_for(settings, rows),
+        "early_stopping": patience_for(settings, rows, held_out),
+    }
 
 
 def why_chosen(settings: TrainingSettings, config: Mapping[str, Any], rows: int, held_out: int) -> dict[str, str]:

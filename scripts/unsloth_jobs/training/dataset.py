@@ -124,14 +124,18 @@ def data_revision(settings: TrainingSettings) -> str | None:
         return revision
 
 
+def held_out_of(rows: int, settings: TrainingSettings) -> int:
+    """How many of so many rows, --num-samples taken off, are held out for validation."""
+    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+
+
 def split_rows(rows: Any, settings: TrainingSettings) -> tuple[Any, Any]:
     """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
     if settings.num_samples:
         rows = rows.select(range(min(settings.num_samples, len(rows))))
-    held_out = min(round(len(rows) * settings.eval_split), settings.max_eval_rows, len(rows) - 1)
     if len(rows) == 0:
         raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    if held_out < 1:
+    if not (held_out := held_out_of(len(rows), settings)):
         return rows, None
     parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
     return parts["train"], parts["test"]

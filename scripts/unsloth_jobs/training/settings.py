@@ -39,7 +39,9 @@ class TrainingSettings:
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
     early_stopping: int | str = setting(
-        AUTO, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never; auto: with its epochs)", int
+        AUTO,
+        "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never; auto: with its epochs)",
+        int,
     )
     seed: int = setting(3407, "seed of the split, the order of rows and the adapter's first values")
     # Results

@@ -24,15 +24,19 @@ def settle(settings: Chosen, config: Any, rows: int, held_out: int) -> Chosen:
     if is_precision_auto(settings):
         settings = with_precision(settings, chooses_16bit(settings, config))
         why["precision"] = why_precision(settings.load_in_16bit, stated, gpu_bytes())
-    settings = replace(
-        settings,
-        learning_rate=learning_rate_for(settings, stated),
-        num_epochs=epochs_for(settings, rows),
-        early_stopping=patience_for(settings, rows, held_out),
-    )
-    names = ("learning_rate", "num_epochs", "early_stopping", "load_in_16bit", "load_in_4bit")
-    emit("settings", **{name: getattr(settings, name) for name in names}, why=why)
+    values = chosen_values(settings, stated, rows, held_out)
+    settings = replace(settings, **values)
+    emit("settings", **values, load_in_16bit=settings.load_in_16bit, load_in_4bit=settings.load_in_4bit, why=why)
     return settings
+
+
+def chosen_values(settings: TrainingSettings, config: Mapping[str, Any], rows: int, held_out: int) -> dict[str, Any]:
+    """The values of all settings that may be left at auto, but the precision."""
+    return {
+        "learning_rate": learning_rate_for(settings, config),
+        "num_epochs": epochs_for(settings, rows),
+        "early_stopping": patience_for(settings, rows, held_out),
+    }
 
 
 def why_chosen(settings: TrainingSettings, config: Mapping[str, Any], rows: int, held_out: int) -> dict[str, str]:
