@@ -114,7 +114,7 @@ def write_rows(path: Path, *rows: dict) -> str:
     ],
 )
 def test_each_row_is_trained_on_or_held_out(rows, settings, held_out):
-    made = sft.Settings(dataset="rows", **settings)
+    made = sft.Settings(dataset="rows", num_epochs=1.0, **settings)
     numbered = Dataset.from_dict({"row": list(range(rows))})
     trained, evaluated = sft.split_rows(numbered, made)
     parts = [*trained["row"], *(evaluated["row"] if evaluated else ())]
