@@ -4037,7 +4037,7 @@ def training_problems(settings: TrainingSettings) -> Iterable[str]:
 # How often the rows are trained on, and when to stop early, where neither is given.
 
 
-ENOUGH_STEPS = 200  # optimizer steps that a small set is repeated for
+ENOUGH_STEPS = 200  # optimizer steps up to which a small set is repeated
 MOST_EPOCHS = 3
 PATIENCE = 3  # evaluations, of the ten in such a run
 
@@ -4049,7 +4049,7 @@ def epochs_for(settings: TrainingSettings, rows: int) -> float:
     if settings.max_steps:  # which decides alone
         return 1.0
     per_epoch = math.ceil(max(rows, 1) / effective_batch_size(settings))
-    return float(min(max(round(ENOUGH_STEPS / per_epoch), 1), MOST_EPOCHS))
+    return float(min(max(ENOUGH_STEPS // per_epoch, 1), MOST_EPOCHS))
 
 
 def patience_for(settings: TrainingSettings, rows: int, held_out: int) -> int:

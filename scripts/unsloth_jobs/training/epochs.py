@@ -8,7 +8,7 @@ from .setting import AUTO
 from .settings import TrainingSettings
 from .steps import effective_batch_size
 
-ENOUGH_STEPS = 200  # optimizer steps that a small set is repeated for
+ENOUGH_STEPS = 200  # optimizer steps up to which a small set is repeated
 MOST_EPOCHS = 3
 PATIENCE = 3  # evaluations, of the ten in such a run
 
@@ -20,7 +20,7 @@ def epochs_for(settings: TrainingSettings, rows: int) -> float:
     if settings.max_steps:  # which decides alone
         return 1.0
     per_epoch = math.ceil(max(rows, 1) / effective_batch_size(settings))
-    return float(min(max(round(ENOUGH_STEPS / per_epoch), 1), MOST_EPOCHS))
+    return float(min(max(ENOUGH_STEPS // per_epoch, 1), MOST_EPOCHS))
 
 
 def patience_for(settings: TrainingSettings, rows: int, held_out: int) -> int:
