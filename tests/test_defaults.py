@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 
@@ -231,3 +232,35 @@ def test_the_trainer_the_checkpoint_and_the_card_see_numbers(runs, tiny_model):
         folder=run.folder,
     )  # fmt: skip
     assert again.wait().last("done")["trained_steps"] == 0
+
+
+# ---- the benchmark that holds them against others
+
+
+@pytest.fixture
+def quality(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("quality")
+
+
+def test_each_point_of_the_benchmark_is_a_run_of_the_template(quality):
+    made = {name: sft.parse_args(["--dataset", "x", *flags]) for name, flags in quality.points().items() if flags is not None}
+    assert made["default"] == sft.Settings(dataset="x")
+    assert made["article"].load_in_4bit and made["article"].learning_rate == 2e-4
+    grid = {(one.learning_rate, one.load_in_16bit, sft.effective_batch_size(one)) for one in made.values()}
+    assert {(2e-3, True, 8), (2e-4, False, 32)} <= grid
+    assert len(made) == len({repr(one) for one in made.values()})
+
+
+def test_the_benchmark_tells_how_far_the_default_is_from_the_best(quality, tmp_path, capsys):
+    common = {"task": "docs", "train_rows": 20, "max_steps": 0, "test_rows": 9, "model": "m", "device": "CPU", "exact": 0.5}
+    from memory import add_row
+
+    for point, loss in (("base", 4.0), ("default", 1.6), ("article", 1.5), ("trl", 1.4)):
+        add_row(tmp_path / "found.csv", common | {"point": point, "loss": loss}, quality.FIELDS)
+    rows = quality.read(tmp_path / "found.csv")
+    assert quality.key_of(common | {"point": "trl"}) in {quality.key_of(row) for row in rows}  # it would not be run again
+    quality.show(rows)
+    said = capsys.readouterr().out
+    assert "default: +0.1000 nats from the best, article" in said  # of the template's own
+    assert said.index("trl ") < said.index("article ") < said.index("default ") < said.index("base ")
