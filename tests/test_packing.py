@@ -168,7 +168,7 @@ def test_a_model_that_carries_state_over_the_border_is_found_and_not_packed(pack
 # ---- the whole template
 
 ONE_EPOCH = ["--batch-size", "4", "--gradient-accumulation", "2", "--max-seq-length", "256", "--learning-rate", "5e-3"]
-ONE_EPOCH += ["--num-epochs", "1"]
+ONE_EPOCH += ["--num-epochs", "1", "--load-in-4bit"]
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ ASKED = {"role": "user", "content": "Hi"}
     [
         ([{"image": "x", "label": 1}], [], {}, "unknown_columns"),
         ([], [], {}, "dataset_unreadable"),
-        ([{"messages": [ASKED]}], ["--merge-model"], {}, "merge_needs_16bit"),
+        ([{"messages": [ASKED]}], ["--merge-model", "--load-in-4bit"], {}, "merge_needs_16bit"),
         ([{"messages": [ASKED]}] * 3, [], {}, "nothing_supervised"),
         ([{"messages": [ASKED]}], ["--output-repo", "microsoft/phi"], {}, "push_denied"),
         ([{"messages": [ASKED]}], [], {"JOB_ID": "1"}, "no_output_repo"),
