@@ -45,8 +45,8 @@ def model_of(shape: str) -> Model:
 def settings_of(row: dict[str, str]):
     words = ["--dataset", "x", "--batch-size", row["batch"], "--max-seq-length", row["length"]]
     words += ["--gradient-checkpointing", row["checkpointing"], "--packing" if row["packed"] == "yes" else "--no-packing"]
-    words += ["--backend", row["backend"]]
-    return sft.parse_args([*words, *(["--load-in-16bit"] if row["precision"] == "16bit" else [])])
+    words += ["--backend", row["backend"], f"--load-in-{row['precision']}", "--num-epochs", "1"]
+    return sft.parse_args(words)
 
 
 def tokens_of(row: dict[str, str]) -> int:

@@ -1,6 +1,7 @@
 """Measure the GPU memory that templates/sft.py really takes, over model shapes, precisions, lengths and batches.
 
     python benchmarks/memory.py --shape lfm2-1.2b --precision 4bit --out benchmarks/memory.csv
+    python benchmarks/memory.py --missing --out benchmarks/memory.csv   # 16-bit LoRA, what the file lacks of it
 
 Models have random weights made from a config of the real shape: as large and as fast as the real one. Each row of
 the output is one (checkpointing, length, batch) of one process, packed as the template packs; every sequence is full,
@@ -16,6 +17,7 @@ import datetime
 import gc
 import importlib.metadata
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "templates"), str(ROOT / "demo")]
 
 STEPS = 3
+SHAPES = ("lfm2-350m", "lfm2-1.2b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "llama-1b", "llama-8b", "gemma3-1b")
 FIELDS = (
     "shape", "architecture", "parameters", "precision", "packed", "checkpointing", "length", "batch", "weights_gib",
     "allocated_gib", "reserved_gib", "trainable", "gpu", "versions", "date", "backend", "optimizer",
@@ -153,10 +156,23 @@ def add_row(path: Path, row: dict, fields: tuple[str, ...] = FIELDS) -> None:
         writer.writerow(row)
 
 
+def missing(path: Path) -> list[tuple[str, str]]:
+    """Shapes and ways of checkpointing that a file has no row of in 16 bits and packed, as the template packs."""
+    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    there = {
+        (row["shape"], row["checkpointing"])
+        for row in rows
+        if (row["precision"], row["packed"], row["backend"]) == ("16bit", "yes", "unsloth")
+    }
+    return [(shape, mode) for shape in SHAPES for mode in ("off", "offload") if (shape, mode) not in there]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", required=True)
-    parser.add_argument("--precision", choices=["4bit", "16bit"], required=True)
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--shape")
+    wanted.add_argument("--missing", action="store_true", help="each shape in 16 bits, packed, that --out has no row of")
+    parser.add_argument("--precision", choices=["4bit", "16bit"], default="16bit")
     parser.add_argument("--backend", choices=["unsloth", "trl"], default="unsloth")
     parser.add_argument("--checkpointing", default="off,offload")
     parser.add_argument("--lengths", default="1024,2048")
@@ -164,6 +180,11 @@ def main() -> None:
     parser.add_argument("--work", default="/tmp/memory", help="folder for models and checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="CSV to add to")
     options = parser.parse_args()
+    if options.missing:
+        for shape, mode in missing(options.out):
+            words = ["--shape", shape, "--precision", "16bit", "--checkpointing", mode, "--out", str(options.out)]
+            subprocess.run([sys.executable, __file__, *words, "--work", options.work])  # one that fails leaves the others
+        return
     work = Path(options.work) / f"{options.shape}-{options.precision}-{options.backend}"
     parameters = make_model(options.shape, work / "model")
 
@@ -180,10 +201,11 @@ def main() -> None:
     }  # fmt: skip
     flags = {
         "base-model": work / "model", "dataset": "made here", "save-local": work / "out", "eval-split": 0, "max-steps": STEPS,
-        "gradient-accumulation": 2, "save-steps": 1000, "backend": options.backend,
+        "gradient-accumulation": 2, "save-steps": 1000, "backend": options.backend, "learning-rate": 2e-4, "num-epochs": 1,
+        "early-stopping": 0,
     }  # fmt: skip
     base = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    base += ["--load-in-16bit"] if options.precision == "16bit" else []
+    base.append(f"--load-in-{options.precision}")
     for mode in options.checkpointing.split(","):
         for row in measure_mode(sft, [*base, "--gradient-checkpointing", mode], options):
             add_row(options.out, {**common, "packed": "yes", "checkpointing": mode, **row})

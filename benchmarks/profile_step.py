@@ -72,7 +72,9 @@ def measure(shape: str, work: Path) -> dict:
     memory.make_model(shape, model)
     settings = {"base-model": model, "dataset": rows, "save-local": work / "out", "max-steps": steps, "eval-split": 0}
     words = [str(word) for name, value in (settings | {"save-steps": 10**6}).items() for word in (f"--{name}", value)]
-    ran = subprocess.run([sys.executable, __file__, "--child", *words], stdout=subprocess.PIPE, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, __file__, "--child", *words, "--load-in-4bit"], stdout=subprocess.PIPE, text=True, check=True
+    )
     said = [line.split() for line in ran.stdout.splitlines()]
     (began, tokens), (ended, more) = ((float(at), float(read)) for name, at, read in (w for w in said if w[:1] == ["STEP"]))
     [(gpu_s, launches)] = [map(float, words[1:]) for words in said if words[:1] == ["PROFILE"]]

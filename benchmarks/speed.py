@@ -6,7 +6,7 @@
 Run it in the environment of templates/sft.py. Models have random weights and the real shape (see memory.py); the rows
 are made here and are the same for all. Contenders, each in a process of its own, with compile caches of its own:
 
-    ours        templates/sft.py, as a user runs it
+    ours        templates/sft.py with QLoRA, as all the others
     ours-lean   the same, two sequences at once and activations offloaded: for the least memory
     ours-trl    the same with --backend trl: without Unsloth
     article     the script printed in huggingface.co/blog/unsloth-jobs, with its own list of modules and its defaults
@@ -100,7 +100,7 @@ def command(contender: str, options: argparse.Namespace, model: Path, rows: Path
     settings = {
         "base-model": model, "dataset": rows, "save-local": folder / "out", "max-steps": options.steps, "eval-split": 0,
         "batch-size": BATCH, "gradient-accumulation": ACCUMULATION, "max-seq-length": LENGTH, "lora-r": 16,
-        "lora-alpha": 32, "learning-rate": 2e-4, "seed": SEED,
+        "lora-alpha": 32, "learning-rate": 2e-4, "num-epochs": 1, "seed": SEED,
         "save-steps": 10**6,  # its usual ten checkpoints, spread over so few steps, would be what is timed
     }  # fmt: skip
     if contender == "ours-lean":
@@ -108,7 +108,7 @@ def command(contender: str, options: argparse.Namespace, model: Path, rows: Path
     if contender == "ours-trl":
         settings |= {"backend": "trl"}
     flags = [word for name, value in settings.items() for word in ("--" + name, str(value))]
-    return [sys.executable, __file__, "--child", contender, *flags]
+    return [sys.executable, __file__, "--child", contender, *flags, "--load-in-4bit"]
 
 
 def run(arguments: list[str], folder: Path, limit: float) -> tuple[list[dict], str]:

@@ -37,8 +37,8 @@ Here, on whatever processor there is:
 
     uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
 
-Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, masks,
-questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
+Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, settings,
+masks, questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
 code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
@@ -79,6 +79,7 @@ from unsloth_jobs.training.run import StopSignal, billed_since, cost_usd, run_fa
 from unsloth_jobs.training.setting import setting
 from unsloth_jobs.training.setting_problems import training_problems
 from unsloth_jobs.training.settings import TrainingSettings
+from unsloth_jobs.training.settled import settle
 from unsloth_jobs.training.step_timer import StepTimer
 from unsloth_jobs.training.steps import Steps, effective_batch_size
 from unsloth_jobs.training.tokens import digest_of, encode_rows, require_supervised
@@ -159,6 +160,7 @@ def train(settings: Settings) -> None:
     require_decoder(config.to_dict())
     # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
     settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
+    settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
     tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
@@ -200,7 +202,7 @@ def train(settings: Settings) -> None:
     model = attach_adapter(model, settings)
 
     # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
-    best = BestAdapter(settings.early_stopping if eval_tokens else 0)
+    best = BestAdapter(int(settings.early_stopping) if eval_tokens else 0)
 
     def make_trainer(batching: Batching, kept: bool) -> Any:
         shape = replace(settings, gradient_checkpointing="off" if kept else "offload"), steps, batching, packed

@@ -33,11 +33,14 @@ from unsloth_jobs.lookup import client
 from unsloth_jobs.lookup.checks import examine
 from unsloth_jobs.lookup.findings import Report
 from unsloth_jobs.lookup.grading import Grading
+from unsloth_jobs.lookup.model_info import Model
 from unsloth_jobs.lookup.sample import Sample
 from unsloth_jobs.lookup.table import Table
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, run, show_problem, table
 from unsloth_jobs.redaction import redact
 from unsloth_jobs.template import quiet_libraries
+from unsloth_jobs.training.dataset import held_out_of
+from unsloth_jobs.training.settled import chosen_values, why_chosen
 
 USUAL = ("utf-8", ",")  # ways to read a file that need no word
 ROW_CHARS = 2000  # of the sample row, on a terminal
@@ -156,6 +159,7 @@ def as_json(found: Report) -> dict[str, Any]:
             "linear_share": round(found.lora.linear_share, 4),
         },
         "grading": found.grading and asdict(found.grading),
+        "settings": model and chosen(found, model),
         "identity": found.identity
         and {
             "name": found.identity.name,
@@ -187,6 +191,8 @@ def show(found: Report) -> None:
         )
     if grading := found.grading:
         facts.add_row("graded", escape(graded(grading)))
+    if found.model and (why := chosen(found, found.model)["why"]):
+        facts.add_row("training", escape("; ".join(why.values())))
     people.print(facts)
     if found.sample and found.sample.segments:
         people.print("\n[bold]A row as the model sees it[/]; what is learned (its loss mask) stands in [green]⟦ ⟧[/]:")
@@ -199,6 +205,20 @@ def graded(grading: Grading) -> str:
     if grading.grader is None:
         return f"nothing: {grading.why}"
     return f"{grading.rows:,} answers of base and tuned model, by {grading.grader} ({grading.why}), of {grading.source}"
+
+
+def chosen(found: Report, model: Model) -> dict[str, Any]:
+    """What the run would choose where its settings say auto, and why. The precision depends on the GPU: estimate.py."""
+    settings, rows = found.settings, found.table.rows if found.table else None
+    counted = rows is not None
+    rows = min(rows or 0, settings.num_samples or rows or 0)
+    held_out = held_out_of(rows, settings)
+    about = settings, model.config, rows - held_out, held_out
+    values, why = chosen_values(*about), why_chosen(*about)
+    if not counted:
+        values |= {"num_epochs": None, "early_stopping": None}
+        why.pop("num_epochs", None)
+    return values | {"why": why}
 
 
 def described(data: Table, name: str) -> str:

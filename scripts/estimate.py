@@ -31,11 +31,13 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 from unsloth_jobs import template
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
 from unsloth_jobs.estimate import cost
-from unsloth_jobs.estimate.flavors import current_flavors, find_flavor
+from unsloth_jobs.estimate.flavors import Flavor, current_flavors, find_flavor
 from unsloth_jobs.estimate.history import History, entries, run_key
+from unsloth_jobs.estimate.memory import GB
 from unsloth_jobs.jobs import records
 from unsloth_jobs.lookup import client
 from unsloth_jobs.lookup.checks import examine
+from unsloth_jobs.lookup.model_info import Model
 from unsloth_jobs.output import (
     EXTRA_ARGUMENTS,
     application,
@@ -49,6 +51,9 @@ from unsloth_jobs.output import (
     table,
 )
 from unsloth_jobs.template import quiet_libraries
+from unsloth_jobs.training.flags import as_flag
+from unsloth_jobs.training.precision import is_precision_auto, why_precision, with_precision
+from unsloth_jobs.training.settled import chosen_values, why_chosen
 
 FRAMEWORKS = {  # by --backend, and why
     "unsloth": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
@@ -64,6 +69,7 @@ NOTHING: dict[str, Any] = {
     "tokens": None,
     "digest": None,
     "memory": None,
+    "settings": None,
     "ok": False,
 }
 
@@ -81,7 +87,7 @@ def estimate(
     dataset: Annotated[str, typer.Argument(help="Hub id or local file of the data set")],
     epochs: Annotated[
         float | None,
-        typer.Option(help="passes over the training rows (the template's --num-epochs) [default: 1]", show_default=False),
+        typer.Option(help="passes over the training rows (the template's --num-epochs) [default: auto]", show_default=False),
     ] = None,
     flavor: Annotated[str | None, typer.Option(help="only this flavor")] = None,
     more_than_gb: Annotated[
@@ -107,7 +113,7 @@ def estimate(
     if epochs is not None and settings.num_epochs != epochs:
         raise UserError(
             "bad_arguments",
-            f"--epochs {epochs:g} and --num-epochs {settings.num_epochs:g} are the same setting with two values.",
+            f"--epochs {epochs:g} and {as_flag('num_epochs', settings.num_epochs)} are the same setting with two values.",
             "Pass one of them.",
             USAGE,
         )
@@ -145,13 +151,11 @@ def estimate(
         *((found.grading.rows, found.grading.answer_tokens) if found.grading else ()),
     )
     pinned = replace(settings, base_model_revision=model_found.revision or "", dataset_revision=found.settings.dataset_revision)
-    key = run_key(pinned, script)
-    past = History(entries(records.runs()), key.pace)
-    ranked = cost.candidates(chosen, model_found, settings, run, past)
+    digest = {"digest": counted.digest} if counted.digest else {}
+    ranked = rank(chosen, model_found, pinned, script, run, digest)
     best = cost.recommend(ranked, flavors)
     shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])
-    digest = {"digest": counted.digest} if counted.digest else {}
-    records.remember_estimate(key.run, {one.flavor: cost.as_estimate(one) | digest for one in ranked if one.fits})
+    chosen_by_run = settled(settings, model_found, shown, ranked)
     problems = [*found.problems, *([] if best else [nothing_fits(flavor, ranked)])]
     if json:
         print_json(
@@ -162,6 +166,7 @@ def estimate(
                 "tokens": round(shown.tokens) if math.isfinite(shown.tokens) else None,
                 "digest": counted.digest,
                 "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
+                "settings": chosen_by_run,
                 "framework": {"name": settings.backend, "why": FRAMEWORKS[settings.backend]},
                 "ok": best is not None,
                 "problems": [asdict(problem) for problem in problems],
@@ -169,10 +174,38 @@ def estimate(
         )
     else:
         show(ranked, shown, best, source)
+        for reason in chosen_by_run["why"].values():
+            people.print(f"Chosen: {reason}", markup=False)
     for problem in problems:
         show_problem(problem)
     if best is None:
         raise typer.Exit(FAILED)
+
+
+def rank(
+    flavors: list[Flavor], model: Model, settings: Any, script: Path, run: cost.Run, digest: dict[str, Any]
+) -> list[cost.Candidate]:
+    """Each flavor, at the precision that the run takes there; kept for submit.py, which plans the run with that precision."""
+    past, found = entries(records.runs()), []
+    for in_16bit in (True, False):
+        if taking := [one for one in flavors if cost.for_machine(one, model, settings).load_in_16bit == in_16bit]:
+            key = run_key(with_precision(settings, in_16bit), script)
+            priced = cost.candidates(taking, model, settings, run, History(past, key.pace))
+            records.remember_estimate(key.run, {one.flavor: cost.as_estimate(one) | digest for one in priced if one.fits})
+            found += priced
+    return cost.ranked(found)
+
+
+def settled(settings: Any, model: Model, shown: cost.Candidate, ranked: list[cost.Candidate]) -> dict[str, Any]:
+    """What the run itself will choose where its settings say auto, as its event `settings` has it, and why."""
+    why = why_chosen(settings, model.config, shown.rows, shown.held_out)
+    if is_precision_auto(settings):
+        why["precision"] = why_precision(shown.precision == "16bit", model.config, shown.vram_gb * GB)
+        other = next((one for one in ranked if one.fits and one.precision != shown.precision), None)
+        if other:
+            names = {"16bit": "16 bits", "4bit": "4 bits"}
+            why["precision"] += f" ({names[other.precision]}: from {other.flavor}, ${other.usd_low:.2f}–{other.usd_high:.2f})"
+    return chosen_values(settings, model.config, shown.rows, shown.held_out) | {"precision": shown.precision, "why": why}
 
 
 def nothing_fits(flavor: str | None, ranked: list[cost.Candidate]) -> Problem:

@@ -91,8 +91,12 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar, cast
 # A setting: the field of a dataclass, its default, and the help of the flag that is named after it.
 
 
-def setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+AUTO = "auto"  # the value of a setting that the run itself chooses
+
+
+def setting(default: Any, help: str, number: type | None = None) -> Any:
+    """number: of a setting whose default is the word auto, the type of what can be given instead."""
+    return field(default=default, metadata={"help": help, "number": number})
 
 
 # ---- training/settings.py -------------------------------------------------------------------------------------
@@ -103,7 +107,8 @@ def setting(default: Any, help: str) -> Any:
 class ModelSettings:
     base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
     base_model_revision: str = setting("", "commit or branch of the model (default: main)")
-    load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
+    load_in_16bit: bool = setting(False, "16-bit LoRA (default: where the GPU has the room for it, and on a CPU)")
+    load_in_4bit: bool = setting(False, "4-bit QLoRA: least memory, some quality (default: where 16 bits have no room)")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
 
 
@@ -128,11 +133,11 @@ class SplitSettings(DatasetSettings):
 
 @dataclass(frozen=True)
 class LearningSettings:
-    num_epochs: float = setting(1.0, "epochs: passes over the training rows")
+    num_epochs: float | str = setting(AUTO, "epochs: passes over the training rows; auto: up to 3 for few rows", float)
     max_steps: int = setting(0, "stop after N optimizer steps, whatever --num-epochs says (0: no limit)")
     batch_size: int = setting(4, "micro-batch size at most: rows of full length in one forward pass")
     gradient_accumulation: int = setting(4, "micro-batches per step; effective batch size: --batch-size × this, in rows")
-    learning_rate: float = setting(2e-4, "peak learning rate")
+    learning_rate: float | str = setting(AUTO, "peak learning rate; auto: from model, adapter and batch size", float)
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
     lora_r: int = setting(16, "rank of the LoRA matrices")
@@ -141,7 +146,11 @@ class LearningSettings:
     min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of the requested modules")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
-    early_stopping: int = setting(0, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never)")
+    early_stopping: int | str = setting(
+        AUTO,
+        "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never; auto: with its epochs)",
+        int,
+    )
 
 
 @dataclass(frozen=True)
@@ -823,11 +832,23 @@ def parse_flags(
         if isinstance(default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
-            parser.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__, help=text)
+            number = item.metadata["number"]
+            read = number_or_auto(number) if number else type(default)
+            parser.add_argument(flag, type=read, default=default, metavar=read.__name__, help=text)
     settings = kind(**vars(parser.parse_args(argv)))
     for problem in problems(settings):
         parser.error(problem)
     return settings
+
+
+def number_or_auto(number: type) -> Callable[[str], Any]:
+    """What reads the value of a flag that takes a number, or the word auto."""
+
+    def read(text: str) -> Any:
+        return text if text == AUTO else number(text)
+
+    read.__name__ = f"{number.__name__}|{AUTO}"  # argparse names it in its messages
+    return read
 
 
 def as_flag_name(name: str) -> str:
@@ -1004,7 +1025,7 @@ class Steps:
         self.lengths = list(lengths)  # a data set's column takes ten times as long to read from
         self.seed, size = settings.seed, effective_batch_size(settings)
         self.per_epoch = math.ceil(len(self.lengths) / size)
-        epochs = math.ceil(settings.max_steps / self.per_epoch) if settings.max_steps else math.ceil(settings.num_epochs)
+        epochs = math.ceil(settings.max_steps / self.per_epoch if settings.max_steps else float(settings.num_epochs))
         group = group_evenly if packed else group_alike
         numbers = range(min(epochs, GROUPINGS))
         self.groupings = [group(self.lengths, size, random.Random(f"{self.seed} {number}")) for number in numbers]
@@ -1051,7 +1072,7 @@ SETTINGS_FILE = "training_settings.json"
 LAST_CHECKPOINT = "last-checkpoint"  # folder of the repository
 # Settings that decide what a step learns from which rows: a run can only be resumed with those that it began with.
 RESUME_MUST_MATCH = (
-    "base_model", "load_in_16bit", "backend", "dataset_config", "dataset_split",
+    "base_model", "load_in_16bit", "load_in_4bit", "backend", "dataset_config", "dataset_split",
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
     "target_modules", "seed",
@@ -1203,6 +1224,11 @@ def load_if_finished(trainer: Any, checkpoint: Path) -> bool:
 
 # ---- training/models.py ---------------------------------------------------------------------------------------
 # Models: which of them learn to continue a conversation, and loading one.
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the language model."""
+    return config.get("text_config") or config
 
 
 def require_decoder(config: Mapping[str, Any]) -> None:
@@ -2857,6 +2883,13 @@ def keeps_activations(
     """Whether a run keeps its activations, which is fastest, or recomputes them (gradient checkpointing); sizes in bytes of one GPU."""
     if settings.gradient_checkpointing != "auto":
         return settings.gradient_checkpointing == "off"
+    return fits_kept(settings, linears, config, tokens, weights, memory)
+
+
+def fits_kept(
+    settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], tokens: int, weights: float, memory: float
+) -> bool:
+    """Whether weights and the activations of so many tokens have the room that they may take; sizes in bytes of one GPU."""
     activations = activation_bytes(linears, tokens) * (TRL_ACTIVATIONS if settings.backend == "trl" else 1)
     return weights + activations + logits_bytes(config, tokens) < ROOM * memory
 
@@ -4387,22 +4420,21 @@ def data_revision(settings: DatasetSettings) -> str | None:
         return revision
 
 
+def held_out_of(rows: int, settings: SplitSettings) -> int:
+    """How many of so many rows, --num-samples taken off, are held out for validation."""
+    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+
+
 def split_rows(rows: Any, settings: SplitSettings) -> tuple[Any, Any]:
     """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
     if settings.num_samples:
         rows = rows.select(range(min(settings.num_samples, len(rows))))
-    held_out = held_out_rows(len(rows), settings)
     if len(rows) == 0:
         raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    if held_out < 1:
+    if not (held_out := held_out_of(len(rows), settings)):
         return rows, None
     parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
     return parts["train"], parts["test"]
-
-
-def held_out_rows(rows: int, settings: SplitSettings) -> int:
-    """How many of so many rows are held out."""
-    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
 
 
 # ---- training/grader_fit.py -----------------------------------------------------------------------------------

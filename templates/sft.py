@@ -42,8 +42,8 @@ Here, on whatever processor there is:
 
     uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
 
-Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, masks,
-questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
+Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, settings,
+masks, questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
 code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
@@ -100,8 +100,12 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar, cast
 # A setting: the field of a dataclass, its default, and the help of the flag that is named after it.
 
 
-def setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+AUTO = "auto"  # the value of a setting that the run itself chooses
+
+
+def setting(default: Any, help: str, number: type | None = None) -> Any:
+    """number: of a setting whose default is the word auto, the type of what can be given instead."""
+    return field(default=default, metadata={"help": help, "number": number})
 
 
 # ---- training/settings.py -------------------------------------------------------------------------------------
@@ -112,7 +116,8 @@ def setting(default: Any, help: str) -> Any:
 class ModelSettings:
     base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
     base_model_revision: str = setting("", "commit or branch of the model (default: main)")
-    load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
+    load_in_16bit: bool = setting(False, "16-bit LoRA (default: where the GPU has the room for it, and on a CPU)")
+    load_in_4bit: bool = setting(False, "4-bit QLoRA: least memory, some quality (default: where 16 bits have no room)")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
 
 
@@ -137,11 +142,11 @@ class SplitSettings(DatasetSettings):
 
 @dataclass(frozen=True)
 class LearningSettings:
-    num_epochs: float = setting(1.0, "epochs: passes over the training rows")
+    num_epochs: float | str = setting(AUTO, "epochs: passes over the training rows; auto: up to 3 for few rows", float)
     max_steps: int = setting(0, "stop after N optimizer steps, whatever --num-epochs says (0: no limit)")
     batch_size: int = setting(4, "micro-batch size at most: rows of full length in one forward pass")
     gradient_accumulation: int = setting(4, "micro-batches per step; effective batch size: --batch-size × this, in rows")
-    learning_rate: float = setting(2e-4, "peak learning rate")
+    learning_rate: float | str = setting(AUTO, "peak learning rate; auto: from model, adapter and batch size", float)
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
     lora_r: int = setting(16, "rank of the LoRA matrices")
@@ -150,7 +155,11 @@ class LearningSettings:
     min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of the requested modules")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
-    early_stopping: int = setting(0, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never)")
+    early_stopping: int | str = setting(
+        AUTO,
+        "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never; auto: with its epochs)",
+        int,
+    )
 
 
 @dataclass(frozen=True)
@@ -257,6 +266,7 @@ def train(settings: Settings) -> None:
     require_decoder(config.to_dict())
     # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
     settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
+    settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
     tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
@@ -298,7 +308,7 @@ def train(settings: Settings) -> None:
     model = attach_adapter(model, settings)
 
     # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
-    best = BestAdapter(settings.early_stopping if eval_tokens else 0)
+    best = BestAdapter(int(settings.early_stopping) if eval_tokens else 0)
 
     def make_trainer(batching: Batching, kept: bool) -> Any:
         shape = replace(settings, gradient_checkpointing="off" if kept else "offload"), steps, batching, packed
@@ -751,7 +761,7 @@ class Steps:
         self.lengths = list(lengths)  # a data set's column takes ten times as long to read from
         self.seed, size = settings.seed, effective_batch_size(settings)
         self.per_epoch = math.ceil(len(self.lengths) / size)
-        epochs = math.ceil(settings.max_steps / self.per_epoch) if settings.max_steps else math.ceil(settings.num_epochs)
+        epochs = math.ceil(settings.max_steps / self.per_epoch if settings.max_steps else float(settings.num_epochs))
         group = group_evenly if packed else group_alike
         numbers = range(min(epochs, GROUPINGS))
         self.groupings = [group(self.lengths, size, random.Random(f"{self.seed} {number}")) for number in numbers]
@@ -950,11 +960,23 @@ def parse_flags(
         if isinstance(default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
-            parser.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__, help=text)
+            number = item.metadata["number"]
+            read = number_or_auto(number) if number else type(default)
+            parser.add_argument(flag, type=read, default=default, metavar=read.__name__, help=text)
     settings = kind(**vars(parser.parse_args(argv)))
     for problem in problems(settings):
         parser.error(problem)
     return settings
+
+
+def number_or_auto(number: type) -> Callable[[str], Any]:
+    """What reads the value of a flag that takes a number, or the word auto."""
+
+    def read(text: str) -> Any:
+        return text if text == AUTO else number(text)
+
+    read.__name__ = f"{number.__name__}|{AUTO}"  # argparse names it in its messages
+    return read
 
 
 def as_flag_name(name: str) -> str:
@@ -1082,7 +1104,7 @@ SETTINGS_FILE = "training_settings.json"
 LAST_CHECKPOINT = "last-checkpoint"  # folder of the repository
 # Settings that decide what a step learns from which rows: a run can only be resumed with those that it began with.
 RESUME_MUST_MATCH = (
-    "base_model", "load_in_16bit", "backend", "dataset_config", "dataset_split",
+    "base_model", "load_in_16bit", "load_in_4bit", "backend", "dataset_config", "dataset_split",
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
     "target_modules", "seed",
@@ -1721,6 +1743,13 @@ def keeps_activations(
     """Whether a run keeps its activations, which is fastest, or recomputes them (gradient checkpointing); sizes in bytes of one GPU."""
     if settings.gradient_checkpointing != "auto":
         return settings.gradient_checkpointing == "off"
+    return fits_kept(settings, linears, config, tokens, weights, memory)
+
+
+def fits_kept(
+    settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], tokens: int, weights: float, memory: float
+) -> bool:
+    """Whether weights and the activations of so many tokens have the room that they may take; sizes in bytes of one GPU."""
     activations = activation_bytes(linears, tokens) * (TRL_ACTIVATIONS if settings.backend == "trl" else 1)
     return weights + activations + logits_bytes(config, tokens) < ROOM * memory
 
@@ -4525,22 +4554,21 @@ def data_revision(settings: DatasetSettings) -> str | None:
         return revision
 
 
+def held_out_of(rows: int, settings: SplitSettings) -> int:
+    """How many of so many rows, --num-samples taken off, are held out for validation."""
+    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+
+
 def split_rows(rows: Any, settings: SplitSettings) -> tuple[Any, Any]:
     """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
     if settings.num_samples:
         rows = rows.select(range(min(settings.num_samples, len(rows))))
-    held_out = held_out_rows(len(rows), settings)
     if len(rows) == 0:
         raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    if held_out < 1:
+    if not (held_out := held_out_of(len(rows), settings)):
         return rows, None
     parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
     return parts["train"], parts["test"]
-
-
-def held_out_rows(rows: int, settings: SplitSettings) -> int:
-    """How many of so many rows are held out."""
-    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
 
 
 # ---- training/grader_fit.py -----------------------------------------------------------------------------------
@@ -5168,6 +5196,7 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
         f"{reach['trainable']:,} trainable parameters",
         "Batches": batch_line(settings),
         "Learning rate, seed": f"{settings.learning_rate:g}, {settings.seed}",
+        "Chosen by the script": "; ".join(LAST_EVENTS["settings"]["why"].values()) or None,
         "Steps": steps_line(trainer.state),
         "Training loss at the end": f"{last_loss(trainer):.4f}",
         "Tokens": tokens_line(trainer.timer.figures()),
@@ -5314,7 +5343,7 @@ def require_mergeable(settings: TrainingSettings) -> None:
     """Stop before training where a merge asked for could not be made after it."""
     import torch
 
-    unsloth_in_4bit = settings.backend == "unsloth" and not settings.load_in_16bit
+    unsloth_in_4bit = settings.backend == "unsloth" and settings.load_in_4bit
     if settings.merge_model and unsloth_in_4bit and not torch.cuda.is_available():
         raise Stop(
             "merge_needs_16bit",
@@ -5360,6 +5389,11 @@ def save_merged(settings: TrainingSettings, folder: Path) -> None:
 
 # ---- training/models.py ---------------------------------------------------------------------------------------
 # Models: which of them learn to continue a conversation, and loading one.
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the language model."""
+    return config.get("text_config") or config
 
 
 def require_decoder(config: Mapping[str, Any]) -> None:
@@ -5829,7 +5863,7 @@ def training_problems(settings: TrainingSettings) -> Iterable[str]:
         if getattr(settings, name) < 1:
             yield f"{as_flag_name(name)} must be at least 1, not {getattr(settings, name)}"
     for name in ("num_epochs", "learning_rate", "save_steps"):
-        if not 0 < getattr(settings, name) < math.inf:
+        if getattr(settings, name) != AUTO and not 0 < getattr(settings, name) < math.inf:
             yield f"{as_flag_name(name)} must be above 0, not {getattr(settings, name)}"
     for name in ("num_samples", "max_steps", "seed"):
         if getattr(settings, name) < 0:
@@ -5838,16 +5872,197 @@ def training_problems(settings: TrainingSettings) -> Iterable[str]:
         yield f"--min-coverage is a share from 0 to 1, not {settings.min_coverage}"
     if not 0 <= settings.eval_split < 1:
         yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
-    if settings.early_stopping < 0:
+    if settings.early_stopping != AUTO and int(settings.early_stopping) < 0:
         yield f"--early-stopping is a number of evaluations, or 0, not {settings.early_stopping}"
-    if settings.early_stopping and not settings.eval_split:
+    if settings.early_stopping not in (AUTO, 0) and not settings.eval_split:
         yield "--early-stopping needs rows held out: --eval-split 0.1"
+    if settings.load_in_16bit and settings.load_in_4bit:
+        yield "--load-in-16bit and --load-in-4bit exclude each other: pass one, or neither to leave the choice to the run"
     if settings.backend not in ("unsloth", "trl"):
         yield f"--backend is unsloth or trl, not {settings.backend}"
     if settings.gradient_checkpointing not in ("auto", "off", "offload"):
         yield f"--gradient-checkpointing is auto, off or offload, not {settings.gradient_checkpointing}"
     if settings.output_repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", settings.output_repo, re.ASCII):
         yield f"--output-repo is OWNER/NAME, not {settings.output_repo!r}"
+
+
+# ---- training/epochs.py ---------------------------------------------------------------------------------------
+# How often the rows are trained on, and when to stop early, where neither is given.
+
+
+ENOUGH_STEPS = 200  # optimizer steps up to which a small set is repeated
+MOST_EPOCHS = 3
+PATIENCE = 3  # evaluations, of the ten in such a run
+
+
+def epochs_for(settings: TrainingSettings, rows: int) -> float:
+    """The number of epochs: the one given, or what auto chooses for so many rows to train on."""
+    if settings.num_epochs != AUTO:
+        return float(settings.num_epochs)
+    if settings.max_steps:  # which decides alone
+        return 1.0
+    per_epoch = math.ceil(max(rows, 1) / effective_batch_size(settings))
+    return float(min(max(ENOUGH_STEPS // per_epoch, 1), MOST_EPOCHS))
+
+
+def patience_for(settings: TrainingSettings, rows: int, held_out: int) -> int:
+    """Evaluations without a lower loss before the run stops, 0 for never: as given, or by auto where it repeats the rows."""
+    if settings.early_stopping != AUTO:
+        return int(settings.early_stopping)
+    repeats = settings.num_epochs == AUTO and epochs_for(settings, rows) > 1
+    return PATIENCE if repeats and held_out else 0
+
+
+def why_epochs(settings: TrainingSettings, rows: int, held_out: int) -> str:
+    epochs = epochs_for(settings, rows)
+    stop = " at most, ended early where the held-out loss no longer falls" if patience_for(settings, rows, held_out) else ""
+    return f"{epochs:g} epoch{'s' * (epochs != 1)} over {rows:,} rows{stop}"
+
+
+# ---- training/learning_rate.py --------------------------------------------------------------------------------
+# The peak learning rate of a LoRA, where none is given. references/defaults.md says what it rests on.
+
+
+RATE, WIDTH = 5e-4, 2000  # the best rate at this hidden size, by Tinker's sweeps
+EXPONENTS = {"llama": 0.781, "qwen": 0.0775}  # of width, by what a model type begins with: the families swept there
+ALPHA, ROWS = 32, 16  # a LoRA's alpha there; rows of a step where the rate was held against measurements of ours
+MOST_BY_ROWS = 2.0  # times, up or down: the square root of the batch size is a rule of thumb
+LARGEST = 1.5e-3  # half of the rate at which most of the runs that diverged did so
+
+
+def learning_rate_for(settings: TrainingSettings, config: Mapping[str, Any]) -> float:
+    """The learning rate as a number: the one given, or what auto chooses for a model with this config.json."""
+    if settings.learning_rate != AUTO:
+        return float(settings.learning_rate)
+    # An adapter's step is alpha/r times the sum over its r ranks: it grows with alpha, and rank itself drops out.
+    rate = RATE * width_factor(config) * (ALPHA / settings.lora_alpha) * rows_factor(effective_batch_size(settings))
+    return float(f"{min(rate, LARGEST):.1e}")
+
+
+def width_factor(config: Mapping[str, Any]) -> float:
+    """A family that nobody has swept gets the lower of the two families' rates."""
+    ratio = WIDTH / hidden_size(config)
+    kind = str(text_config(config).get("model_type", ""))
+    known = [exponent for name, exponent in EXPONENTS.items() if kind.startswith(name)]
+    return min(ratio**exponent for exponent in known or EXPONENTS.values())
+
+
+def rows_factor(rows: int) -> float:
+    return min(max(math.sqrt(rows / ROWS), 1 / MOST_BY_ROWS), MOST_BY_ROWS)
+
+
+def hidden_size(config: Mapping[str, Any]) -> int:
+    """The model's width; where its configuration does not say, the one at which the rule is RATE itself."""
+    return text_config(config).get("hidden_size") or WIDTH
+
+
+def why_learning_rate(settings: TrainingSettings, config: Mapping[str, Any]) -> str:
+    return (
+        f"learning rate {learning_rate_for(settings, config):g} for a hidden size of {hidden_size(config):,}, "
+        f"LoRA alpha {settings.lora_alpha} and {effective_batch_size(settings)} rows a step"
+    )
+
+
+# ---- training/precision.py ------------------------------------------------------------------------------------
+# Whether the frozen model is held in 16 bits (LoRA) or in 4 (QLoRA), where neither is asked for.
+#
+# 4 bits cost some quality, most on small models: they are taken where they make a GPU suffice that would not do otherwise.
+
+
+Chosen = TypeVar("Chosen", bound=TrainingSettings)
+
+
+def is_precision_auto(settings: TrainingSettings) -> bool:
+    return not (settings.load_in_16bit or getattr(settings, "load_in_4bit", True))  # a copy of 0.3.0 has but the first
+
+
+def with_precision(settings: Chosen, in_16bit: bool) -> Chosen:
+    """The settings with this precision, where none was asked for."""
+    if not is_precision_auto(settings):
+        return settings
+    return replace(settings, load_in_16bit=in_16bit, load_in_4bit=not in_16bit)
+
+
+def fits_in_16bit(
+    settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], parameters: int, memory: float
+) -> bool:
+    """Whether a GPU of this memory (bytes) holds the model in 16 bits and the activations of a row of full length.
+
+    Then 16 bits cost no time either: nothing has to be recomputed for them. A memory of 0 is a CPU.
+    """
+    if config.get("quantization_config"):
+        return False
+    return not memory or fits_kept(settings, linears, config, settings.max_seq_length, 2 * parameters, memory)
+
+
+def chooses_16bit(settings: TrainingSettings, config: Any) -> bool:
+    """Whether a model of this transformers configuration is held in 16 bits on this machine."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if not (memory := gpu_bytes()):
+        return not config.to_dict().get("quantization_config")
+    try:
+        with torch.device("meta"):  # its shapes, without memory for them
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception:  # a model that cannot be laid out empty: the smaller form is the safer guess
+        return False
+    return fits_in_16bit(settings, linear_shapes(model), config.to_dict(), model.num_parameters(), memory)
+
+
+def gpu_bytes() -> int:
+    """Memory of this machine's GPU; 0 where there is none."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+
+
+def why_precision(in_16bit: bool, config: Mapping[str, Any], memory: float) -> str:
+    """memory: of the GPU, in bytes; 0 on a CPU."""
+    if in_16bit:
+        return f"16-bit LoRA: {memory / 1e9:.0f} GB have the room for it" if memory else "16-bit LoRA, on a CPU"
+    if config.get("quantization_config"):
+        return "4-bit QLoRA: the model's weights are quantised already"
+    return f"4-bit QLoRA: {memory / 1e9:.0f} GB do not hold the model in 16 bits beside the activations of a row"
+
+
+# ---- training/settled.py --------------------------------------------------------------------------------------
+# Settings that were left at auto become values, once the model and the number of rows are known.
+
+
+def settle(settings: Chosen, config: Any, rows: int, held_out: int) -> Chosen:
+    """The settings with a value for each that was left at auto, told in the event `settings`.
+
+    config: transformers' own; rows: to train on. What follows, checkpoints included, sees values only.
+    """
+    stated = config.to_dict()
+    why = why_chosen(settings, stated, rows, held_out)
+    if is_precision_auto(settings):
+        settings = with_precision(settings, chooses_16bit(settings, config))
+        why["precision"] = why_precision(settings.load_in_16bit, stated, gpu_bytes())
+    values = chosen_values(settings, stated, rows, held_out)
+    settings = replace(settings, **values)
+    emit("settings", **values, load_in_16bit=settings.load_in_16bit, load_in_4bit=settings.load_in_4bit, why=why)
+    return settings
+
+
+def chosen_values(settings: TrainingSettings, config: Mapping[str, Any], rows: int, held_out: int) -> dict[str, Any]:
+    """The values of all settings that may be left at auto, but the precision."""
+    return {
+        "learning_rate": learning_rate_for(settings, config),
+        "num_epochs": epochs_for(settings, rows),
+        "early_stopping": patience_for(settings, rows, held_out),
+    }
+
+
+def why_chosen(settings: TrainingSettings, config: Mapping[str, Any], rows: int, held_out: int) -> dict[str, str]:
+    """Why auto chooses what it does, by setting."""
+    found = {}
+    if settings.learning_rate == AUTO:
+        found["learning_rate"] = why_learning_rate(settings, config)
+    if settings.num_epochs == AUTO and not settings.max_steps:
+        found["num_epochs"] = why_epochs(settings, rows, held_out)
+    return found
 
 
 # ---- training/tokens.py ---------------------------------------------------------------------------------------

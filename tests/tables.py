@@ -17,6 +17,8 @@ from conftest import ROOT, SFT, python_of
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as pytest has it
 from unsloth_jobs.estimate.flavors import snapshot_flavors  # noqa: E402
+from unsloth_jobs.training.learning_rate import learning_rate_for  # noqa: E402
+from unsloth_jobs.training.settings import TrainingSettings  # noqa: E402
 
 FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "gemma3_text", "lfm2", "qwen3_5_text", "phi3", "phi",
@@ -52,9 +54,26 @@ def modules(training_python: str) -> str:
     return "\n".join([*head, *(f"| {', '.join(families)} | {' | '.join(found)} |" for found, families in alike.items())])
 
 
+SHAPES = {  # hidden size and model type, of published configurations
+    "SmolLM2-135M": (576, "llama"), "Qwen3-0.6B": (1024, "qwen3"), "Gemma-3-1B": (1152, "gemma3_text"),
+    "LFM2.5-1.2B": (2048, "lfm2"), "Qwen3-4B": (2560, "qwen3"), "Llama-3.1-8B": (4096, "llama"),
+}  # fmt: skip
+
+
+def rates(_: str) -> str:
+    """What `--learning-rate auto` comes to."""
+    found = {
+        name: learning_rate_for(TrainingSettings(), {"hidden_size": hidden, "model_type": kind})
+        for name, (hidden, kind) in SHAPES.items()
+    }
+    head = [f"| {' | '.join(found)} |", "|---" * len(found) + "|"]
+    return "\n".join([*head, f"| {' | '.join(f'{rate:g}' for rate in found.values())} |"])
+
+
 TABLES: dict[str, tuple[Callable[[str], str], Path]] = {
     "prices": (prices, ROOT / "references" / "gpu-and-cost.md"),
     "modules": (modules, ROOT / "references" / "models.md"),
+    "rates": (rates, ROOT / "references" / "defaults.md"),
 }
 
 

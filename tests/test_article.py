@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -51,5 +52,16 @@ def test_its_flags_mean_what_the_article_says():
     assert settings.base_model == "LiquidAI/LFM2.5-1.2B-Instruct"
     assert (settings.num_epochs, settings.eval_split, settings.output_repo) == (1, 0.2, "your-username/lfm-finetuned")
     assert (settings.lora_r, settings.lora_alpha, settings.max_seq_length) == (16, 32, 2048)
-    assert (settings.batch_size, settings.gradient_accumulation, settings.learning_rate) == (4, 4, 2e-4)
-    assert not settings.load_in_16bit
+    assert (settings.batch_size, settings.gradient_accumulation) == (4, 4)
+
+
+def test_its_own_settings_are_one_line_of_a_reference():
+    """What it left to its libraries' defaults, and this template chooses by itself."""
+    text = (ROOT / "references" / "defaults.md").read_text("utf-8")
+    [flags] = re.findall(r"settings of the article .*: `(.*)`", text)
+    settings = sft.parse_args([*ARGUMENTS, *shlex.split(flags)])
+    config = {"model_type": "lfm2", "hidden_size": 2048}
+    values = {"learning_rate": 2e-4, "num_epochs": 1.0, "early_stopping": 0}
+    assert sft.chosen_values(settings, config, 900, 100) == values
+    assert settings.load_in_4bit and not sft.is_precision_auto(settings)
+    assert sft.why_chosen(settings, config, 900, 100) == {}

@@ -102,11 +102,12 @@ def test_a_table_that_is_made_stands_as_it_is_made(name, training_python):
 def test_the_defaults_that_the_skill_tells_are_the_template_s():
     default = sft.Settings()
     said = (
-        f"QLoRA r {default.lora_r}, alpha {default.lora_alpha}, length {default.max_seq_length}, batch {default.batch_size} × "
-        f"{default.gradient_accumulation}, {default.num_epochs:.0f} epoch, learning rate 2e-4, a tenth of the rows held out"
+        f"LoRA r {default.lora_r}, alpha {default.lora_alpha}, length {default.max_seq_length}, batch {default.batch_size} × "
+        f"{default.gradient_accumulation}, a tenth of the rows held out"
     )
-    assert said in SKILL
-    assert (default.load_in_16bit, default.learning_rate, default.eval_split) == (False, 2e-4, 0.1)
+    assert said in SKILL and "Learning rate, epochs, early stopping and 16 or 4 bits are chosen" in SKILL
+    assert {default.learning_rate, default.num_epochs, default.early_stopping} == {"auto"}
+    assert (default.load_in_16bit, default.load_in_4bit, default.eval_split) == (False, False, 0.1)
 
 
 def test_figures_of_the_code_are_told_as_they_are():

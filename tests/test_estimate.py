@@ -56,7 +56,7 @@ def test_the_memory_is_the_sum_of_its_parts_and_follows_the_settings(hub, comman
     assert (kept["checkpointing"], offloaded["checkpointing"]) == ("off", "offload")
     wider = estimate(commands, "--lora-r", "64")["memory"]
     assert wider["adapter_gb"] == pytest.approx(4 * found["memory"]["adapter_gb"], abs=0.002)
-    assert estimate(commands, "--load-in-16bit")["memory"]["weights_gb"] > found["memory"]["weights_gb"]
+    assert estimate(commands, "--load-in-4bit")["memory"]["weights_gb"] < found["memory"]["weights_gb"]
 
 
 def test_each_flavor_that_does_not_fit_says_why(hub, commands):

@@ -177,6 +177,8 @@ def test_the_newest_whole_checkpoint_is_gone_on_with(saved):
         ("lora_r", 8, "--lora-r 16"),
         ("dataset_config", "other", "--dataset-config ''"),
         ("load_in_16bit", True, "--no-load-in-16bit"),
+        ("load_in_4bit", True, "--no-load-in-4bit"),
+        ("learning_rate", 2e-4, "--learning-rate auto"),
         ("packing", False, "--packing"),
         ("backend", "trl", "--backend unsloth"),
         ("batch_size", 2, "--batch-size 4"),

@@ -95,7 +95,8 @@ def test_a_step_holds_the_rows_asked_for_however_much_a_gpu_holds(batch, accumul
 
 @given(st.integers(1, 8), st.integers(1, 8), row_lengths, st.booleans())
 def test_out_of_memory_a_step_keeps_its_rows_until_nothing_smaller_is_left(batch, accumulation, lengths, packed):
-    wanted = sft.Settings(dataset="rows", batch_size=batch, gradient_accumulation=accumulation, max_seq_length=512)
+    asked = {"batch_size": batch, "gradient_accumulation": accumulation, "max_seq_length": 512, "num_epochs": 1.0}
+    wanted = sft.Settings(dataset="rows", **asked)
     steps = sft.Steps(lengths, wanted, packed)
     batching, kept = sft.choose_batching(wanted, steps.spread_length, lambda tokens: True, packed)
     assert kept
@@ -117,7 +118,7 @@ def test_steps_of_typical_rows_are_almost_full():
     """FineTome's lengths: what is computed is what is learned from, in one line of a large GPU as in short ones of a small."""
     chance = random.Random(1)
     lengths = [min(int(chance.lognormvariate(5.8, 0.9)) + 1, 2048) for _ in range(4000)]
-    steps = sft.Steps(lengths, sft.Settings(dataset="rows"), True)
+    steps = sft.Steps(lengths, sft.Settings(dataset="rows", num_epochs=1.0), True)
     for room, full in ((9000, 0.98), (4096, 0.96), (2100, 0.7)):
         batching, kept = sft.choose_batching(
             sft.Settings(dataset="rows"), steps.spread_length, lambda tokens, room=room: tokens <= room, True
@@ -127,7 +128,7 @@ def test_steps_of_typical_rows_are_almost_full():
 
 def test_a_few_long_rows_do_not_pad_all_others():
     lengths = [70] * 2000 + [4000] * 3
-    wanted = sft.Settings(dataset="rows", max_seq_length=4096)
+    wanted = sft.Settings(dataset="rows", max_seq_length=4096, num_epochs=1.0)
     steps = sft.Steps(lengths, wanted, True)
     passes = sft.Passes(steps, sft.choose_batching(wanted, steps.spread_length, lambda tokens: True, True)[0], True)
     assert passes.batching.length >= 4000 and passes.short_length() < 1200
@@ -167,6 +168,7 @@ def test_a_model_that_carries_state_over_the_border_is_found_and_not_packed(pack
 # ---- the whole template
 
 ONE_EPOCH = ["--batch-size", "4", "--gradient-accumulation", "2", "--max-seq-length", "256", "--learning-rate", "5e-3"]
+ONE_EPOCH += ["--num-epochs", "1", "--load-in-4bit"]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, fields, replace
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -73,8 +73,16 @@ def test_no_text_becomes_a_job_id_that_could_leave_its_folder(text):
 
 
 KINDS = {bool: st.booleans(), int: st.integers(0, 10**6), float: st.floats(0, 10), str: st.text(max_size=20)}
+
+
+def values_of(item: Field) -> st.SearchStrategy:
+    """Of one setting: a number or the word auto where either is taken."""
+    number = item.metadata["number"]
+    return KINDS[number] | st.just("auto") if number else KINDS[type(item.default)]
+
+
 made_settings = st.builds(
-    lambda values: sft.Settings(**values), st.fixed_dictionaries({f.name: KINDS[type(f.default)] for f in fields(sft.Settings)})
+    lambda values: sft.Settings(**values), st.fixed_dictionaries({f.name: values_of(f) for f in fields(sft.Settings)})
 )
 
 

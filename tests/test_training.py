@@ -107,7 +107,7 @@ def write_rows(path: Path, *rows: dict) -> str:
     ],
 )
 def test_each_row_is_trained_on_or_held_out(rows, settings, held_out):
-    made = sft.Settings(dataset="rows", **settings)
+    made = sft.Settings(dataset="rows", num_epochs=1.0, **settings)
     numbered = Dataset.from_dict({"row": list(range(rows))})
     trained, evaluated = sft.split_rows(numbered, made)
     parts = [*trained["row"], *(evaluated["row"] if evaluated else ())]
@@ -138,7 +138,7 @@ ASKED = {"role": "user", "content": "Hi"}
     [
         ([{"image": "x", "label": 1}], [], {}, "unknown_columns"),
         ([], [], {}, "dataset_unreadable"),
-        ([{"messages": [ASKED]}], ["--merge-model"], {}, "merge_needs_16bit"),
+        ([{"messages": [ASKED]}], ["--merge-model", "--load-in-4bit"], {}, "merge_needs_16bit"),
         ([{"messages": [ASKED]}] * 3, [], {}, "nothing_supervised"),
         ([{"messages": [ASKED]}], ["--output-repo", "microsoft/phi"], {}, "push_denied"),
         ([{"messages": [ASKED]}], [], {"JOB_ID": "1"}, "no_output_repo"),

@@ -14,9 +14,11 @@ from typing import Any
 
 from ..lookup.model_info import Model, text_config
 from ..training.batching import Batching, choose_batching
-from ..training.dataset import held_out_rows
+from ..training.dataset import held_out_of
+from ..training.epochs import epochs_for, patience_for
 from ..training.generation import MOST_ROWS, SHORTEST_LIMIT
 from ..training.models import needs_bf16
+from ..training.precision import Chosen, fits_in_16bit, with_precision
 from ..training.settings import TrainingSettings
 from . import memory
 from .flavors import Flavor
@@ -94,6 +96,8 @@ class Candidate:
     rows: int = 0  # to train on, in each epoch
     held_out: int = 0
     steps: int = 0
+    epochs: float = 0.0
+    precision: str = ""  # 16bit or 4bit: what the frozen model is held in
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name not in ("memory", "tokens")}
@@ -106,6 +110,7 @@ class Recommended:
     flavor: str
     timeout_s: int
     max_usd: float
+    precision: str
 
 
 def step_tokens(run: Run, settings: TrainingSettings) -> float:
@@ -123,10 +128,11 @@ def divide_step(run: Run, settings: TrainingSettings, keeps: Callable[[int], boo
 def work(run: Run, settings: TrainingSettings, batching: Batching) -> Work:
     """The work of a run whose steps are divided like this."""
     rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
-    held_out = held_out_rows(rows, settings)
+    held_out = held_out_of(rows, settings)
     each = settings.batch_size * settings.gradient_accumulation
-    trained = (rows - held_out) * settings.num_epochs
-    steps = math.ceil((rows - held_out) / each) * settings.num_epochs
+    epochs = epochs_for(settings, rows - held_out)
+    trained = (rows - held_out) * epochs
+    steps = math.ceil((rows - held_out) / each) * epochs
     if settings.max_steps:  # then the number of epochs does not count
         steps = settings.max_steps
         trained = steps * min(each, rows - held_out)
@@ -144,24 +150,36 @@ def candidates(
     flavors: Iterable[Flavor], model: Model, settings: TrainingSettings, run: Run, ledger: History
 ) -> list[Candidate]:
     """Each flavor with its time and price, those that fit first, cheapest run first (by its upper end)."""
-    found = [candidate(flavor, model, settings, run, ledger) for flavor in flavors]
+    return ranked(candidate(flavor, model, settings, run, ledger) for flavor in flavors)
+
+
+def ranked(found: Iterable[Candidate]) -> list[Candidate]:
     return sorted(found, key=lambda one: (not one.fits, one.usd_high))
 
 
+def for_machine(flavor: Flavor, model: Model, settings: Chosen) -> Chosen:
+    """The settings with the precision that a run takes on this machine, where none was asked for."""
+    vram = flavor.vram_gb / max(flavor.gpus, 1) * memory.GB
+    return with_precision(settings, fits_in_16bit(settings, model.linears, model.config, model.parameters, vram))
+
+
 def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run, ledger: History) -> Candidate:
+    settings = for_machine(flavor, model, settings)
     vram = flavor.vram_gb / max(flavor.gpus, 1)
     batching, kept = divide_step(run, settings, memory.room_for(model, settings, vram))
     size = work(run, settings, batching)
     needed = memory.memory(model, settings, size.at_once, kept)
     sizes = vram, round(needed.needed, 2), needed, size.tokens
     rows: dict[str, Any] = {"rows": size.rows, "held_out": size.held_out, "steps": steps(size, settings, batching)}
+    rows |= {"epochs": epochs_for(settings, size.rows), "precision": "16bit" if settings.load_in_16bit else "4bit"}
     if found := misfits(flavor, needed.needed, disk_gb(model, settings), bf16_for(model)):
         return Candidate(flavor.name, False, found[0].reason, *sizes, code=found[0].code, **rows)
     pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend)
     known = ledger.refine_estimate(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(run.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
-    evaluations = WATCHED_EVALUATIONS if settings.early_stopping else EVALUATIONS
+    watched = patience_for(settings, size.rows, size.held_out)
+    evaluations = WATCHED_EVALUATIONS if watched else EVALUATIONS
     start = known.overhead or starting(model)
     parts = {"start": start, "training": training, "evaluation": evaluation.times(evaluations)}
     if run.questions:
@@ -282,10 +300,10 @@ def recommend(ranked: list[Candidate], flavors: Iterable[Flavor]) -> Recommended
     if best is None:
         return None
     timeout = min(math.ceil(best.hours_high * 3600 * TIMEOUT_MARGIN / 600) * 600, LONGEST_TIMEOUT_S)
-    return Recommended(best.flavor, timeout, by_name[best.flavor].most_usd(timeout))
+    return Recommended(best.flavor, timeout, by_name[best.flavor].most_usd(timeout), best.precision)
 
 
 def as_estimate(one: Candidate) -> dict[str, Any]:
     """What a run record keeps of an estimate, to be held against what the run took."""
     times = ("hours_low", "hours_high", "usd_low", "usd_high", "basis", "seconds_per_token")
-    return {name: getattr(one, name) for name in (*times, "rows", "held_out", "steps", "tokens")}
+    return {name: getattr(one, name) for name in (*times, "rows", "held_out", "steps", "epochs", "tokens")}

@@ -9,6 +9,9 @@ from typing import Any
 from ..lookup import client
 from ..output import duration, span
 from ..training.contenders import id_and_revision
+from ..training.epochs import MOST_EPOCHS, why_epochs
+from ..training.precision import is_precision_auto
+from ..training.setting import AUTO
 from .plan import SMOKE_STEPS, Plan
 from .planning import PreparedPlan
 from .preflight import Repository
@@ -45,6 +48,7 @@ def details(plan: Plan) -> dict[str, str]:
 def training(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, str]:
     plan, settings = made.plan, made.settings
     bits = "16 bits" if settings.load_in_16bit else "4 bits"
+    bits = "16 bits, or in 4 where this machine's GPU has no room" if is_precision_auto(settings) else bits
     lines = {
         "script": "" if Path(plan.script).parent.name == "templates" else f"{plan.script} (your copy, or another)",
         "model": pinned(plan.model, plan.model_revision),
@@ -118,13 +122,22 @@ def lengths(plan: Plan, settings: Any, estimate: dict[str, Any] | None) -> str:
     if settings.max_steps:
         passes = f"{settings.max_steps:,} steps"
     else:
-        passes = f"{settings.num_epochs:g} epoch{'s' * (settings.num_epochs != 1)}"
+        passes = epochs(settings, estimate)
         passes += f", {estimate['steps']:,} steps" if estimate and estimate.get("steps") else ""
     effective = settings.batch_size * settings.gradient_accumulation
     return (
         f"{passes}; learning rate {settings.learning_rate:g}; effective batch size {effective}; "
         f"up to {settings.max_seq_length:,} tokens a row"
     )
+
+
+def epochs(settings: Any, estimate: dict[str, Any] | None) -> str:
+    """How often the rows are passed over, as far as it is known before they are counted."""
+    if settings.num_epochs != AUTO:
+        return f"{settings.num_epochs:g} epoch{'s' * (settings.num_epochs != 1)}"
+    if estimate and estimate.get("rows"):
+        return why_epochs(settings, estimate["rows"], estimate["held_out"])
+    return f"1 to {MOST_EPOCHS} epochs, by the number of rows"
 
 
 def described(one: Repository, public: bool) -> str:

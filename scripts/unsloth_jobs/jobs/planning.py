@@ -11,12 +11,14 @@ from huggingface_hub import HfApi
 
 from .. import template
 from ..errors import USAGE, Problem, UserError
+from ..estimate import cost
 from ..estimate.flavors import LOCAL, Flavor, fetch_flavor
 from ..estimate.history import run_key
 from ..lookup.dataset_info import is_local
 from ..lookup.identity import Identity, whoami, writable_namespace
 from ..lookup.model_info import Model
 from ..training.files import file_digest, sha256_of
+from ..training.learning_rate import learning_rate_for
 from . import arguments, evaluating, preflight
 from .plan import DEFAULT_TIMEOUT_S, JUDGE_KEY, SMOKE_MAX_USD, SMOKE_STEPS, SMOKE_TIMEOUT_S, Plan, seconds
 
@@ -109,6 +111,8 @@ def prepare(api: HfApi, request: RunRequest) -> PreparedPlan:
     run = resolve_training(api, module, settings, owner, request)
     if owner and run.parameters:
         preflight.require_fit(machine, flavors, run.parameters, run.settings)
+    if run.parameters:
+        run = replace(run, settings=fixed(machine, run.parameters, run.settings))
     key = run_key(run.settings, script)
     whole = arguments.render(run.settings, request.arguments)
     if request.smoke:
@@ -185,6 +189,15 @@ def resolve_training(
         pinned["trackio_space"] = f"{owner}/trackio"
     settings = replace(settings, **{name: value for name, value in pinned.items() if value})
     return ResolvedRun(settings, (), settings.base_model, model.revision, model)
+
+
+def fixed(machine: Flavor, model: Model, settings: Any) -> Any:
+    """The settings with what auto chooses for this model on this machine: what is approved is what runs.
+
+    The number of epochs is left to the job, which counts the rows; the precision to a run here, which finds the GPU.
+    """
+    settings = settings if machine is LOCAL else cost.for_machine(machine, model, settings)
+    return replace(settings, learning_rate=learning_rate_for(settings, model.config))
 
 
 def resolve_export(api: HfApi, settings: Any, identity: Identity | None, owner: str | None) -> ResolvedRun:

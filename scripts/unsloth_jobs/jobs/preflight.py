@@ -59,6 +59,7 @@ def require_fit(machine: Flavor, flavors: list[Flavor], found: Model, settings: 
 
 def misfit(machine: Flavor, found: Model, settings: TrainingSettings) -> cost.Misfit | None:
     """Why this machine is none for the run, by the estimate's own figures for one sequence at a time."""
+    settings = cost.for_machine(machine, found, settings)
     needed = cost.least_memory(found, settings).needed
     method = (found.config.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
     tolerated = {"unknown_gpu"}

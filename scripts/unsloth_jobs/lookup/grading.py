@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from ..errors import Problem, UserError
 from ..template import Template
 from ..training.contamination import seen_rows
-from ..training.dataset import held_out_rows
+from ..training.dataset import held_out_of
 from ..training.generation import LONGEST_ANSWER
 from ..training.grader_fit import grader_misfit, propose_grader
 from ..training.graders import load_grader
@@ -46,7 +46,7 @@ def examine_grading(
     if not hasattr(settings, "grader"):
         return None, []
     training = list(read(template, sample))
-    tested, rows, source = training, held_out_rows(sample.rows or 0, settings), "the rows held out"
+    tested, rows, source = training, held_out_of(sample.rows or 0, settings), "the rows held out"
     problems: list[Problem] = []
     if settings.eval_dataset:
         try:

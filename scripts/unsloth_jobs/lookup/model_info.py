@@ -18,6 +18,7 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from ..errors import HUB, UserError
 from ..redaction import plain
 from ..training.lora import EXPERTS
+from ..training.models import text_config
 from .client import IS_ID, LOOKUP_TIMEOUT_S, asking, endpoint, fetch_or_suggest, require_id
 
 MOST_LAYERS = 10_000  # or experts: a configuration that says more is no model's, and would be given memory for each
@@ -113,11 +114,6 @@ def bits_of(dtype: str) -> int:
     """Bits of a safetensors type, by the number in its name; those of the usual one where there is none."""
     digits = re.search(r"\d+", dtype)
     return int(digits[0]) if digits else {"BOOL": 8}.get(dtype, 16)
-
-
-def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that describes the language model."""
-    return config.get("text_config") or config
 
 
 def fetch_model(api: HfApi, name: str, revision: str | None = None) -> Model:

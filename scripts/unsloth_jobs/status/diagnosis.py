@@ -152,8 +152,8 @@ class DiagnosisWriter:
             return shlex.join(["uv", "run", str(SCRIPTS / f"{kind}.py"), plan.model, plan.dataset, *script, *larger, *flags])
         if kind in (AGAIN, RESUME) and plan:
             plan = replace(plan, flavor=flavor) if flavor and plan.where == "hf" else plan
-            settings = self.summary.event("plan").get("settings")
-            more = change(settings if isinstance(settings, dict) else {})
+            asked = self.summary.event("plan").get("settings")
+            more = change((asked if isinstance(asked, dict) else {}) | self.summary.event("settings"))
             if more or change is no_change:  # the same run once more would fail once more
                 # Only a script that trains on rows takes --resume.
                 return plan.resuming() if kind == RESUME and plan.dataset else plan.again(*more)

@@ -33,6 +33,7 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
         f"{reach['trainable']:,} trainable parameters",
         "Batches": batch_line(settings),
         "Learning rate, seed": f"{settings.learning_rate:g}, {settings.seed}",
+        "Chosen by the script": "; ".join(LAST_EVENTS["settings"]["why"].values()) or None,
         "Steps": steps_line(trainer.state),
         "Training loss at the end": f"{last_loss(trainer):.4f}",
         "Tokens": tokens_line(trainer.timer.figures()),

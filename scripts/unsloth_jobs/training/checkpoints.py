@@ -19,7 +19,7 @@ SETTINGS_FILE = "training_settings.json"
 LAST_CHECKPOINT = "last-checkpoint"  # folder of the repository
 # Settings that decide what a step learns from which rows: a run can only be resumed with those that it began with.
 RESUME_MUST_MATCH = (
-    "base_model", "load_in_16bit", "backend", "dataset_config", "dataset_split",
+    "base_model", "load_in_16bit", "load_in_4bit", "backend", "dataset_config", "dataset_split",
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
     "target_modules", "seed",

@@ -125,19 +125,18 @@ def data_revision(settings: DatasetSettings) -> str | None:
         return revision
 
 
+def held_out_of(rows: int, settings: SplitSettings) -> int:
+    """How many of so many rows, --num-samples taken off, are held out for validation."""
+    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+
+
 def split_rows(rows: Any, settings: SplitSettings) -> tuple[Any, Any]:
     """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
     if settings.num_samples:
         rows = rows.select(range(min(settings.num_samples, len(rows))))
-    held_out = held_out_rows(len(rows), settings)
     if len(rows) == 0:
         raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    if held_out < 1:
+    if not (held_out := held_out_of(len(rows), settings)):
         return rows, None
     parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
     return parts["train"], parts["test"]
-
-
-def held_out_rows(rows: int, settings: SplitSettings) -> int:
-    """How many of so many rows are held out."""
-    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)

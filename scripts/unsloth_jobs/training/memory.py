@@ -35,6 +35,13 @@ def keeps_activations(
     """Whether a run keeps its activations, which is fastest, or recomputes them (gradient checkpointing); sizes in bytes of one GPU."""
     if settings.gradient_checkpointing != "auto":
         return settings.gradient_checkpointing == "off"
+    return fits_kept(settings, linears, config, tokens, weights, memory)
+
+
+def fits_kept(
+    settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], tokens: int, weights: float, memory: float
+) -> bool:
+    """Whether weights and the activations of so many tokens have the room that they may take; sizes in bytes of one GPU."""
     activations = activation_bytes(linears, tokens) * (TRL_ACTIVATIONS if settings.backend == "trl" else 1)
     return weights + activations + logits_bytes(config, tokens) < ROOM * memory
 

@@ -13,7 +13,7 @@ def require_mergeable(settings: TrainingSettings) -> None:
     """Stop before training where a merge asked for could not be made after it."""
     import torch
 
-    unsloth_in_4bit = settings.backend == "unsloth" and not settings.load_in_16bit
+    unsloth_in_4bit = settings.backend == "unsloth" and settings.load_in_4bit
     if settings.merge_model and unsloth_in_4bit and not torch.cuda.is_available():
         raise Stop(
             "merge_needs_16bit",

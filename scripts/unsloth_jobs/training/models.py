@@ -12,6 +12,11 @@ from .report import Stop
 from .settings import TrainingSettings
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the language model."""
+    return config.get("text_config") or config
+
+
 def require_decoder(config: Mapping[str, Any]) -> None:
     """Raises Stop where a model's config.json describes one that this template cannot train."""
     kind = (config.get("architectures") or ["unknown"])[0]

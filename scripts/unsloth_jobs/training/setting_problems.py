@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from .flags import as_flag_name
+from .setting import AUTO
 from .settings import TrainingSettings
 
 
@@ -27,7 +28,7 @@ def training_problems(settings: TrainingSettings) -> Iterable[str]:
         if getattr(settings, name) < 1:
             yield f"{as_flag_name(name)} must be at least 1, not {getattr(settings, name)}"
     for name in ("num_epochs", "learning_rate", "save_steps"):
-        if not 0 < getattr(settings, name) < math.inf:
+        if getattr(settings, name) != AUTO and not 0 < getattr(settings, name) < math.inf:
             yield f"{as_flag_name(name)} must be above 0, not {getattr(settings, name)}"
     for name in ("num_samples", "max_steps", "seed"):
         if getattr(settings, name) < 0:
@@ -36,10 +37,12 @@ def training_problems(settings: TrainingSettings) -> Iterable[str]:
         yield f"--min-coverage is a share from 0 to 1, not {settings.min_coverage}"
     if not 0 <= settings.eval_split < 1:
         yield f"--eval-split is a share from 0 up to 1, not {settings.eval_split}"
-    if settings.early_stopping < 0:
+    if settings.early_stopping != AUTO and int(settings.early_stopping) < 0:
         yield f"--early-stopping is a number of evaluations, or 0, not {settings.early_stopping}"
-    if settings.early_stopping and not settings.eval_split:
+    if settings.early_stopping not in (AUTO, 0) and not settings.eval_split:
         yield "--early-stopping needs rows held out: --eval-split 0.1"
+    if settings.load_in_16bit and settings.load_in_4bit:
+        yield "--load-in-16bit and --load-in-4bit exclude each other: pass one, or neither to leave the choice to the run"
     if settings.backend not in ("unsloth", "trl"):
         yield f"--backend is unsloth or trl, not {settings.backend}"
     if settings.gradient_checkpointing not in ("auto", "off", "offload"):

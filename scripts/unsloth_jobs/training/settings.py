@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .setting import setting
+from .setting import AUTO, setting
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
     base_model_revision: str = setting("", "commit or branch of the model (default: main)")
-    load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
+    load_in_16bit: bool = setting(False, "16-bit LoRA (default: where the GPU has the room for it, and on a CPU)")
+    load_in_4bit: bool = setting(False, "4-bit QLoRA: least memory, some quality (default: where 16 bits have no room)")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
 
 
@@ -36,11 +37,11 @@ class SplitSettings(DatasetSettings):
 
 @dataclass(frozen=True)
 class LearningSettings:
-    num_epochs: float = setting(1.0, "epochs: passes over the training rows")
+    num_epochs: float | str = setting(AUTO, "epochs: passes over the training rows; auto: up to 3 for few rows", float)
     max_steps: int = setting(0, "stop after N optimizer steps, whatever --num-epochs says (0: no limit)")
     batch_size: int = setting(4, "micro-batch size at most: rows of full length in one forward pass")
     gradient_accumulation: int = setting(4, "micro-batches per step; effective batch size: --batch-size × this, in rows")
-    learning_rate: float = setting(2e-4, "peak learning rate")
+    learning_rate: float | str = setting(AUTO, "peak learning rate; auto: from model, adapter and batch size", float)
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
     lora_r: int = setting(16, "rank of the LoRA matrices")
@@ -49,7 +50,11 @@ class LearningSettings:
     min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of the requested modules")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
-    early_stopping: int = setting(0, "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never)")
+    early_stopping: int | str = setting(
+        AUTO,
+        "stop once N evaluations brought no lower held-out loss; keep the best adapter (0: never; auto: with its epochs)",
+        int,
+    )
 
 
 @dataclass(frozen=True)

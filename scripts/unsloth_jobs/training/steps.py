@@ -64,7 +64,7 @@ class Steps:
         self.lengths = list(lengths)  # a data set's column takes ten times as long to read from
         self.seed, size = settings.seed, effective_batch_size(settings)
         self.per_epoch = math.ceil(len(self.lengths) / size)
-        epochs = math.ceil(settings.max_steps / self.per_epoch) if settings.max_steps else math.ceil(settings.num_epochs)
+        epochs = math.ceil(settings.max_steps / self.per_epoch if settings.max_steps else float(settings.num_epochs))
         group = group_evenly if packed else group_alike
         numbers = range(min(epochs, GROUPINGS))
         self.groupings = [group(self.lengths, size, random.Random(f"{self.seed} {number}")) for number in numbers]
