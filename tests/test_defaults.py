@@ -8,15 +8,14 @@ import math
 
 import pytest
 import sft
-from conftest import ROOT, ROWS, SFT, Commands, shape_of_a_model
-from hub import Hub
+from conftest import ROOT, ROWS, SFT
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import shape_of_a_model
 from unsloth_jobs.estimate import cost
 from unsloth_jobs.estimate.flavors import Flavor, snapshot_flavors
 from unsloth_jobs.lookup.model_info import Model
 
-ADA = "hf_adaadaadaada"
 SMOLLM2 = {"model_type": "llama", "hidden_size": 576}
 
 
@@ -156,17 +155,7 @@ def test_auto_is_a_word_and_any_other_is_refused(flag, capsys):
 # ---- what is said before a run
 
 
-@pytest.fixture
-def hub(tmp_path, tiny_model, docs):
-    with Hub(tmp_path / "hub", execute_jobs=False, scheduling=0.05) as hub:
-        hub.add_user("ada", token=ADA)
-        hub.add_repo("ada/tiny", tiny_model)
-        hub.add_repo("ada/docs", docs, type="dataset")
-        yield hub
-
-
-def test_check_estimate_and_plan_say_what_the_run_chooses(hub, tmp_path):
-    commands = Commands(hub.env(token=ADA), tmp_path)
+def test_check_estimate_and_plan_say_what_the_run_chooses(commands):
     checked = commands.json("check.py", "ada/tiny", "ada/docs")["settings"]
     estimated = commands.json("estimate.py", "ada/tiny", "ada/docs")
     assert (checked["learning_rate"], checked["num_epochs"], checked["early_stopping"]) == (6.2e-4, 3, 3)
@@ -185,12 +174,11 @@ def test_check_estimate_and_plan_say_what_the_run_chooses(hub, tmp_path):
     assert commands.json("submit.py", str(SFT), *words, code=3)["plan_id"] == shown["plan_id"]
 
 
-def test_4_bits_are_what_makes_a_cheaper_gpu_possible(hub, tmp_path, tiny_model):
+def test_4_bits_are_what_makes_a_cheaper_gpu_possible(hub, commands, tmp_path, tiny_model):
     large = shape_of_a_model(tmp_path / "large", layers=40, hidden=8192, held=False)  # 5 billion weights
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (large / name).write_bytes((tiny_model / name).read_bytes())
     hub.add_repo("ada/large", large)
-    commands = Commands(hub.env(token=ADA), tmp_path)
     found = commands.json("estimate.py", "ada/large", "ada/docs")
     by = {one["flavor"]: one for one in found["flavors"]}
     assert (by["t4-small"]["precision"], by["l4x1"]["precision"]) == ("4bit", "16bit")
