@@ -57,9 +57,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, docs: Path
         yield Bench(hub, commands, training_python)
 
 
-@pytest.mark.parametrize(
-    "command", [["check.py", MODEL, DATASET, "--json"], ["submit.py", "templates/sft.py", "--", "--dataset", "x"]]
+FORKED = (
+    ["check.py", MODEL, DATASET, "--json"],
+    ["submit.py", "templates/sft.py", "--", "--base-model", MODEL, "--dataset", DATASET],
 )
+
+
+@pytest.mark.parametrize("command", FORKED)
 def test_a_command_that_is_forked_is_like_one_that_is_started(bench, command):
     """With an environment of its own: see command_server.py."""
     said = []
