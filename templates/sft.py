@@ -750,12 +750,15 @@ class Batching(NamedTuple):
 
 
 def batchings(
-    settings: TrainingSettings, length_for: Callable[[int], int], packed: bool, fewest: int = 1
+    settings: TrainingSettings, length_for: Callable[[int], int], packed: bool, fewest: int = 1, smallest: int = 1
 ) -> Iterable[Batching]:
-    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n."""
+    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n; smallest:
+    rows in a pass at least, where rows are not packed.
+    """
     rows = effective_batch_size(settings)
     if not packed:
-        sizes = (size for size in range(max_micro_batch_size(settings), 0, -1) if rows % size == 0)
+        most = max(max_micro_batch_size(settings), smallest)
+        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0)
         yield from (Batching(size, rows // size, settings.max_seq_length) for size in sizes)
         return
     shortest = math.inf
@@ -779,17 +782,19 @@ def max_micro_batch_size(settings: TrainingSettings) -> int:
 
 
 def choose_batching(
-    settings: TrainingSettings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool
+    settings: TrainingSettings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool, smallest: int = 1
 ) -> tuple[Batching, bool]:
     """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
 
     Keeping them saves a third of the arithmetic, so smaller micro-batches are taken for it, but none too small for a GPU.
     """
-    most = WIDER * max_micro_batch_size(settings) * settings.max_seq_length  # a little more is better than a pass more
+    most = (
+        WIDER * max(max_micro_batch_size(settings), smallest) * settings.max_seq_length
+    )  # a little more is better than a pass more
     fewest = math.ceil(length_for(1) / most) if packed else 1
     largest = None
-    for batching in batchings(settings, length_for, packed, fewest):
-        smallest = batching
+    for batching in batchings(settings, length_for, packed, fewest, smallest):
+        last = batching
         if batching.tokens > most:
             continue
         if largest and batching.tokens < FEWEST_TOKENS_AT_ONCE:
@@ -797,7 +802,7 @@ def choose_batching(
         if keeps(batching.tokens):
             return batching, True
         largest = largest or batching
-    return largest or smallest, False
+    return largest or last, False
 
 
 def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], error: Exception) -> tuple[Batching, bool]:
@@ -1019,7 +1024,7 @@ RESUME_MUST_MATCH = (
     "base_model", "load_in_16bit", "backend", "dataset_config", "dataset_split",
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
-    "target_modules", "seed",
+    "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
 )  # fmt: skip
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
@@ -1042,13 +1047,14 @@ def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) ->
 
 
 def rows_digest(rows: Any) -> str:
-    """sha256 of the rows as they are trained on: of tokens and labels, in their order."""
+    """sha256 of the rows as they are trained on: of their tokens and labels, in their order."""
     import numpy as np
 
     digest = hashlib.sha256()
-    for batch in rows.select_columns(["input_ids", "labels"]).with_format("numpy").iter(1000):
-        for column in ("input_ids", "labels"):
-            for values in batch[column]:
+    names = [name for name in rows.column_names if name != "length"]
+    for batch in rows.select_columns(names).with_format("numpy").iter(1000):
+        for column in names:
+            for values in map(np.atleast_1d, batch[column]):
                 digest.update(len(values).to_bytes(4, "little") + values.astype(np.int32).tobytes())
     return "sha256:" + digest.hexdigest()
 
@@ -1113,7 +1119,7 @@ def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[
     if not theirs:
         message = f"The checkpoint {checkpoint.name} does not say what it was trained on."
         raise Stop("resume_mismatch", message, f"{fix[0].upper()}{fix[1:]}.")
-    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name)]:
+    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name, None)]:
         flags = " ".join(as_flag(name, began[name]) for name in changed if name in began)
         raise Stop(
             "resume_mismatch",
@@ -1427,7 +1433,14 @@ def progress_callback(
         def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
             timer.evaluations += 1
             timer.evaluation_s, loss = metrics["eval_runtime"], float(metrics["eval_loss"])
-            emit("eval", step=state.global_step, eval_loss=round(loss, 4), perplexity=round(perplexity(loss), 4))
+            figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+            del figures["runtime"], figures["loss"]
+            emit(
+                "eval",
+                step=state.global_step,
+                eval_loss=round(loss, 4),
+                **{name: round(one, 4) for name, one in figures.items()},
+            )
             learning = state.global_step > 0  # the evaluation before training is the base model's
             if learning and best.patience and best.keep_if_better(model, state, loss) and state.global_step < state.max_steps:
                 control.should_training_stop, stop_signal.reason = True, "early_stopped"
@@ -1712,7 +1725,7 @@ MEDIA_VALUE = re.compile(
 )
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
-ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
+ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | dict[str, Any] | None]
 
 
 class Format(NamedTuple):
@@ -2643,15 +2656,21 @@ def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
     return Format("messages", {name: name for name in first}, hook)
 
 
-def custom_turns(row: Mapping[str, Any], hook: ToMessages) -> list[dict[str, Any]]:
-    """A row's messages as the script's to_messages writes them. Raises ValueError where it fails, or leaves the row out."""
+def custom_row(row: Mapping[str, Any], hook: ToMessages) -> dict[str, Any]:
+    """A row as the script's to_messages writes it: messages alone, beside their tools, or a prompt and its completion.
+
+    Raises ValueError where it fails, or leaves the row out.
+    """
     try:
-        turns = hook({name: from_cell(value) for name, value in row.items()})
+        made = hook({name: from_cell(value) for name, value in row.items()})
     except Exception as error:
         raise ValueError(f"to_messages fails: {type(error).__name__}: {error}") from error
-    if not turns:
+    if not made:
         raise ValueError("to_messages leaves it out")
-    return turns
+    if isinstance(made, Mapping) and "completion" in made:
+        return {"prompt": cell_text(made.get("prompt")), "completion": cell_text(made["completion"])}
+    turns, tools = (made["messages"], made.get("tools")) if isinstance(made, Mapping) else (made, None)
+    return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
 
 
 def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
@@ -2663,7 +2682,7 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
     if sum(map(characters, values.values())) > ROW_LIMIT:
         raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
     if layout.to_messages:
-        return {"messages": [normalise_message(turn) for turn in custom_turns(row, layout.to_messages)]}
+        return custom_row(row, layout.to_messages)
     if layout.name == "text":
         return {"text": cell_text(values["text"])}
     if layout.name == "alpaca":
@@ -4909,7 +4928,13 @@ def as_sample(question: Question, base: Answer, tuned: Answer) -> dict[str, str]
     return {"prompt": question.asked, "base": base.text, "tuned": tuned.text, "reference": question.reference}
 
 
-def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_step: int | None, path: Path) -> bool:
+def draw_losses(
+    history: list[dict[str, Any]],
+    base_loss: float | None,
+    kept_step: int | None,
+    path: Path,
+    what: str = "loss (nats per token)",
+) -> bool:
     """Whether the picture of the loss over the steps could be drawn. A failure is a warning: the result is safe."""
     training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     # The base model was measured before the trainer's history began.
@@ -4919,7 +4944,7 @@ def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_ste
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
+        axes = figure.add_subplot(xlabel="step", ylabel=what)
         axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.5, label="training batches")
         if held_out:
             axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held-out rows")
@@ -5158,8 +5183,11 @@ def model_card(
     picture: str | None,
     method: str,
     evaluation: Evaluation | None = None,
+    measured: str = "",
 ) -> str:
-    """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it."""
+    """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it; measured: a
+    table in place of that of the losses.
+    """
     from huggingface_hub import ModelCardData
 
     base, data, where = Path(settings.base_model), Path(settings.dataset), settings.output_repo or settings.save_local
@@ -5177,7 +5205,7 @@ def model_card(
         f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with {LIBRARY[settings.backend]} on "
         f"`{data.name if data.exists() else data}`.",
         "## What training changed",
-        card_losses(losses),
+        measured or card_losses(losses),
         card_grades(evaluation, settings.card_samples) if evaluation else "",
         f"![Training and held-out loss over the steps]({picture})" if picture else "",
         card_answers(answers) if settings.card_samples else "",

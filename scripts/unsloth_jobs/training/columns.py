@@ -27,7 +27,7 @@ MEDIA_VALUE = re.compile(
 )
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
-ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
+ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | dict[str, Any] | None]
 
 
 class Format(NamedTuple):
