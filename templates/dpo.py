@@ -1746,7 +1746,7 @@ PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
     ("input", "output"),
 )  # fmt: skip
-PREFERENCE = {"chosen", "rejected"}
+PREFERENCES = ({"chosen", "rejected"}, {"preferred_output", "non_preferred_output"})
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
@@ -1798,13 +1798,17 @@ def detect_format(
             return Format("prompt-completion", {"prompt": prompt, "completion": completion})
     if "text" in columns:
         return Format("text", {"text": "text"})
-    if set(columns) >= PREFERENCE:
+    if found := next((pair for pair in PREFERENCES if pair <= {*columns}), None):
+        better, worse = sorted(found, key=columns.index)
         raise Stop(
             "preference_data",
-            "The rows hold preferences (chosen, rejected), not answers to imitate.",
-            "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
-            if "prompt" in columns
-            else "Choose a data set with messages, or with a question and an answer in each row.",
+            f"The rows hold preferences ({better}, {worse}), not answers to imitate.",
+            "To learn them use templates/dpo.py in the place of this script (check.py ... --script templates/dpo.py)."
+            + (
+                " To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
+                if "prompt" in columns
+                else ""
+            ),
         )
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
@@ -5664,7 +5668,7 @@ class StepTrainer:
             message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
             emit("warning", code="evaluation_failed", message=message)
         if metrics:
-            self.log(metrics)
+            self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

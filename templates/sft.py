@@ -1717,8 +1717,12 @@ PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
     ("input", "output"),
 )  # fmt: skip
+<<<<<<< HEAD
 PREFERENCE = {"chosen", "rejected"}
 OPENAI_PREFERRED = ("preferred_output", "preferred_completion")
+=======
+PREFERENCES = ({"chosen", "rejected"}, {"preferred_output", "non_preferred_output"})
+>>>>>>> 2005f88 (check and estimate read preferences: both answers, what the pairs are like, the reference's passes)
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA_VALUE = re.compile(
     r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
@@ -1773,13 +1777,17 @@ def detect_format(
             return Format("prompt-completion", {"prompt": prompt, "completion": completion})
     if "text" in columns:
         return Format("text", {"text": "text"})
-    if set(columns) >= PREFERENCE:
+    if found := next((pair for pair in PREFERENCES if pair <= {*columns}), None):
+        better, worse = sorted(found, key=columns.index)
         raise Stop(
             "preference_data",
-            "The rows hold preferences (chosen, rejected), not answers to imitate.",
-            "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
-            if "prompt" in columns
-            else "Choose a data set with messages, or with a question and an answer in each row.",
+            f"The rows hold preferences ({better}, {worse}), not answers to imitate.",
+            "To learn them use templates/dpo.py in the place of this script (check.py ... --script templates/dpo.py)."
+            + (
+                " To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
+                if "prompt" in columns
+                else ""
+            ),
         )
     if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
         raise Stop(
@@ -5863,7 +5871,7 @@ class StepTrainer:
             message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
             emit("warning", code="evaluation_failed", message=message)
         if metrics:
-            self.log(metrics)
+            self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

@@ -56,7 +56,7 @@ class StepTrainer:
             message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
             emit("warning", code="evaluation_failed", message=message)
         if metrics:
-            self.log(metrics)
+            self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
