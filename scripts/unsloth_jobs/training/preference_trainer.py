@@ -223,6 +223,34 @@ def add_fused_head(model: Any) -> None:
     add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "mean_logits"))
 
 
+def compute_head_without_gpu() -> None:
+    """TRL's fused head is a kernel for GPUs; Unsloth brings one for processors, and without Unsloth this is it."""
+    from trl.trainer import utils
+
+    utils._ChunkedLogProbFunction = WholeLogProbs
+
+
+class WholeLogProbs:
+    """What TRL's kernel computes of each token, from all its logits at once."""
+
+    @staticmethod
+    def apply(hidden, weight, bias, labels, temperature, chunk_size, softcap, scale, outputs):
+        import torch
+
+        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale
+        logits = (softcap * torch.tanh(logits / softcap) if softcap else logits) / temperature
+        all_log_probs = logits.log_softmax(-1)
+        probabilities = all_log_probs.exp()
+        values = {
+            "log_probs": all_log_probs.gather(-1, labels[:, None])[:, 0],
+            "entropy": -(probabilities * all_log_probs).sum(-1),
+            "log_sum_sq_probs": probabilities.square().sum(-1).log(),
+            "mean_logits": logits.mean(-1),
+            "is_top1": logits.argmax(-1) == labels,
+        }
+        return tuple(value if name in (*outputs, "log_probs") else None for name, value in values.items())
+
+
 def drop_reference(model: Any) -> None:
     """Without TRL's copy of an adapter that is new: without any adapter the model is the same, and faster."""
     if REFERENCE not in model.peft_config:
