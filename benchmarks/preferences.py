@@ -111,6 +111,8 @@ def plain(kept: bool, model_folder: str, rows: str, folder: str, steps: int, in_
     from trl import DPOConfig, DPOTrainer
 
     on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        dpo.compute_head_without_gpu()
     quantised = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
     )

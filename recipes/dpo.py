@@ -73,7 +73,13 @@ from unsloth_jobs.training.preference_card import accuracy_interval, preference_
 from unsloth_jobs.training.preference_losses import LOSSES
 from unsloth_jobs.training.preference_scores import Yardstick, warn_of_displacement, warn_of_swapped
 from unsloth_jobs.training.preference_tokens import digest_of, encode_preferences, require_preferences
-from unsloth_jobs.training.preference_trainer import add_fused_head, drop_reference, preference_options, preference_trainer
+from unsloth_jobs.training.preference_trainer import (
+    add_fused_head,
+    compute_head_without_gpu,
+    drop_reference,
+    preference_options,
+    preference_trainer,
+)
 from unsloth_jobs.training.preferences import find_preference_format
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
@@ -309,6 +315,8 @@ def build_trainer(
     import transformers
 
     timer, curves, loss = StepTimer(), trackio_callback(), LOSSES[settings.loss]
+    if settings.backend == "trl" and not torch.cuda.is_available():
+        compute_head_without_gpu()
     order = steps or Steps(train_tokens["length"], settings, packed=False)
     division = batching or choose_batching(settings, order.spread_length, lambda tokens: True, False, loss.smallest)[0]
     options = preference_options(settings, division, evaluates=bool(held_out))

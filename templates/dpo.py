@@ -434,6 +434,8 @@ def build_trainer(
     import transformers
 
     timer, curves, loss = StepTimer(), trackio_callback(), LOSSES[settings.loss]
+    if settings.backend == "trl" and not torch.cuda.is_available():
+        compute_head_without_gpu()
     order = steps or Steps(train_tokens["length"], settings, packed=False)
     division = batching or choose_batching(settings, order.spread_length, lambda tokens: True, False, loss.smallest)[0]
     options = preference_options(settings, division, evaluates=bool(held_out))

@@ -82,6 +82,7 @@ def compare_orpo() -> None:
         ):
             theirs |= {f"{name}_input_ids": batch["input_ids"][rows], f"{name}_attention_mask": batch["attention_mask"][rows]}
             theirs |= {f"{name}_labels": labels[rows]}
+        self.model.float()  # TRL's own rounds log-probabilities to the model's 16 bits
         with torch.no_grad():
             found = dpo.FusedForward.concatenated_forward(self, self.model, batch)[:2]
             wanted = super(dpo.FusedForward, self).concatenated_forward(self.model, theirs)[:2]

@@ -432,16 +432,17 @@ def test_another_loss_does_not_go_on_with_the_checkpoint(runs, words, whole):
 STARTS = {"ipo": 25.0, "hinge": 1.0, "apo_zero": 1.0, "apo_down": 1.0, "orpo": None, "simpo": None, "kto": 0.5}
 
 
-@pytest.mark.parametrize("loss", STARTS)
+@pytest.mark.parametrize("loss", [*STARTS, "sigmoid --backend trl"])
 def test_each_loss_learns_from_the_same_rows(runs, words, data, loss):
     rows = ["--dataset", str(data / "singles.jsonl")] if loss == "kto" else []
     fault = ["compare_orpo"] if loss in ("orpo", "simpo") else None
-    few = ["--loss", loss, "--max-steps", "4", "--num-samples", "48", "--save-steps", "100"]
+    few = ["--loss", *loss.split(), "--max-steps", "4", "--num-samples", "48", "--save-steps", "100"]
     run = runs.start(*words, *rows, *few, template="dpo", fault=fault).wait()
     assert run.code == 0, run.log[-3000:]
     start, *_, end = run.all("eval")
-    if STARTS[loss] is not None:
-        assert start["eval_loss"] == pytest.approx(STARTS[loss], rel=1e-3)
+    if STARTS.get(loss) is not None:
+        # KTO weighs the two labels by their numbers in the training rows; the held-out rows have others.
+        assert start["eval_loss"] == pytest.approx(STARTS[loss], rel=0.1 if loss == "kto" else 1e-3)
     assert end["eval_loss"] < start["eval_loss"] and end["reward_accuracy"] > 0.5 and end["reward_margin"] > 0
     # By the fused head as by TRL's own forward pass.
     compared = run.all("compared_forward")
