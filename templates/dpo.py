@@ -54,11 +54,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import codecs
 import contextlib
 import csv
+import datetime
 import difflib
 import functools
 import gc
+import gzip
 import hashlib
 import heapq
 import html
@@ -80,6 +83,8 @@ import time
 import traceback
 import unicodedata
 import warnings
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -89,7 +94,7 @@ from itertools import zip_longest
 from pathlib import Path
 from statistics import NormalDist, median
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar, cast
 
 
 # ---- training/setting.py --------------------------------------------------------------------------------------
@@ -114,8 +119,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .parquet .txt")
-    dataset_config: str = setting("", "configuration of the data set (default: `default`, or the only one)")
+    dataset: str = setting("", "rows to learn (needed): Hub id, or local .jsonl .json .csv .tsv .xlsx .parquet .txt")
+    dataset_config: str = setting(
+        "", "configuration of the data set, or sheet of an .xlsx (default: `default`, or the only one)"
+    )
     dataset_split: str = setting("", "split to train on (default: `train`, or the only one)")
     dataset_revision: str = setting("", "commit or branch of the data set (default: main)")
     max_seq_length: int = setting(2048, "tokens per row; longer rows are cut, and counted")
@@ -1039,8 +1046,10 @@ def cost_usd() -> float | None:
 
 def run_name(settings: TrainingSettings) -> str:
     """The run's name, and its repository's where none is given: model and data set, as the Hub allows names."""
-    dataset = settings.dataset.removesuffix(Path(settings.dataset).suffix if Path(settings.dataset).is_file() else "")
-    parts = (Path(settings.base_model).name, Path(dataset).name)
+    data = Path(settings.dataset)
+    if data.is_file():
+        data = Path(re.sub(r"(?i)\.gz$", "", data.name)).with_suffix("")
+    parts = (Path(settings.base_model).name, data.name)
     return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]
 
 
@@ -1742,14 +1751,18 @@ ROLES = {
     "system": "system", "developer": "developer",
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool",
+    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool", "function": "tool",
 }  # fmt: skip
 PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
     ("input", "output"),
 )  # fmt: skip
-PREFERENCES = ({"chosen", "rejected"}, {"preferred_output", "non_preferred_output"})
+PREFERENCE = {"chosen", "rejected"}
+OPENAI_PREFERRED = ("preferred_output", "preferred_completion")
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
+MEDIA_VALUE = re.compile(
+    r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
+)
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
 ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | dict[str, Any] | None]
@@ -1787,7 +1800,7 @@ def detect_format(
         )
     if prompt_column:
         return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
-    tools = {"tools": "tools"} if "tools" in columns else {}
+    tools: dict[str, str] = {name: name for name in ("tools", "functions") if name in columns}
     for name in ("messages", "conversations", "conversation"):
         if name in columns:
             return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
@@ -1800,23 +1813,27 @@ def detect_format(
             return Format("prompt-completion", {"prompt": prompt, "completion": completion})
     if "text" in columns:
         return Format("text", {"text": "text"})
-    if found := next((pair for pair in PREFERENCES if pair <= {*columns}), None):
-        better, worse = sorted(found, key=columns.index)
-        raise Stop(
-            "preference_data",
-            f"The rows hold preferences ({better}, {worse}), not answers to imitate.",
-            "To learn them use templates/dpo.py in the place of this script (check.py ... --script templates/dpo.py)."
-            + (
-                " To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
-                if "prompt" in columns
-                else ""
-            ),
-        )
+    if set(columns) >= PREFERENCE:
+        imitate = "--prompt-column prompt --completion-column chosen" if "prompt" in columns else ""
+        raise preference_data("(chosen, rejected)", imitate)
+    if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
+        imitate = f"--prompt-column input --completion-column {preferred}"
+        raise preference_data(f"as OpenAI's DPO files do ({preferred}, non_{preferred})", imitate)
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
         "unknown_columns",
         f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
         naming_hint(columns),
+    )
+
+
+def preference_data(which: str, imitate: str) -> Stop:
+    """What to say of preferences where answers to imitate are asked for. imitate: the flags that name the better ones."""
+    return Stop(
+        "preference_data",
+        f"The rows hold preferences {which}, not answers to imitate.",
+        "To learn them use templates/dpo.py in the place of this script: check.py ... --script templates/dpo.py."
+        + (f" To imitate the better answers: {imitate}." if imitate else ""),
     )
 
 
@@ -1830,8 +1847,15 @@ def naming_hint(columns: list[str]) -> str:
     if any(map(reads_like_a_cell, columns)):
         return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
     # Names come from the data set, and a fix is pasted into a shell.
-    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, columns[:2]))
+    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, likeliest(columns)))
     return f"Name the two columns, such as: {named}. Or fill in to_messages(row) in a copy of the template."
+
+
+def likeliest(columns: list[str]) -> list[str]:
+    """The two columns that sound most like a question and its answer: the first two where none do."""
+    answer = next((name for name in columns if SOUNDS_LIKE_AN_ANSWER.search(name)), "")
+    question = next((name for name in columns if SOUNDS_LIKE_A_QUESTION.search(name) and name != answer), "")
+    return [question, answer] if question and answer else columns[:2]
 
 
 def reads_like_a_cell(name: str) -> bool:
@@ -1839,6 +1863,8 @@ def reads_like_a_cell(name: str) -> bool:
     return len(name) > 40 or len(name.split()) > 3 or bool(re.search(r"[?!.]$|^[\d.,]+$", name))
 
 
+SOUNDS_LIKE_A_QUESTION = re.compile("question|ticket|request|prompt|input|message|problem|query|body|text", re.IGNORECASE)
+SOUNDS_LIKE_AN_ANSWER = re.compile("answer|reply|response|output|solution|resolution|completion", re.IGNORECASE)
 ROW_EXAMPLE = (
     'Write an object into each line: {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
 )
@@ -1847,6 +1873,11 @@ ROW_EXAMPLE = (
 def media_columns(features: Mapping[str, Any] | None) -> list[str]:
     """The columns whose type is pictures, sound or video, alone or in a list."""
     return [name for name, feature in (features or {}).items() if holds_media(feature)]
+
+
+def media_values(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row that hold the name or the content of a picture, a sound or a video."""
+    return [name for name, value in row.items() if isinstance(value, str) and MEDIA_VALUE.fullmatch(value.strip())]
 
 
 def holds_media(feature: Any) -> bool:
@@ -1884,6 +1915,26 @@ def with_calls(calls: Any, name: Callable[[Any], Any], arguments: Callable[[Any]
         return {**call, **changed}
 
     return [replaced(call) for call in calls] if isinstance(calls, list) else calls
+
+
+def as_tools(functions: Any) -> Any:
+    """The functions of OpenAI's older files as the tools of its newer ones."""
+    return [{"type": "function", "function": one} for one in functions] if isinstance(functions, list) else functions
+
+
+def with_tool_calls(turns: list[Any]) -> list[Any]:
+    """Messages with the `function_call` of OpenAI's older files as a tool call, and with an id that its answer names."""
+    changed, calls, last = [], 0, ""
+    for turn in turns:
+        if isinstance(turn, Mapping) and isinstance(turn.get("function_call"), Mapping):
+            calls += 1
+            last = f"call{calls:05}"  # nine characters: some chat templates want as many
+            call = {"id": last, "type": "function", "function": turn["function_call"]}
+            turn = {**turn, "tool_calls": [call]}
+        elif isinstance(turn, Mapping) and turn.get("role") == "function" and last:
+            turn = {**turn, "tool_call_id": last}
+        changed.append(turn)
+    return changed
 
 
 def arguments_of(message: Mapping[str, Any]) -> list[Any]:
@@ -2098,6 +2149,8 @@ class ChatTemplate:
         self.eos = tokenizer.eos_token or ""
         self.prompt = self.header = self.closing = self.earlier_closing = self.call_closing = self.opened = ""
         self.in_parts, self.ends = False, False
+        # OpenAI's name of the system's role: other templates would leave its turn out, or write a role no model knows.
+        self.has_developer = "developer" in str(tokenizer.chat_template)
         if tokenizer.chat_template:
             self.find_turn_borders()
 
@@ -2105,6 +2158,8 @@ class ChatTemplate:
         """The conversation as text. Raises ValueError where the template refuses it."""
         if self.in_parts:
             messages = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        if not self.has_developer:
+            messages = [message | {"role": "system"} if message["role"] == "developer" else message for message in messages]
         try:
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
         except Exception as error:  # a template raises whatever it likes: over a system turn, or two questions in a row
@@ -2570,9 +2625,11 @@ def without_nulls(value: Any) -> Any:
 
 
 def plain_text(content: Any) -> str:
-    """The text of a message. Raises ValueError on pictures or sound, which this template cannot learn."""
+    """The text of a message; an object is written as JSON. Raises ValueError on pictures or sound, and on what is no text."""
     if content is None or isinstance(content, str):
         return content or ""
+    if isinstance(content, Mapping):
+        return plain_text([content]) if is_part(content) else as_json_text(content)
     if not isinstance(content, list):
         raise ValueError(f"a message's content is {type(content).__name__}, not text")
     for part in content:
@@ -2582,15 +2639,25 @@ def plain_text(content: Any) -> str:
     return "".join(part["text"] for part in content)
 
 
+def is_part(value: Any) -> bool:
+    """Whether a value is a part of a message: text, a picture, sound."""
+    return isinstance(value, Mapping) and str(value.get("type")) in PART_TYPES
+
+
+def as_json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def normalise_message(message: Any) -> dict[str, Any]:
     """A turn as {"role", "content"} and what else chat templates read. Raises ValueError with the reason."""
     if not isinstance(message, Mapping):
         raise ValueError(f"a turn is {type(message).__name__}, not a message with a role")
+    written = next((message[key] for key in ("content", "value", "refusal") if message.get(key) is not None), None)
     message = without_nulls(message)
     role = str(message.pop("role", message.pop("from", ""))).lower()
     if role not in ROLES:
         raise ValueError(f"unknown role {role!r}")
-    content = plain_text(message.pop("content", message.pop("value", None)))
+    content = plain_text(written if isinstance(written, Mapping) else without_nulls(written))
     kept = {
         key: message[key] for key in ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking") if message.get(key)
     }
@@ -2602,11 +2669,16 @@ def normalise_message(message: Any) -> dict[str, Any]:
 
 
 def parsed(value: Any) -> Any:
-    """What some data sets keep as JSON in a string. Raises ValueError where it is none."""
+    """What some data sets keep as JSON in a string, or pandas as Python's own notation. Raises ValueError where it is none."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
+    except ValueError:
+        if re.match(r"\s*\[?\s*\{\s*'", value):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return ast.literal_eval(value.strip())
+        raise
 
 
 def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
@@ -2659,15 +2731,37 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
         question = "\n\n".join(filter(None, (cell_text(values["instruction"]), cell_text(values.get("input")))))
         return {"prompt": question, "completion": cell_text(values["output"])}
     if layout.name == "prompt-completion":
-        prompt, completion = values["prompt"], values["completion"]
-        if is_turns(prompt) or is_turns(completion):
-            return {"messages": [normalise_message(turn) for turn in joined(prompt, completion)]}
+        prompt, completion = map(conversation_in, (values["prompt"], values["completion"]))
+        asked = prompt.get("messages") if isinstance(prompt, Mapping) else prompt
+        if is_turns(asked) or is_turns(completion):
+            tools = prompt.get("tools") if is_turns(asked) and isinstance(prompt, Mapping) else None
+            return conversation(joined(asked if is_turns(asked) else prompt, completion), tools)
         return {"prompt": cell_text(prompt), "completion": cell_text(completion)}
-    turns = parsed(values["messages"])
+    turns = from_columns(parsed(values["messages"]))
     if not isinstance(turns, list) or not turns:
         raise ValueError("the conversation is empty")
-    tools = without_nulls(parsed(values.get("tools") or None))
-    return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
+    return conversation(turns, parsed(values.get("tools") or None) or as_tools(parsed(values.get("functions") or None)))
+
+
+def conversation(turns: list[Any], tools: Any) -> dict[str, Any]:
+    """Turns and tools as {"messages": [...], "tools"?: [...]}. Raises ValueError with the reason where a turn is none."""
+    tools = without_nulls(tools)
+    return {"messages": [normalise_message(turn) for turn in with_tool_calls(turns)], **({"tools": tools} if tools else {})}
+
+
+def from_columns(turns: Any) -> Any:
+    """Turns that are kept as a list for each of their keys, as datasets once stored them, one by one."""
+    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
+        return [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
+    return turns
+
+
+def conversation_in(value: Any) -> Any:
+    """The turns that a column keeps as JSON text, as in a table; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with contextlib.suppress(ValueError):
+            return turns if is_turns(turns := parsed(value)) else value
+    return value
 
 
 def characters(value: Any) -> int:
@@ -2683,11 +2777,18 @@ def cell_text(value: Any) -> str:
     """The text of a column's value; what is neither text nor parts of one is written as JSON, as an answer's fields may be."""
     if value is None or isinstance(value, str):
         return value or ""
-    if isinstance(value, list) and any(isinstance(part, Mapping) and "type" in part for part in value):
+    if isinstance(value, list) and any(map(is_part, value)):
         return plain_text(without_nulls(value))
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
         raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return as_json_text(value)
+
+
+def is_no_text(value: Any) -> bool:
+    """Whether an answer is written as JSON text: it is neither text nor turns nor parts of a message."""
+    if isinstance(value, list):
+        return not is_turns(value) and not any(map(is_part, value))
+    return value is not None and not isinstance(value, str)
 
 
 def is_turns(value: Any) -> bool:
@@ -2708,6 +2809,7 @@ def joined(prompt: Any, completion: Any) -> list[Any]:
 
 ROW_LIMIT = 5_000_000  # bytes; at 4 or 5 a token the longest contexts there are
 JSON_CELL = "\x1e"  # stands before a value that was not text, as before each value of a JSON text sequence (RFC 7464)
+PART_TYPES = {*MEDIA, "text", "image_url", "input_text", "output_text", "input_image", "input_audio"}
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -2936,17 +3038,18 @@ def folded(text: str) -> str:
     text = text[-LONGEST:]
     if text.isascii():
         return " ".join(INVISIBLE.sub("", text).lower().split())
-    words = " ".join(folded_word(word) for word in INVISIBLE.sub("", text).translate(ALIKE).split())
-    return " ".join(words.split())[-LONGEST:]  # NFKC writes some accents that stand alone with a space
+    words = INVISIBLE.sub("", text).translate(ALIKE).split()
+    is_plain = max(map(len, words), default=0) <= PIECE
+    text = case_folded(" ".join(words)) if is_plain else " ".join(map(folded_word, words))
+    return " ".join(text.split())[-LONGEST:]  # NFKC writes some accents that stand alone with a space
 
 
 def folded_word(word: str) -> str:
-    pieces = (word[at : at + PIECE] for at in range(0, len(word), PIECE))
-    return "".join(as_nfkc(as_nfkc(piece).casefold()) for piece in pieces)
+    return "".join(case_folded(word[at : at + PIECE]) for at in range(0, len(word), PIECE))
 
 
-def as_nfkc(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
+def case_folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 # ---- training/graders_regex.py --------------------------------------------------------------------------------
@@ -2954,7 +3057,7 @@ def as_nfkc(text: str) -> str:
 
 
 PATTERN_LENGTH = 2_000  # characters
-PATTERN_SECONDS = 0.5  # for one answer; a pattern such as (a+)+$ would take years
+PATTERN_SECONDS = 0.3  # for one answer; a pattern such as (a+)+$ would take years
 
 
 def grade_regex(answer: str, reference: str, row: Mapping[str, Any]) -> float:
@@ -3062,7 +3165,7 @@ def label_finder(references: Iterable[str]) -> Callable[[str], str | None]:
     letters = [label for label in spelled if len(label) == 1 and label.isalpha() and not NO_SPACES.match(label)]
     words = sorted(filter(None, set(spelled) - {*letters}), key=len, reverse=True)
     in_folded = re.compile("|".join(map(as_words, words))) if words else None
-    in_own_case = re.compile("|".join(rf"(?<!\w){re.escape(bare_case(spelled[one]))}(?!\w|['’])" for one in letters))
+    in_own_case = re.compile("|".join(rf"(?<!\w){re.escape(own_case(one, spelled[one]))}(?!\w|['’])" for one in letters))
 
     def label_of(answer: str) -> str | None:
         text = folded(answer)
@@ -3070,15 +3173,15 @@ def label_finder(references: Iterable[str]) -> Callable[[str], str | None]:
             return bare
         found = set(in_folded.findall(text)) if in_folded else set()
         if letters:
-            found |= {one.lower() for one in in_own_case.findall(answer[-LONGEST:])}
+            found |= {folded(one) for one in in_own_case.findall(answer[-LONGEST:])}
         return found.pop() if len(found) == 1 else None
 
     return label_of
 
 
-def bare_case(label: str) -> str:
-    """A label of one letter in its own case: `B` of `"B."`."""
-    return next(character for character in label if character.isalpha())
+def own_case(letter: str, label: str) -> str:
+    """A label's letter as the label writes it: `B` of `"B."`."""
+    return next((character for character in label if folded(character) == letter), letter)
 
 
 class ClassRow(NamedTuple):
@@ -3295,7 +3398,8 @@ def called_in(value: Any) -> Iterator[ToolCall]:
 def listed_calls(text: str) -> list[ToolCall]:
     """The calls of a list such as [f(a=1), g(b="x")], as LFM and Llama write them, or of one call alone. Nothing is run."""
     text = text.strip()
-    if found := LISTED.search(text):
+    found = LISTED.search(text)
+    if found and "{" not in text[: found.start()]:  # a list within JSON is an argument
         text = text[found.start() : text.rfind("]") + 1]
     if len(text) > CALL_LENGTH or not re.match(r"\[|[A-Za-z_][\w.]*\(", text):
         return []
@@ -3565,7 +3669,7 @@ def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> Differen
     after Agresti and Min (2005), who add less. Without them 20 rows that all agree would prove that no row ever differs.
     Raises ValueError without rows, and where the rows are not the same.
     """
-    differences = [after - before for before, after in zip(base, tuned, strict=True)]
+    differences = [round(after - before, 9) for before, after in zip(base, tuned, strict=True)]  # 0.1 + 0.2 is no gain on 0.3
     if not differences:
         raise ValueError("no rows to compare")
     rows = len(differences)
@@ -3686,47 +3790,194 @@ def plain_question(text: str) -> str:
     return PUNCTUATION.sub(" ", folded(text)).strip()
 
 
-# ---- training/file_readers.py ---------------------------------------------------------------------------------
-# Readers of .jsonl, .json, .csv, .tsv and .txt, line by line, which name the line that is wrong.
+# ---- training/encodings.py ------------------------------------------------------------------------------------
+# Local files of text as lines: unpacked, and decoded by what their bytes say, since a table does not state its encoding.
 
 
-DOCUMENT_LIMIT = 200_000_000  # bytes of a .json file that is read whole
-NumberedRows = Iterator[tuple[int, dict[str, Any]]]
+BLOCK = 1_000_000  # bytes
+BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+GUESS = "cp1252"  # what spreadsheets and editors on Windows write, where the bytes are not UTF-8 and do not speak against it
+UNDEFINED = re.compile(b"[\x81\x8d\x8f\x90\x9d]")  # bytes that it has no character for
+# What other alphabets look like when they are read so: letters with accents in a row, and signs within words.
+UNLIKELY = re.compile(rb"[\xc0-\xff]{3,}|(?<=[A-Za-z\xa1-\xff])[\xa1-\xb3\xb5\xb6\xb8-\xbf](?=[A-Za-z\xa1-\xff])")
 
 
 def bad_line(file: Path, line: int, what: str, fix: str) -> Stop:
     return Stop("dataset_unreadable", f"Line {line:,} of {file.name} {what}.", fix)
 
 
-def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file of text with their ends. Raises Stop on one that is too long or not UTF-8."""
-    encode = (
-        f"Save it as UTF-8. From a spreadsheet: save as CSV UTF-8. In a shell: iconv -f {{}} -t UTF-8 {shlex.quote(file.name)}"
-    )
-    with file.open("rb") as opened:
+def kind_of(file: Path) -> str:
+    """The ending that says what a file holds, .gz aside, in lower case: .jsonl of rows.JSONL.gz."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def is_packed(file: Path) -> bool:
+    return file.suffix.lower() == ".gz"
+
+
+def open_bytes(file: Path) -> BinaryIO:
+    """A file's content, unpacked where it is a .gz."""
+    return cast(BinaryIO, gzip.open(file, "rb")) if is_packed(file) else file.open("rb")
+
+
+def numbered_lines(file: Path, newline: str = "\n") -> Iterator[tuple[int, str]]:
+    """The lines of a file of text with their ends; newline as open takes it. Raises Stop, also at a line that is too long."""
+    with open_text(file, newline) as text:
         for number in itertools.count(1):
-            line = opened.readline(ROW_LIMIT + 1)
+            line = text.readline(ROW_LIMIT + 1)
             if not line and number == 1:
                 raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
             if not line:
                 return
-            if b"\0" in line:
-                raise bad_line(
-                    file, number, "is not UTF-8 text: it looks like UTF-16", encode.format("UTF-16") + " > utf8" + file.suffix
-                )
+            if "\0" in line:
+                raise bad_line(file, number, "is not UTF-8 text: it looks like UTF-16", recode(file, "UTF-16LE"))
             if len(line) > ROW_LIMIT:
                 most = f"{ROW_LIMIT // 10**6} MB"
-                raise bad_line(
-                    file,
-                    number,
-                    f"is longer than {most}, and no model reads that much at once",
-                    f"Split it into rows of less than {most}, or remove it.",
-                )
+                what = f"is longer than {most}, and no model reads that much at once"
+                raise bad_line(file, number, what, f"Split it into rows of less than {most}, or remove it.")
+            yield number, line
+
+
+@contextlib.contextmanager
+def open_text(file: Path, newline: str = "\n") -> Iterator[io.TextIOWrapper]:
+    """A file's text. Raises Stop where it cannot be unpacked or decoded."""
+    try:
+        encoding = encoding_of(file)
+        with open_bytes(file) as content, io.TextIOWrapper(content, encoding, newline=newline) as text:
+            yield text
+    except UnicodeDecodeError:
+        message = f"{file.name} is not the UTF-16 text that its first bytes promise."
+        raise Stop("dataset_unreadable", message, "Save it again, as UTF-8.") from None
+    except (EOFError, OSError, zlib.error) as error:
+        if not is_packed(file):
+            raise
+        message = f"{file.name} cannot be unpacked: {error}."
+        raise Stop("dataset_unreadable", message, "Pack or download it again: it is damaged, or no .gz file.") from None
+
+
+def encoding_of(file: Path) -> str:
+    """utf-8, as a byte order mark says, or the guess for a table or text. Raises Stop where it is none of these."""
+    with open_bytes(file) as content:
+        start = content.read(4)
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        raise bad_line(file, 1, "begins as UTF-32 text", recode(file, "UTF-32"))
+    stated = next((name for mark, name in BOMS.items() if start.startswith(mark)), "utf-8")
+    if stated == "utf-16" or not (fault := first_fault(file)):
+        return stated
+    line, byte = fault
+    western = stated == "utf-8" and may_be_guessed(file)
+    if not western or kind_of(file) in (".json", ".jsonl"):
+        fix = recode(file, "WINDOWS-1252" if western else "ITS-ENCODING")
+        raise bad_line(file, line, f"is not UTF-8 text: it holds the byte 0x{byte:02x}", fix)
+    return GUESS
+
+
+def first_fault(file: Path) -> tuple[int, int] | None:
+    """The line and the byte at which a file stops to be UTF-8; None where it does not."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    with open_bytes(file) as content:
+        while block := content.read(BLOCK):
             try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                decoder.decode(block)
             except UnicodeDecodeError as error:
-                what = f"is not UTF-8 text: it holds the byte 0x{line[error.start]:02x}"
-                raise bad_line(file, number, what, encode.format("WINDOWS-1252") + " > utf8" + file.suffix) from None
+                # The decoder's input begins with what it kept of the block before, less than a character.
+                return line + error.object.count(b"\n", 0, error.start), error.object[error.start]
+            line += block.count(b"\n")
+    rest = decoder.getstate()[0]  # a character that the file's end cuts off
+    return (line, rest[0]) if rest else None
+
+
+def may_be_guessed(file: Path) -> bool:
+    """Whether a file reads like a language of Western Europe when it is taken for Windows-1252."""
+    accents = unlikely = 0
+    with open_bytes(file) as content:
+        while block := content.read(BLOCK):
+            if UNDEFINED.search(block):
+                return False
+            accents += sum(byte > 127 for byte in block)
+            unlikely += sum(len(run[0]) for run in UNLIKELY.finditer(block))
+    return unlikely * 10 <= accents
+
+
+def recode(file: Path, encoding: str) -> str:
+    """How to write a file as UTF-8."""
+    name, plain_name = shlex.quote(file.name), f"utf8{kind_of(file)}"
+    unpacked = f"gunzip -c {name} | iconv -f {encoding} -t UTF-8" if is_packed(file) else f"iconv -f {encoding} -t UTF-8 {name}"
+    return f"Save it as UTF-8. From a spreadsheet: save as CSV UTF-8. In a shell: {unpacked} > {plain_name}"
+
+
+# ---- training/csv_tables.py -----------------------------------------------------------------------------------
+# Rows of .csv and .tsv files: the delimiter is found, and the line that is wrong is named.
+
+
+DELIMITERS = ",;\t|"
+SAMPLE_LINES = 50
+STATED = re.compile("sep=([,;\t|:^])\r?\n?")  # the first line by which Excel is told the delimiter
+
+
+def csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Rows of a table whose first line names the columns, with the lines they begin at; every value is text. Raises Stop."""
+    csv.field_size_limit(ROW_LIMIT)
+    began = 1
+    try:
+        delimiter, skipped, lines = table_of(file)
+        # Strict: a quote that is never closed is an error, and swallows no rows.
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        began += skipped
+        columns = column_names(file, began, next(reader, []))
+        began = reader.line_num + 1 + skipped
+        for values in reader:
+            if any(values[len(columns) :]):
+                what = f"has {len(values)} cells, and there are {len(columns)} columns"
+                fix = f"Put a cell that holds {delimiter!r} between quotes, or save it again from a spreadsheet."
+                raise bad_line(file, began, what, fix)
+            if any(values):
+                yield began, {**dict.fromkeys(columns), **dict(zip(columns, values, strict=False))}
+            began = reader.line_num + 1 + skipped
+    except csv.Error as error:
+        raise bad_line(
+            file,
+            began,
+            f"begins a row whose quotes do not match: {error}",
+            'Close each cell that begins with a quote, and write a quote within it twice: "". Or save the file again from a spreadsheet.',
+        ) from None
+
+
+def table_of(file: Path) -> tuple[str, int, Iterator[str]]:
+    """A table's delimiter, how many lines stand before its columns' names, and the lines from these on. Raises Stop."""
+    lines = (line for _, line in numbered_lines(file, newline=""))
+    first = next(lines)
+    if stated := STATED.fullmatch(first):
+        return stated[1], 1, lines
+    start = [first, *itertools.islice(lines, SAMPLE_LINES - 1)]
+    return find_delimiter(start), 0, itertools.chain(start, lines)
+
+
+def find_delimiter(lines: list[str]) -> str:
+    """The character that most often divides rows into as many cells as there are columns, and of those into the most."""
+
+    def fit(mark: str) -> tuple[bool, float, int]:
+        names, *rows = [row for row in csv.reader(lines, delimiter=mark) if row] or [[]]
+        whole = rows[:-1] or rows  # the last one may be cut off
+        return len(names) > 1, sum(len(row) == len(names) for row in whole) / max(len(whole), 1), len(names)
+
+    return max(DELIMITERS, key=fit)
+
+
+def column_names(file: Path, line: int, cells: list[str]) -> list[str]:
+    """The names of a table's columns, as its first line has them. Raises Stop where one stands there twice."""
+    columns = [name.strip() or f"column {place}" for place, name in enumerate(cells, 1)]
+    if len(set(columns)) < len(columns):
+        raise bad_line(file, line, f"names a column twice: {', '.join(columns)}", "Give each column a name of its own.")
+    return columns
+
+
+# ---- training/json_readers.py ---------------------------------------------------------------------------------
+# Rows of .jsonl, .json and .txt files; the line that is wrong is named.
+
+
+DOCUMENT_LIMIT = 200_000_000  # characters of a .json file that is read whole
+NumberedRows = Iterator[tuple[int, dict[str, Any]]]
 
 
 def json_rows(file: Path) -> NumberedRows:
@@ -3741,7 +3992,7 @@ def json_rows(file: Path) -> NumberedRows:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if not began and (line.strip() == "{" or file.suffix.lower() == ".json"):  # an object over several lines
+            if not began and (line.strip() == "{" or kind_of(file) == ".json"):  # an object over several lines
                 yield from document_rows(file)
                 return
             raise broken(file, number, error) from None
@@ -3752,19 +4003,20 @@ def json_rows(file: Path) -> NumberedRows:
 
 
 def first_character(file: Path) -> str:
-    with file.open("rb") as opened:
-        return opened.read(1000).decode("utf-8-sig", "replace").lstrip()[:1]
+    with open_text(file) as text:
+        return text.read(1000).lstrip()[:1]
 
 
 def document_rows(file: Path) -> NumberedRows:
     """Rows of a list of objects, or of objects that stand one after the other, whatever lines they are on."""
-    if file.stat().st_size > DOCUMENT_LIMIT:
+    with open_text(file) as opened:
+        text = opened.read(DOCUMENT_LIMIT + 1)
+    if len(text) > DOCUMENT_LIMIT:
         raise Stop(
             "dataset_unreadable",
             f"{file.name} is a JSON document of more than {DOCUMENT_LIMIT // 10**6} MB, which is not read whole.",
             f"Write a row into each line: jq -c '.[]' {shlex.quote(file.name)} > rows.jsonl",
         )
-    text = whole_text(file)
     at, line, decoder = space_after(text, 0), 1, json.JSONDecoder()
     line += text.count("\n", 0, at)
     listed = text.startswith("[", at)
@@ -3799,15 +4051,6 @@ def document_rows(file: Path) -> NumberedRows:
         )
 
 
-def whole_text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        for _ in numbered_lines(file):  # finds the line, and says how to mend it
-            pass
-        raise
-
-
 def space_after(text: str, at: int) -> int:
     """Where the next character that is no space stands."""
     return re.compile(r"\s*").match(text, at).end()  # type: ignore[union-attr]
@@ -3824,50 +4067,159 @@ def broken(file: Path, line: int, error: Exception) -> Stop:
     return bad_line(file, line, f"is not sound JSON: {why}", "Mend or remove that line. " + ROW_EXAMPLE)
 
 
-def csv_rows(file: Path) -> NumberedRows:
-    """Rows of a table whose first line names the columns; every value is text. Spreadsheets write ; or tabs for commas, too."""
-    csv.field_size_limit(ROW_LIMIT)
-    lines = (line for _, line in numbered_lines(file))
-    first = next(lines)
-    delimiter = max(",;\t|", key=first.count)
-    # Strict: a quote that is never closed is an error, and swallows no rows.
-    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    began = 1
-    try:
-        columns = [name.strip() or f"column {place}" for place, name in enumerate(next(reader), 1)]
-        if len(set(columns)) < len(columns):
-            raise bad_line(file, 1, f"names a column twice: {', '.join(columns)}", "Give each column a name of its own.")
-        began = reader.line_num + 1
-        for values in reader:
-            if any(values[len(columns) :]):
-                what = f"has {len(values)} cells, and there are {len(columns)} columns"
-                raise bad_line(
-                    file,
-                    began,
-                    what,
-                    f"Put a cell that holds {delimiter!r} between quotes, or save it again from a spreadsheet.",
-                )
-            if values:
-                yield began, {**dict.fromkeys(columns), **dict(zip(columns, values, strict=False))}
-            began = reader.line_num + 1
-    except csv.Error as error:
-        raise bad_line(
-            file,
-            began,
-            f"begins a row whose quotes do not match: {error}",
-            'Close each cell that begins with a quote, and write a quote within it twice: "". Or save the file again from a spreadsheet.',
-        ) from None
-
-
 def text_rows(file: Path) -> NumberedRows:
     for number, line in numbered_lines(file):
         if line.strip():
             yield number, {"text": line.rstrip("\r\n")}
 
 
-READERS: dict[str, Callable[[Path], NumberedRows]] = {
-    ".jsonl": json_rows, ".json": json_rows, ".csv": csv_rows, ".tsv": csv_rows, ".txt": text_rows,
-}  # fmt: skip
+# ---- training/workbooks.py ------------------------------------------------------------------------------------
+# Rows of a sheet of an .xlsx workbook, each cell as the text that a reader sees in it.
+
+
+WORKBOOK_LIMIT = 1_000_000_000  # bytes that a workbook may unpack to
+FORMULA, FORMULA_BYTES = re.compile(rb"<(\w{1,20}:)?f[\s>]"), 24
+AGAIN = "Open it in a spreadsheet program and save it again as .xlsx."
+NAMES_FIRST = "Write each column's name into the first row of the sheet, with no title above it and no merged cells."
+
+
+def sheet_rows(file: Path, sheet: str = "") -> Iterator[tuple[int, dict[str, str | None]]]:
+    """The rows of a sheet with their numbers, by the columns that its first row names. sheet: its name, where there are several.
+
+    Hidden rows and columns are read like others; empty rows are left out. Raises Stop.
+    """
+    with contextlib.ExitStack() as opened:
+        values = opened.enter_context(open_workbook(file, data_only=True))
+        name = choose_sheet(file, values, sheet)
+        pairs: Iterable[tuple[Any, Any]] = ((row, row) for row in cells_of(values[name]))
+        if holds_formulas(file):
+            formulas = opened.enter_context(open_workbook(file, data_only=False))
+            pairs = zip(cells_of(values[name]), cells_of(formulas[name]), strict=True)
+        columns: list[str] = []
+        for number, (shown, written) in enumerate(pairs, 1):
+            cells = [cell_shown(file, name, *pair) for pair in zip(shown, written, strict=True)]
+            if not any(cells):
+                continue
+            if not columns:
+                columns = header_names(file, name, cells)
+                continue
+            if any(cells[len(columns) :]):
+                raise unnamed(file, name, next(place for place in range(len(columns), len(cells)) if cells[place]))
+            yield number, {**dict.fromkeys(columns), **dict(zip(columns, cells, strict=False))}
+
+
+@contextlib.contextmanager
+def open_workbook(file: Path, data_only: bool) -> Iterator[Any]:
+    """A workbook, read as it is iterated over. Raises Stop where it is damaged, in whatever part."""
+    import openpyxl  # type: ignore[import-untyped]
+
+    warnings.filterwarnings("ignore", module="openpyxl")  # of styles and validations, which are not read
+    try:
+        with zipfile.ZipFile(file) as packed:
+            unpacked = sum(member.file_size for member in packed.infolist())
+        if unpacked > WORKBOOK_LIMIT:
+            what = f"unpacks to more than {WORKBOOK_LIMIT // 10**6:,} MB"
+            raise Stop("dataset_unreadable", f"{file.name} {what}.", "Save its sheet as CSV UTF-8, which is read row by row.")
+        book = openpyxl.load_workbook(file, read_only=True, data_only=data_only)
+        try:
+            yield book
+        finally:
+            book.close()
+    except Stop:
+        raise
+    except Exception as error:  # zip, XML and openpyxl each have their own
+        message = f"{file.name} cannot be read as a workbook: {type(error).__name__}: {error}"
+        raise Stop("dataset_unreadable", message, AGAIN) from error
+
+
+def holds_formulas(file: Path) -> bool:
+    with zipfile.ZipFile(file) as packed:
+        for name in packed.namelist():
+            with packed.open(name) as content:
+                before = b""
+                while "worksheets/" in name and (block := content.read(BLOCK)):
+                    if FORMULA.search(before + block):
+                        return True
+                    before = block[-FORMULA_BYTES:]
+    return False
+
+
+def choose_sheet(file: Path, book: Any, wanted: str) -> str:
+    """The sheet that is asked for, hidden or not, or the only visible one that holds anything. Raises Stop."""
+    every = [sheet.title for sheet in book.worksheets]
+    if wanted in every:
+        return wanted
+    names = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible" and holds_cells(sheet)]
+    listed = ", ".join(names or every)
+    if wanted:
+        message = f"{file.name} has no sheet {wanted!r}; it has: {', '.join(every)}."
+        raise Stop("unknown_config", message, f"Pass --dataset-config {shlex.quote((names or every)[0])}.")
+    if not names:
+        message = f"{file.name} holds no rows in a visible sheet; its sheets: {listed}."
+        raise Stop("no_rows", message, "Write the columns' names into the first row and a row of data into each below.")
+    if len(names) > 1:
+        fix = f"Pass one of them: --dataset-config {shlex.quote(names[0])}."
+        raise Stop("config_needed", f"{file.name} has more than one sheet: {listed}.", fix)
+    return names[0]
+
+
+def holds_cells(sheet: Any) -> bool:
+    return any(one.value is not None for row in cells_of(sheet) for one in row)
+
+
+def cells_of(sheet: Any) -> Iterator[tuple[Any, ...]]:
+    """All rows of a sheet, whatever size it states: some programs state a wrong one, or that of a formatted column."""
+    sheet.reset_dimensions()
+    return sheet.iter_rows()
+
+
+def cell_shown(file: Path, sheet: str, shown: Any, written: Any) -> str | None:
+    """A cell's text; None where it is empty or holds an error, #N/A say. Raises Stop at a formula without its value."""
+    value = shown.value
+    if value is None and written.data_type == "f" and shown.data_type != "str":  # that is an empty text as its value
+        message = f"Cell {written.coordinate} of sheet {sheet!r} of {file.name} holds a formula, and its value is not stored."
+        raise Stop("dataset_unreadable", message, f"{AGAIN} It stores the values.")
+    return None if shown.data_type == "e" else text_shown(value)
+
+
+def text_shown(value: Any) -> str | None:
+    """A cell's value in plain text: 3 and not 3.0, 0.3 and not 0.30000000000000004, dates as ISO 8601; None where it is blank."""
+    if isinstance(value, str):
+        text = value.replace("_x000D_\n", "\n").replace("_x000D_", "\n")  # as workbooks write a carriage return
+        return text if text.strip() else None
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.15g}"
+    if isinstance(value, datetime.datetime):
+        day = (value + datetime.timedelta(milliseconds=500)).replace(microsecond=0)
+        return str(day.date() if day.time() == datetime.time() else day)
+    if isinstance(value, datetime.timedelta):
+        seconds = round(value.total_seconds())
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return None if value is None else str(value)
+
+
+def header_names(file: Path, sheet: str, cells: list[str | None]) -> list[str]:
+    """The names of the columns. Raises Stop where one but the first, a table's index, has none, or two have the same."""
+    while cells[-1] is None:
+        cells = cells[:-1]
+    names = [(name or "").strip() for name in cells]
+    if "" in names[1:]:
+        raise unnamed(file, sheet, names.index("", 1))
+    names[0] = names[0] or "column 1"
+    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        message = f"The first row of sheet {sheet!r} of {file.name} names a column twice: {twice}."
+        raise Stop("dataset_unreadable", message, "Give each column a name of its own.")
+    return names
+
+
+def unnamed(file: Path, sheet: str, place: int) -> Stop:
+    from openpyxl.utils import get_column_letter  # type: ignore[import-untyped]
+
+    letter = get_column_letter(place + 1)
+    message = f"Column {letter} of sheet {sheet!r} of {file.name} has no name: its cell in the first row is empty or merged with another."
+    return Stop("dataset_unreadable", message, NAMES_FIRST)
 
 
 # ---- training/files.py ----------------------------------------------------------------------------------------
@@ -3884,20 +4236,35 @@ COLUMN_LIMIT = 1_000
 def local_file(settings: DatasetSettings) -> Path | None:
     """The file that file_rows reads; None for a Parquet file, a folder or a data set on the Hub. Raises Stop."""
     path = Path(os.path.expanduser(settings.dataset))
-    if not path.is_file() or path.suffix.lower() == ".parquet":
+    if not path.is_file():
         return None
-    if path.suffix.lower() not in READERS:
-        raise Stop(
-            "unknown_file",
-            f"{path.name} is none of {', '.join(FILE_KINDS)}.",
-            CONVERSIONS.get(path.suffix.lower(), OTHER_KIND).format(file=shlex.quote(str(path))),
-        )
-    return path
+    packed = is_packed(path)
+    kind = kind_of(path)
+    if kind not in (PACKED_KINDS if packed else FILE_KINDS):
+        fix = CONVERSIONS.get(path.suffix.lower(), OTHER_KIND).format(file=shlex.quote(str(path)))
+        raise Stop("unknown_file", f"{path.name} is none of {', '.join(FILE_KINDS)} (text also as .gz).", fix)
+    require_content(path, ".gz" if packed else kind)
+    return None if kind == ".parquet" else path
 
 
-def file_rows(file: Path) -> Iterator[dict[str, str | None]]:
+def require_content(file: Path, kind: str) -> None:
+    """Raises Stop where a file's first bytes are of another kind than its name says."""
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        found = next((one for mark, one in SIGNATURES.items() if start.startswith(mark)), None)
+        if found == OLE and "EncryptedPackage".encode("utf-16-le") in opened.read(OLE_BYTES):
+            fix = "Open it in a spreadsheet program and save it again as .xlsx, without a password."
+            raise Stop("dataset_unreadable", f"{file.name} is protected by a password.", fix)
+    expected = SIGNED.get(kind)
+    if found != expected:
+        what = f"it begins as {found or 'plain text'} does" if start else "it is empty"
+        fix = f"Rename it by what it is, or save it again as {kind}." if start else "Write it again."
+        raise Stop("dataset_unreadable", f"{file.name} is no {kind} file: {what}.", fix)
+
+
+def file_rows(file: Path, sheet: str = "") -> Iterator[dict[str, str | None]]:
     """The rows of a local file, each value as text. Raises Stop at the first that is not sound, with its line's number."""
-    for line, row in READERS[file.suffix.lower()](file):
+    for line, row in READERS[kind_of(file)](file, sheet):
         try:
             yield {name: as_cell(value) for name, value in row.items()}
         except RecursionError:
@@ -3910,14 +4277,15 @@ class Scan(NamedTuple):
     columns: list[str]  # of all rows
     rows: int
     first: list[dict[str, str | None]]
+    read_as: dict[str, str]  # what the name does not say: encoding, delimiter, sheet
 
 
-def scan_file(file: Path, keep: int) -> Scan:
-    """Read a file to its end and keep its first rows. Raises Stop where a row is not sound, or there is none."""
+def scan_file(file: Path, keep: int, sheet: str = "") -> Scan:
+    """Read a file to its end and keep its first rows. sheet: of a workbook that has several. Raises Stop where a row is not sound, or there is none."""
     columns: dict[str, None] = {}
     first: list[dict[str, str | None]] = []
     count = 0
-    for count, row in enumerate(file_rows(file), 1):
+    for count, row in enumerate(file_rows(file, sheet), 1):
         columns.update(dict.fromkeys(row))
         if len(columns) > COLUMN_LIMIT:
             raise Stop(
@@ -3928,21 +4296,54 @@ def scan_file(file: Path, keep: int) -> Scan:
         if count <= keep:
             first.append(row)
     if not columns:
-        raise Stop("no_rows", f"{file.name} holds no rows.", "Write a row into each line, below the names of a .csv's columns.")
-    return Scan(list(columns), count, [{**dict.fromkeys(columns), **row} for row in first])
+        raise Stop(
+            "no_rows", f"{file.name} holds no rows.", "Write a row into each line, below the names of a table's columns."
+        )
+    return Scan(list(columns), count, [{**dict.fromkeys(columns), **row} for row in first], what_is_found(file, sheet))
 
 
+def what_is_found(file: Path, sheet: str) -> dict[str, str]:
+    """What a file's name does not say of how it is read: {"sheet"} or {"encoding", "delimiter"?}. Raises Stop."""
+    kind = kind_of(file)
+    if kind in SHEETS:
+        with open_workbook(file, data_only=True) as book:
+            return {"sheet": choose_sheet(file, book, sheet)}
+    text = {"encoding": encoding_of(file)}
+    return text | {"delimiter": table_of(file)[0]} if kind in TABLES else text
+
+
+SHEETS, TABLES = (".xlsx", ".xlsm"), (".csv", ".tsv")
+READERS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, Any]]]]] = {
+    **dict.fromkeys((".jsonl", ".json"), lambda file, sheet: json_rows(file)),
+    **dict.fromkeys(TABLES, lambda file, sheet: csv_rows(file)),
+    ".txt": lambda file, sheet: text_rows(file),
+    **dict.fromkeys(SHEETS, sheet_rows),
+}
 FILE_KINDS = (*READERS, ".parquet")
-OTHER_KIND = "Save it as .jsonl, an object in each line, or as .csv: each row needs a question and an answer."
-SPREADSHEET = (
-    "Open it in the spreadsheet program and save it as CSV UTF-8 (.csv), with the names of the columns in the first row."
+PACKED_KINDS = tuple(kind for kind in READERS if kind not in SHEETS)
+OTHER_KIND = "Save it as .jsonl, an object in each line, or as .csv or .xlsx: each row needs a question and an answer."
+SPREADSHEET = "Open it in the spreadsheet program and save it as .xlsx, with the names of the columns in the first row."
+TEXT_ALONE = (
+    "A document is no rows. Write a .csv of questions and answers about it: they teach what it says better than its text."
 )
 CONVERSIONS = {
     ".gz": "Unpack it: gunzip {file}", ".zip": "Unpack it: unzip {file}", ".bz2": "Unpack it: bunzip2 {file}",
     ".xz": "Unpack it: unxz {file}", ".zst": "Unpack it: unzstd {file}", ".tgz": "Unpack it: tar xf {file}",
     ".tar": "Unpack it: tar xf {file}", ".ndjson": "Rename it: mv {file} rows.jsonl",
-    ".xlsx": SPREADSHEET, ".xls": SPREADSHEET, ".ods": SPREADSHEET, ".numbers": SPREADSHEET,
+    ".xls": SPREADSHEET, ".xlsb": SPREADSHEET, ".ods": SPREADSHEET, ".numbers": SPREADSHEET,
+    ".pdf": TEXT_ALONE, ".docx": TEXT_ALONE, ".md": TEXT_ALONE, ".html": TEXT_ALONE,
 }  # fmt: skip
+OLE, OLE_BYTES = "an old .xls", 50_000_000
+SIGNATURES = {
+    b"PK\x03\x04": "a .xlsx or .zip", b"\x1f\x8b": "a .gz", b"PAR1": "a .parquet", b"%PDF": "a .pdf",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE,
+}  # fmt: skip
+SIGNED = {
+    ".xlsx": SIGNATURES[b"PK\x03\x04"],
+    ".xlsm": SIGNATURES[b"PK\x03\x04"],
+    ".gz": SIGNATURES[b"\x1f\x8b"],
+    ".parquet": SIGNATURES[b"PAR1"],
+}
 
 
 def sha256_of(file: Path | str) -> str:
@@ -4040,7 +4441,7 @@ def load_rows(settings: DatasetSettings, streaming: bool = False, first: float =
     from datasets.exceptions import DatasetNotFoundError
 
     if (file := local_file(settings)) and not streaming:
-        return load_file(file)
+        return load_file(file, settings.dataset_config)
     try:
         require_sound = functools.partial(require_sound_starts, rows=first) if streaming else require_no_null
         return load_dataset(**data_source(settings, require_sound), streaming=streaming)
@@ -4056,17 +4457,18 @@ def load_rows(settings: DatasetSettings, streaming: bool = False, first: float =
         raise unreadable(settings, error) from error
 
 
-def load_file(file: Path) -> Any:
+def load_file(file: Path, sheet: str) -> Any:
     """A local file's rows as a Dataset of text: no type is inferred, so rows may differ as they like. Raises Stop."""
     from datasets import Dataset, Features, Value
 
-    features = Features({name: Value("string") for name in scan_file(file, 0).columns})
+    features = Features({name: Value("string") for name in scan_file(file, 0, sheet).columns})
     # The digest makes a file that has changed another data set to the cache.
-    return Dataset.from_generator(digested_rows, features=features, gen_kwargs={"path": str(file), "digest": file_digest(file)})
+    known = {"path": str(file), "sheet": sheet, "digest": file_digest(file)}
+    return Dataset.from_generator(digested_rows, features=features, gen_kwargs=known)
 
 
-def digested_rows(path: str, digest: str) -> Iterator[dict[str, str | None]]:
-    yield from file_rows(Path(path))
+def digested_rows(path: str, sheet: str, digest: str) -> Iterator[dict[str, str | None]]:
+    yield from file_rows(Path(path), sheet)
 
 
 def unreadable(settings: DatasetSettings, error: Exception) -> Stop:
@@ -4151,7 +4553,7 @@ def propose_grader(references: Sequence[str], prompts: Sequence[str] | None = No
 
     prompts: where each of them lists all answers there are, few rows suffice to see that these are classes.
     """
-    given = [one for one in references if one.strip()]
+    given = [one for one in references if bare_answer(one)]
     if not given:
         return None, "The rows have no answers to compare with."
     kinds = (
@@ -4336,7 +4738,7 @@ def reading_test_set(settings: Testing) -> Testing:
 # Is it better? The answers of several contenders to the same questions, graded, and what the grades tell.
 
 
-BLOCK = 64  # questions that each contender answers before the time is looked at: what is graded stays a random part
+QUESTIONS_AT_ONCE = 64  # questions that each contender answers before the time is looked at: what is graded stays a random part
 
 Answering = Callable[[Sequence[Question], float], list[Answer | None]]  # the second: until when, by time.monotonic
 
@@ -4426,8 +4828,8 @@ def evaluate_contenders(
     began, questions = time.monotonic(), chosen.questions
     until = began + seconds
     answers: dict[str, list[Answer | None]] = {name: [] for name in contenders}
-    for start in range(0, len(questions), BLOCK):
-        block = questions[start : start + BLOCK]
+    for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+        block = questions[start : start + QUESTIONS_AT_ONCE]
         for name, answering in contenders.items():
             answers[name] += answering(block, until)
         elapsed = round(time.monotonic() - began, 1)
@@ -5232,7 +5634,6 @@ def warn_of_displacement(changes: dict[str, list[float]]) -> None:
 PROMPTS = ("prompt", "question", "instruction", "query", "input")
 ANSWER_PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"))
 COMPLETIONS = ("completion", "response", "answer", "output")
-OPENAI = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
 BESIDE = {"system": "system", "tools": "tools"}  # columns that belong to the prompt, where there are any
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}  # in the texts of Anthropic's data sets
@@ -5302,15 +5703,15 @@ def with_prompt(values: Mapping[str, Any], answer: Any) -> dict[str, Any]:
     if not (is_turns(prompt) or is_turns(answer) or system):
         return {"prompt": cell_text(prompt), "completion": cell_text(answer)}
     asked = prompt if is_turns(prompt) else [{"role": "user", "content": cell_text(prompt)}]
-    asked = [normalise_message(turn) for turn in asked]
-    turns = [normalise_message(turn) for turn in joined(prompt, answer)]
-    head = [{"role": "system", "content": system}] if system and asked[0]["role"] != "system" else []
-    found = {"messages": [*head, *map(as_read, asked), *turns[len(asked) :]]}
-    tools = without_nulls(parsed(tools or None))
-    return found | ({"tools": tools} if tools else {})
+    made = conversation(joined(prompt, answer), parsed(tools or None))
+    turns = [*map(as_read, made["messages"][: len(asked)]), *made["messages"][len(asked) :]]
+    head = [{"role": "system", "content": system}] if system and turns[0]["role"] != "system" else []
+    return made | {"messages": [*head, *turns]}
 
 
 def as_turns(value: Any) -> Any:
+    """A message alone, or turns that a table keeps as JSON text, as a list of turns; any other value as it is."""
+    value = conversation_in(value)
     return [value] if isinstance(value, Mapping) and {"role", "from"} & value.keys() else value
 
 
@@ -5321,9 +5722,9 @@ def as_read(turn: dict[str, Any]) -> dict[str, Any]:
 
 def with_common_prompt(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with the prompt that both answers begin with, where these are whole conversations."""
-    chosen, rejected = (conversation(values.get(name)) for name in ("chosen", "rejected"))
+    chosen, rejected = (whole_conversation(values.get(name)) for name in ("chosen", "rejected"))
     same = 0
-    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+    while same < min(len(chosen), len(rejected)) - 1 and normalise_message(chosen[same]) == normalise_message(rejected[same]):
         same += 1
     if not same:
         raise ValueError("its two answers do not begin with the same question")
@@ -5332,15 +5733,16 @@ def with_common_prompt(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def are_conversations(values: Mapping[str, Any]) -> bool:
     """Whether both answers hold the question as well, and not only the assistant's turns."""
-    answers = [values.get(name) for name in ("chosen", "rejected")]
+    answers = [as_turns(values.get(name)) for name in ("chosen", "rejected")]
     begins = [answer[0] for answer in answers if answer and is_turns(answer)]
     return len(begins) == 2 and all(normalise_message(turn)["role"] in ("system", "user") for turn in begins)
 
 
-def conversation(value: Any) -> list[Any]:
+def whole_conversation(value: Any) -> list[Any]:
     """Turns, or a dialogue in one text as Anthropic writes it. Raises ValueError on other text: it holds no question."""
+    value = as_turns(value)
     if is_turns(value):
-        return [normalise_message(turn) for turn in value]
+        return list(value)
     before, *parts = re.split(rf"(?:^|\n\n)({'|'.join(SPEAKERS)}):", plain_text(value))
     if before.strip() or not parts:
         raise ValueError("an answer without its question: there is no prompt")
@@ -5396,8 +5798,9 @@ def hook_reads(hook: ToPreference, first: Mapping[str, Any]) -> bool:
 def known_roles(columns: list[str], given: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """The name of the format, and its columns by role. Raises Stop."""
     beside = {role: column for role, column in BESIDE.items() if column in columns}
-    if not given and {*OPENAI.values()} <= {*columns}:
-        return "openai-preference", {**OPENAI, **beside}
+    for preferred in OPENAI_PREFERRED:
+        if not given and {"input", preferred, f"non_{preferred}"} <= {*columns}:
+            return "openai-preference", {"prompt": "input", "chosen": preferred, "rejected": f"non_{preferred}", **beside}
     prompt = given.get("prompt") or next((name for name in PROMPTS if name in columns), "")
     found = {"prompt": prompt} if prompt else {}
     pairs = [(given["chosen"], given["rejected"])] if {"chosen", "rejected"} <= given.keys() else ANSWER_PAIRS

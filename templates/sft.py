@@ -1717,12 +1717,8 @@ PAIRS = (
     ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
     ("input", "output"),
 )  # fmt: skip
-<<<<<<< HEAD
 PREFERENCE = {"chosen", "rejected"}
 OPENAI_PREFERRED = ("preferred_output", "preferred_completion")
-=======
-PREFERENCES = ({"chosen", "rejected"}, {"preferred_output", "non_preferred_output"})
->>>>>>> 2005f88 (check and estimate read preferences: both answers, what the pairs are like, the reference's passes)
 ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
 MEDIA_VALUE = re.compile(
     r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
@@ -1777,29 +1773,27 @@ def detect_format(
             return Format("prompt-completion", {"prompt": prompt, "completion": completion})
     if "text" in columns:
         return Format("text", {"text": "text"})
-    if found := next((pair for pair in PREFERENCES if pair <= {*columns}), None):
-        better, worse = sorted(found, key=columns.index)
-        raise Stop(
-            "preference_data",
-            f"The rows hold preferences ({better}, {worse}), not answers to imitate.",
-            "To learn them use templates/dpo.py in the place of this script (check.py ... --script templates/dpo.py)."
-            + (
-                " To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
-                if "prompt" in columns
-                else ""
-            ),
-        )
+    if set(columns) >= PREFERENCE:
+        imitate = "--prompt-column prompt --completion-column chosen" if "prompt" in columns else ""
+        raise preference_data("(chosen, rejected)", imitate)
     if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
-        raise Stop(
-            "preference_data",
-            f"The rows hold preferences as OpenAI's DPO files do ({preferred}, non_{preferred}), not answers to imitate.",
-            f"To imitate the preferred answers: --prompt-column input --completion-column {preferred}.",
-        )
+        imitate = f"--prompt-column input --completion-column {preferred}"
+        raise preference_data(f"as OpenAI's DPO files do ({preferred}, non_{preferred})", imitate)
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
         "unknown_columns",
         f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
         naming_hint(columns),
+    )
+
+
+def preference_data(which: str, imitate: str) -> Stop:
+    """What to say of preferences where answers to imitate are asked for. imitate: the flags that name the better ones."""
+    return Stop(
+        "preference_data",
+        f"The rows hold preferences {which}, not answers to imitate.",
+        "To learn them use templates/dpo.py in the place of this script: check.py ... --script templates/dpo.py."
+        + (f" To imitate the better answers: {imitate}." if imitate else ""),
     )
 
 

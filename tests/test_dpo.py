@@ -12,13 +12,14 @@ from pathlib import Path
 import dpo
 import pytest
 import sft
-from conftest import ROOT, SFT, Commands, make_tokenizer
+from commands import Commands
+from conftest import ROOT, SFT, make_tokenizer
 from datasets import Dataset
 from hub import Hub
+from hubs import ADA
 from runs import Run
 
 DPO = ROOT / "templates" / "dpo.py"
-ADA = "hf_adaadaadaada"
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

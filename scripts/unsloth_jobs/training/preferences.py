@@ -7,25 +7,25 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .columns import MEDIA, Format
+from .columns import MEDIA, OPENAI_PREFERRED, Format
 from .report import Stop
 from .rows import (
     ROW_LIMIT,
     cell_text,
     characters,
+    conversation,
+    conversation_in,
     from_cell,
     is_turns,
     joined,
     normalise_message,
     parsed,
     plain_text,
-    without_nulls,
 )
 
 PROMPTS = ("prompt", "question", "instruction", "query", "input")
 ANSWER_PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"))
 COMPLETIONS = ("completion", "response", "answer", "output")
-OPENAI = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
 BESIDE = {"system": "system", "tools": "tools"}  # columns that belong to the prompt, where there are any
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}  # in the texts of Anthropic's data sets
@@ -95,15 +95,15 @@ def with_prompt(values: Mapping[str, Any], answer: Any) -> dict[str, Any]:
     if not (is_turns(prompt) or is_turns(answer) or system):
         return {"prompt": cell_text(prompt), "completion": cell_text(answer)}
     asked = prompt if is_turns(prompt) else [{"role": "user", "content": cell_text(prompt)}]
-    asked = [normalise_message(turn) for turn in asked]
-    turns = [normalise_message(turn) for turn in joined(prompt, answer)]
-    head = [{"role": "system", "content": system}] if system and asked[0]["role"] != "system" else []
-    found = {"messages": [*head, *map(as_read, asked), *turns[len(asked) :]]}
-    tools = without_nulls(parsed(tools or None))
-    return found | ({"tools": tools} if tools else {})
+    made = conversation(joined(prompt, answer), parsed(tools or None))
+    turns = [*map(as_read, made["messages"][: len(asked)]), *made["messages"][len(asked) :]]
+    head = [{"role": "system", "content": system}] if system and turns[0]["role"] != "system" else []
+    return made | {"messages": [*head, *turns]}
 
 
 def as_turns(value: Any) -> Any:
+    """A message alone, or turns that a table keeps as JSON text, as a list of turns; any other value as it is."""
+    value = conversation_in(value)
     return [value] if isinstance(value, Mapping) and {"role", "from"} & value.keys() else value
 
 
@@ -114,9 +114,9 @@ def as_read(turn: dict[str, Any]) -> dict[str, Any]:
 
 def with_common_prompt(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values with the prompt that both answers begin with, where these are whole conversations."""
-    chosen, rejected = (conversation(values.get(name)) for name in ("chosen", "rejected"))
+    chosen, rejected = (whole_conversation(values.get(name)) for name in ("chosen", "rejected"))
     same = 0
-    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+    while same < min(len(chosen), len(rejected)) - 1 and normalise_message(chosen[same]) == normalise_message(rejected[same]):
         same += 1
     if not same:
         raise ValueError("its two answers do not begin with the same question")
@@ -125,15 +125,16 @@ def with_common_prompt(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def are_conversations(values: Mapping[str, Any]) -> bool:
     """Whether both answers hold the question as well, and not only the assistant's turns."""
-    answers = [values.get(name) for name in ("chosen", "rejected")]
+    answers = [as_turns(values.get(name)) for name in ("chosen", "rejected")]
     begins = [answer[0] for answer in answers if answer and is_turns(answer)]
     return len(begins) == 2 and all(normalise_message(turn)["role"] in ("system", "user") for turn in begins)
 
 
-def conversation(value: Any) -> list[Any]:
+def whole_conversation(value: Any) -> list[Any]:
     """Turns, or a dialogue in one text as Anthropic writes it. Raises ValueError on other text: it holds no question."""
+    value = as_turns(value)
     if is_turns(value):
-        return [normalise_message(turn) for turn in value]
+        return list(value)
     before, *parts = re.split(rf"(?:^|\n\n)({'|'.join(SPEAKERS)}):", plain_text(value))
     if before.strip() or not parts:
         raise ValueError("an answer without its question: there is no prompt")
@@ -189,8 +190,9 @@ def hook_reads(hook: ToPreference, first: Mapping[str, Any]) -> bool:
 def known_roles(columns: list[str], given: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """The name of the format, and its columns by role. Raises Stop."""
     beside = {role: column for role, column in BESIDE.items() if column in columns}
-    if not given and {*OPENAI.values()} <= {*columns}:
-        return "openai-preference", {**OPENAI, **beside}
+    for preferred in OPENAI_PREFERRED:
+        if not given and {"input", preferred, f"non_{preferred}"} <= {*columns}:
+            return "openai-preference", {"prompt": "input", "chosen": preferred, "rejected": f"non_{preferred}", **beside}
     prompt = given.get("prompt") or next((name for name in PROMPTS if name in columns), "")
     found = {"prompt": prompt} if prompt else {}
     pairs = [(given["chosen"], given["rejected"])] if {"chosen", "rejected"} <= given.keys() else ANSWER_PAIRS
