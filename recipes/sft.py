@@ -67,7 +67,7 @@ from unsloth_jobs.training.machine import hardware, peak_gb, require_gpu_where_p
 from unsloth_jobs.training.masks import IGNORE, Example, make_renderer, segments
 from unsloth_jobs.training.memory import free_memory, room_for
 from unsloth_jobs.training.merge import push_merged, require_mergeable
-from unsloth_jobs.training.models import has_bf16, load_model, require_decoder, require_local_model
+from unsloth_jobs.training.models import load_model, require_decoder, require_local_model
 from unsloth_jobs.training.packing import Collator, can_pack, keep_rows_apart, pack
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
@@ -75,14 +75,16 @@ from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
 from unsloth_jobs.training.repository import open_repository
 from unsloth_jobs.training.retry import train_with_oom_retry
 from unsloth_jobs.training.rows import custom_format
-from unsloth_jobs.training.run import StopSignal, billed_since, cost_usd, run_facts, run_name
+from unsloth_jobs.training.run import StopSignal, billed_since, cost_usd, run_facts
 from unsloth_jobs.training.setting import setting
 from unsloth_jobs.training.setting_problems import training_problems
 from unsloth_jobs.training.settings import TrainingSettings
 from unsloth_jobs.training.settled import settle
 from unsloth_jobs.training.step_timer import StepTimer
+from unsloth_jobs.training.step_trainer import StepTrainer
 from unsloth_jobs.training.steps import Steps, effective_batch_size
 from unsloth_jobs.training.tokens import digest_of, encode_rows, require_supervised
+from unsloth_jobs.training.trainer_options import trainer_options
 
 METHOD = "sft"
 
@@ -276,7 +278,6 @@ def build_trainer(
     """TRL's trainer over rows as tokens (columns input_ids, labels, length), each by itself or packed."""
     import torch
     import transformers
-    from torch.utils.data import DataLoader
     from trl import SFTConfig, SFTTrainer
 
     timer, plain = StepTimer(), settings.backend == "trl"
@@ -284,36 +285,13 @@ def build_trainer(
     division = batching or choose_batching(settings, order.spread_length, lambda tokens: True, packed)[0]
     passes = Passes(order, division, packed)
     filler, collator = tokenizer.pad_token_id, None
+    rows = train_tokens.select_columns(["input_ids", "labels"])
     if packed:
         collator = Collator(train_tokens, division.micro_batch_size, (passes.short_length(), division.length), filler, plain)
 
-    class Trainer(SFTTrainer):
-        eval_dataset: Any
-
-        def get_train_dataloader(self):
-            rows = train_tokens.select_columns(["input_ids", "labels"])
-            made = collator or (lambda sequences: self.data_collator([rows[row] for [row] in sequences]))
-            loader = DataLoader(RowNumbers(len(train_tokens)), batch_sampler=passes, collate_fn=made, pin_memory=on_gpu)
-            return self.accelerator.prepare(loader)
-
-        def get_batch_samples(self, *args, **kwargs):
-            timer.step_begins()
-            batches, items = super().get_batch_samples(*args, **kwargs)
-            timer.count_tokens(order.tokens(self.state.global_step))
-            return batches, items
-
-        def evaluate(self, *args, **kwargs):
-            """The held-out loss; {} and a warning where it cannot be measured, since training is worth more."""
-            try:
-                metrics = {} if self.eval_dataset is None else self.measure()
-            except Exception as error:
-                self.eval_dataset, metrics = None, {}
-                message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
-                emit("warning", code="evaluation_failed", message=message)
-            if metrics:
-                self.log(metrics)
-                self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
+    class Trainer(StepTrainer, SFTTrainer):
+        def train_batch(self, sequences):
+            return collator(sequences) if collator else self.data_collator([rows[row] for [row] in sequences])
 
         def measure(self):
             """The mean loss of a learned token of the held-out rows, however they lie in batches."""
@@ -345,44 +323,15 @@ def build_trainer(
             sequences = [[row] for row in range(len(held_out))] if alone else pack(held_out["length"], length)
             return (collate(sequences[at : at + micro_batch_size]) for at in range(0, len(sequences), micro_batch_size))
 
-    on_gpu, bf16 = torch.cuda.is_available(), has_bf16()
+    on_gpu = torch.cuda.is_available()
     if plain and not on_gpu:
         Trainer.compute_loss = transformers.Trainer.compute_loss  # TRL's own is a kernel for GPUs
     config = SFTConfig(
-        output_dir=str(Path(settings.save_local) / "checkpoints"),
-        num_train_epochs=settings.num_epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=division.micro_batch_size,
-        gradient_accumulation_steps=division.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        warmup_steps=0.03,
-        # Its states are small beside all else, and one kernel updates them; in 8 bits each matrix would need its own.
-        optim="adamw_torch_fused",
-        bf16=bf16,
-        fp16=on_gpu and not bf16,
+        **trainer_options(settings, division, evaluates=bool(held_out)),
         pad_to_multiple_of=64 if on_gpu else 8,
         remove_unused_columns=not packed,
-        per_device_eval_batch_size=1,  # evaluation is where runs die of memory
-        eval_strategy="steps" if held_out else "no",
-        eval_steps=0.1 if settings.early_stopping else 0.25,  # to stop early is to look often
-        save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
-        save_total_limit=2,
-        logging_steps=0.005,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # it waits for the GPU after each forward pass; progress_callback stops at NaN
-        disable_tqdm=True,
-        report_to="none",  # Trackio has a callback of its own
-        project="unsloth-jobs",
-        run_name=run_name(settings),
-        trackio_space_id=settings.trackio_space or None,
-        trackio_static_space_id=False,
-        hub_private_repo=True,
-        max_length=settings.max_seq_length,
         # Rows arrive as tokens and labels: nothing after this point may change what is learned.
         dataset_kwargs={"skip_prepare_dataset": True},
-        seed=settings.seed,
-        # TRL's default is True, which on a CPU turns on what was left off where the adapter was attached.
-        gradient_checkpointing=settings.gradient_checkpointing != "off" and not plain,
     )
     curves = trackio_callback()
     trainer = Trainer(
@@ -398,22 +347,9 @@ def build_trainer(
         ],
     )
     in_full_precision(model)  # TRL makes it bf16
-    trainer.timer, trainer.batching, trainer.curves = timer, division, curves
+    trainer.timer, trainer.passes, trainer.batching, trainer.curves = timer, passes, division, curves
     trainer.remove_callback(transformers.PrinterCallback)  # the events say it
     return trainer
-
-
-class RowNumbers:
-    """A data set for torch whose items are what its sampler asks for: the collator reads the rows themselves."""
-
-    def __init__(self, rows: int):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, sequence: list[int]) -> list[int]:
-        return sequence
 
 
 def learned_tokens(labels: Any) -> int:

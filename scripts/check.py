@@ -34,12 +34,14 @@ from unsloth_jobs.lookup.checks import examine
 from unsloth_jobs.lookup.findings import Report
 from unsloth_jobs.lookup.grading import Grading
 from unsloth_jobs.lookup.model_info import Model
+from unsloth_jobs.lookup.pairs import PairSample
 from unsloth_jobs.lookup.sample import Sample
 from unsloth_jobs.lookup.table import Table
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, run, show_problem, table
 from unsloth_jobs.redaction import redact
 from unsloth_jobs.template import quiet_libraries
 from unsloth_jobs.training.dataset import held_out_of
+from unsloth_jobs.training.preference_tokens import SAME
 from unsloth_jobs.training.settled import chosen_values, why_chosen
 
 USUAL = ("utf-8", ",")  # ways to read a file that need no word
@@ -158,6 +160,7 @@ def as_json(found: Report) -> dict[str, Any]:
             "coverage": round(found.lora.coverage, 4),
             "linear_share": round(found.lora.linear_share, 4),
         },
+        "pairs": as_pairs(sample) if isinstance(sample, PairSample) else None,
         "grading": found.grading and asdict(found.grading),
         "settings": model and chosen(found, model),
         "identity": found.identity
@@ -172,6 +175,10 @@ def as_json(found: Report) -> dict[str, Any]:
             "may_start_jobs": found.identity.may("job.write", found.owner),
         },
     }
+
+
+def as_pairs(sample: PairSample) -> dict[str, Any]:
+    return {"figures": sample.pairs, "labels": sample.labels, "sample_rejected": sample.segments_rejected}
 
 
 def show(found: Report) -> None:
@@ -189,6 +196,8 @@ def show(found: Report) -> None:
         facts.add_row(
             "learned", f"{sample.supervised_fraction:.1%} of the tokens; {sample.rows_without_answer} rows without an answer"
         )
+        if isinstance(sample, PairSample) and sample.kept:
+            facts.add_row("compared", compared(sample))
     if grading := found.grading:
         facts.add_row("graded", escape(graded(grading)))
     if found.model and (why := chosen(found, found.model)["why"]):
@@ -196,8 +205,26 @@ def show(found: Report) -> None:
     people.print(facts)
     if found.sample and found.sample.segments:
         people.print("\n[bold]A row as the model sees it[/]; what is learned (its loss mask) stands in [green]⟦ ⟧[/]:")
-        people.print(Text.assemble(*(shown(part) for part in shortened(without_secrets(found.sample.segments)))))
+        people.print(as_read(found.sample.segments))
+        if isinstance(found.sample, PairSample) and found.sample.segments_rejected:
+            people.print("\n[bold]And with the worse answer[/]:")
+            people.print(as_read(found.sample.segments_rejected))
     people.print("[green]Sound.[/]" if found.ok else f"[red]{'Could not be checked' if found.unanswered else 'Not sound'}:[/]")
+
+
+def as_read(segments: list[dict[str, Any]]) -> Text:
+    return Text.assemble(*(shown(part) for part in shortened(without_secrets(segments))))
+
+
+def compared(sample: PairSample) -> str:
+    """What the pairs are like, or how many single answers are good."""
+    if not sample.pairs:
+        return "{desirable} good answers with {undesirable} bad ones".format(**sample.labels)
+    same = sample.lost.get(SAME, 0)
+    text = (
+        "better answers {chosen_tokens:.0f} tokens, worse ones {rejected_tokens:.0f} (means); {contradictory} contradictory, "
+    )
+    return (text + "{nearly_same} nearly the same, {same} the same").format(**sample.pairs, same=same)
 
 
 def graded(grading: Grading) -> str:

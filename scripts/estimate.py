@@ -30,7 +30,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 
 from unsloth_jobs import template
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
-from unsloth_jobs.estimate import cost
+from unsloth_jobs.estimate import cost, preferences
 from unsloth_jobs.estimate.flavors import Flavor, current_flavors, find_flavor
 from unsloth_jobs.estimate.history import History, entries, run_key
 from unsloth_jobs.estimate.memory import GB
@@ -57,7 +57,7 @@ from unsloth_jobs.training.settled import chosen_values, why_chosen
 
 FRAMEWORKS = {  # by --backend, and why
     "unsloth": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
-    "TRL itself is for several GPUs and for preference training, which this skill does not do",
+    "TRL itself is for several GPUs",
     "trl": "chosen with --backend trl: for a model that Unsloth does not support",
 }
 
@@ -167,7 +167,12 @@ def estimate(
                 "digest": counted.digest,
                 "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
                 "settings": chosen_by_run,
-                "framework": {"name": settings.backend, "why": FRAMEWORKS[settings.backend]},
+                "framework": {
+                    "name": settings.backend,
+                    "why": preferences.WHY.get(settings.backend)
+                    if preferences.loss_of(settings)
+                    else FRAMEWORKS[settings.backend],
+                },
                 "ok": best is not None,
                 "problems": [asdict(problem) for problem in problems],
             }
@@ -254,7 +259,9 @@ def time_line(one: cost.Candidate) -> str:
     """Where the time of a run goes, and what the estimate rests on."""
     parts = ((name, low / 60, high / 60) for name, (low, high) in (one.seconds or {}).items())
     minutes = ", ".join(f"{name} {low:.0f}–{high:.0f}" for name, low, high in parts if high >= 0.5)
-    narrower = "; submit.py --smoke measures it for a few cents" if one.basis == "shapes" else ""
+    narrower = (
+        "; submit.py --smoke measures it for a few cents" if one.basis.startswith("shapes") and " run" not in one.basis else ""
+    )
     return f"{minutes} min on {one.flavor}, from {one.basis}{narrower}"
 
 

@@ -604,7 +604,7 @@ MEDIA_VALUE = re.compile(
 )
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
-ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
+ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | dict[str, Any] | None]
 
 
 class Format(NamedTuple):
@@ -653,24 +653,26 @@ def detect_format(
     if "text" in columns:
         return Format("text", {"text": "text"})
     if set(columns) >= PREFERENCE:
-        raise Stop(
-            "preference_data",
-            "The rows hold preferences (chosen, rejected), not answers to imitate.",
-            "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
-            if "prompt" in columns
-            else "Choose a data set with messages, or with a question and an answer in each row.",
-        )
+        imitate = "--prompt-column prompt --completion-column chosen" if "prompt" in columns else ""
+        raise preference_data("(chosen, rejected)", imitate)
     if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
-        raise Stop(
-            "preference_data",
-            f"The rows hold preferences as OpenAI's DPO files do ({preferred}, non_{preferred}), not answers to imitate.",
-            f"To imitate the preferred answers: --prompt-column input --completion-column {preferred}.",
-        )
+        imitate = f"--prompt-column input --completion-column {preferred}"
+        raise preference_data(f"as OpenAI's DPO files do ({preferred}, non_{preferred})", imitate)
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
         "unknown_columns",
         f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
         naming_hint(columns),
+    )
+
+
+def preference_data(which: str, imitate: str) -> Stop:
+    """What to say of preferences where answers to imitate are asked for. imitate: the flags that name the better ones."""
+    return Stop(
+        "preference_data",
+        f"The rows hold preferences {which}, not answers to imitate.",
+        "To learn them use templates/dpo.py in the place of this script: check.py ... --script templates/dpo.py."
+        + (f" To imitate the better answers: {imitate}." if imitate else ""),
     )
 
 
@@ -1075,7 +1077,7 @@ RESUME_MUST_MATCH = (
     "base_model", "load_in_16bit", "load_in_4bit", "backend", "dataset_config", "dataset_split",
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
-    "target_modules", "seed",
+    "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
 )  # fmt: skip
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
@@ -1098,13 +1100,14 @@ def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) ->
 
 
 def rows_digest(rows: Any) -> str:
-    """sha256 of the rows as they are trained on: of tokens and labels, in their order."""
+    """sha256 of the rows as they are trained on: of their tokens and labels, in their order."""
     import numpy as np
 
     digest = hashlib.sha256()
-    for batch in rows.select_columns(["input_ids", "labels"]).with_format("numpy").iter(1000):
-        for column in ("input_ids", "labels"):
-            for values in batch[column]:
+    names = [name for name in rows.column_names if name != "length"]
+    for batch in rows.select_columns(names).with_format("numpy").iter(1000):
+        for column in names:
+            for values in map(np.atleast_1d, batch[column]):
                 digest.update(len(values).to_bytes(4, "little") + values.astype(np.int32).tobytes())
     return "sha256:" + digest.hexdigest()
 
@@ -1169,7 +1172,7 @@ def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[
     if not theirs:
         message = f"The checkpoint {checkpoint.name} does not say what it was trained on."
         raise Stop("resume_mismatch", message, f"{fix[0].upper()}{fix[1:]}.")
-    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name)]:
+    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name, None)]:
         flags = " ".join(as_flag(name, began[name]) for name in changed if name in began)
         raise Stop(
             "resume_mismatch",
@@ -2306,15 +2309,21 @@ def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
     return Format("messages", {name: name for name in first}, hook)
 
 
-def custom_turns(row: Mapping[str, Any], hook: ToMessages) -> list[dict[str, Any]]:
-    """A row's messages as the script's to_messages writes them. Raises ValueError where it fails, or leaves the row out."""
+def custom_row(row: Mapping[str, Any], hook: ToMessages) -> dict[str, Any]:
+    """A row as the script's to_messages writes it: messages alone, beside their tools, or a prompt and its completion.
+
+    Raises ValueError where it fails, or leaves the row out.
+    """
     try:
-        turns = hook({name: from_cell(value) for name, value in row.items()})
+        made = hook({name: from_cell(value) for name, value in row.items()})
     except Exception as error:
         raise ValueError(f"to_messages fails: {type(error).__name__}: {error}") from error
-    if not turns:
+    if not made:
         raise ValueError("to_messages leaves it out")
-    return turns
+    if isinstance(made, Mapping) and "completion" in made:
+        return {"prompt": cell_text(made.get("prompt")), "completion": cell_text(made["completion"])}
+    turns, tools = (made["messages"], made.get("tools")) if isinstance(made, Mapping) else (made, None)
+    return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
 
 
 def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
@@ -2326,7 +2335,7 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
     if sum(map(characters, values.values())) > ROW_LIMIT:
         raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
     if layout.to_messages:
-        return {"messages": [normalise_message(turn) for turn in custom_turns(row, layout.to_messages)]}
+        return custom_row(row, layout.to_messages)
     if layout.name == "text":
         return {"text": cell_text(values["text"])}
     if layout.name == "alpaca":
@@ -5176,7 +5185,13 @@ def as_sample(question: Question, base: Answer, tuned: Answer) -> dict[str, str]
     return {"prompt": question.asked, "base": base.text, "tuned": tuned.text, "reference": question.reference}
 
 
-def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_step: int | None, path: Path) -> bool:
+def draw_losses(
+    history: list[dict[str, Any]],
+    base_loss: float | None,
+    kept_step: int | None,
+    path: Path,
+    what: str = "loss (nats per token)",
+) -> bool:
     """Whether the picture of the loss over the steps could be drawn. A failure is a warning: the result is safe."""
     training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     # The base model was measured before the trainer's history began.
@@ -5186,7 +5201,7 @@ def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_ste
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
+        axes = figure.add_subplot(xlabel="step", ylabel=what)
         axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.5, label="training batches")
         if held_out:
             axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held-out rows")

@@ -382,7 +382,6 @@ def build_trainer(
     """TRL's trainer over rows as tokens (columns input_ids, labels, length), each by itself or packed."""
     import torch
     import transformers
-    from torch.utils.data import DataLoader
     from trl import SFTConfig, SFTTrainer
 
     timer, plain = StepTimer(), settings.backend == "trl"
@@ -390,36 +389,13 @@ def build_trainer(
     division = batching or choose_batching(settings, order.spread_length, lambda tokens: True, packed)[0]
     passes = Passes(order, division, packed)
     filler, collator = tokenizer.pad_token_id, None
+    rows = train_tokens.select_columns(["input_ids", "labels"])
     if packed:
         collator = Collator(train_tokens, division.micro_batch_size, (passes.short_length(), division.length), filler, plain)
 
-    class Trainer(SFTTrainer):
-        eval_dataset: Any
-
-        def get_train_dataloader(self):
-            rows = train_tokens.select_columns(["input_ids", "labels"])
-            made = collator or (lambda sequences: self.data_collator([rows[row] for [row] in sequences]))
-            loader = DataLoader(RowNumbers(len(train_tokens)), batch_sampler=passes, collate_fn=made, pin_memory=on_gpu)
-            return self.accelerator.prepare(loader)
-
-        def get_batch_samples(self, *args, **kwargs):
-            timer.step_begins()
-            batches, items = super().get_batch_samples(*args, **kwargs)
-            timer.count_tokens(order.tokens(self.state.global_step))
-            return batches, items
-
-        def evaluate(self, *args, **kwargs):
-            """The held-out loss; {} and a warning where it cannot be measured, since training is worth more."""
-            try:
-                metrics = {} if self.eval_dataset is None else self.measure()
-            except Exception as error:
-                self.eval_dataset, metrics = None, {}
-                message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
-                emit("warning", code="evaluation_failed", message=message)
-            if metrics:
-                self.log(metrics)
-                self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
+    class Trainer(StepTrainer, SFTTrainer):
+        def train_batch(self, sequences):
+            return collator(sequences) if collator else self.data_collator([rows[row] for [row] in sequences])
 
         def measure(self):
             """The mean loss of a learned token of the held-out rows, however they lie in batches."""
@@ -451,44 +427,15 @@ def build_trainer(
             sequences = [[row] for row in range(len(held_out))] if alone else pack(held_out["length"], length)
             return (collate(sequences[at : at + micro_batch_size]) for at in range(0, len(sequences), micro_batch_size))
 
-    on_gpu, bf16 = torch.cuda.is_available(), has_bf16()
+    on_gpu = torch.cuda.is_available()
     if plain and not on_gpu:
         Trainer.compute_loss = transformers.Trainer.compute_loss  # TRL's own is a kernel for GPUs
     config = SFTConfig(
-        output_dir=str(Path(settings.save_local) / "checkpoints"),
-        num_train_epochs=settings.num_epochs,
-        max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=division.micro_batch_size,
-        gradient_accumulation_steps=division.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        warmup_steps=0.03,
-        # Its states are small beside all else, and one kernel updates them; in 8 bits each matrix would need its own.
-        optim="adamw_torch_fused",
-        bf16=bf16,
-        fp16=on_gpu and not bf16,
+        **trainer_options(settings, division, evaluates=bool(held_out)),
         pad_to_multiple_of=64 if on_gpu else 8,
         remove_unused_columns=not packed,
-        per_device_eval_batch_size=1,  # evaluation is where runs die of memory
-        eval_strategy="steps" if held_out else "no",
-        eval_steps=0.1 if settings.early_stopping else 0.25,  # to stop early is to look often
-        save_steps=settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
-        save_total_limit=2,
-        logging_steps=0.005,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # it waits for the GPU after each forward pass; progress_callback stops at NaN
-        disable_tqdm=True,
-        report_to="none",  # Trackio has a callback of its own
-        project="unsloth-jobs",
-        run_name=run_name(settings),
-        trackio_space_id=settings.trackio_space or None,
-        trackio_static_space_id=False,
-        hub_private_repo=True,
-        max_length=settings.max_seq_length,
         # Rows arrive as tokens and labels: nothing after this point may change what is learned.
         dataset_kwargs={"skip_prepare_dataset": True},
-        seed=settings.seed,
-        # TRL's default is True, which on a CPU turns on what was left off where the adapter was attached.
-        gradient_checkpointing=settings.gradient_checkpointing != "off" and not plain,
     )
     curves = trackio_callback()
     trainer = Trainer(
@@ -504,22 +451,9 @@ def build_trainer(
         ],
     )
     in_full_precision(model)  # TRL makes it bf16
-    trainer.timer, trainer.batching, trainer.curves = timer, division, curves
+    trainer.timer, trainer.passes, trainer.batching, trainer.curves = timer, passes, division, curves
     trainer.remove_callback(transformers.PrinterCallback)  # the events say it
     return trainer
-
-
-class RowNumbers:
-    """A data set for torch whose items are what its sampler asks for: the collator reads the rows themselves."""
-
-    def __init__(self, rows: int):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, sequence: list[int]) -> list[int]:
-        return sequence
 
 
 def learned_tokens(labels: Any) -> int:
@@ -826,12 +760,15 @@ class Batching(NamedTuple):
 
 
 def batchings(
-    settings: TrainingSettings, length_for: Callable[[int], int], packed: bool, fewest: int = 1
+    settings: TrainingSettings, length_for: Callable[[int], int], packed: bool, fewest: int = 1, smallest: int = 1
 ) -> Iterable[Batching]:
-    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n."""
+    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n; smallest:
+    rows in a pass at least, where rows are not packed.
+    """
     rows = effective_batch_size(settings)
     if not packed:
-        sizes = (size for size in range(max_micro_batch_size(settings), 0, -1) if rows % size == 0)
+        most = max(max_micro_batch_size(settings), smallest)
+        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0)
         yield from (Batching(size, rows // size, settings.max_seq_length) for size in sizes)
         return
     shortest = math.inf
@@ -855,17 +792,19 @@ def max_micro_batch_size(settings: TrainingSettings) -> int:
 
 
 def choose_batching(
-    settings: TrainingSettings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool
+    settings: TrainingSettings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool, smallest: int = 1
 ) -> tuple[Batching, bool]:
     """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
 
     Keeping them saves a third of the arithmetic, so smaller micro-batches are taken for it, but none too small for a GPU.
     """
-    most = WIDER * max_micro_batch_size(settings) * settings.max_seq_length  # a little more is better than a pass more
+    most = (
+        WIDER * max(max_micro_batch_size(settings), smallest) * settings.max_seq_length
+    )  # a little more is better than a pass more
     fewest = math.ceil(length_for(1) / most) if packed else 1
     largest = None
-    for batching in batchings(settings, length_for, packed, fewest):
-        smallest = batching
+    for batching in batchings(settings, length_for, packed, fewest, smallest):
+        last = batching
         if batching.tokens > most:
             continue
         if largest and batching.tokens < FEWEST_TOKENS_AT_ONCE:
@@ -873,7 +812,7 @@ def choose_batching(
         if keeps(batching.tokens):
             return batching, True
         largest = largest or batching
-    return largest or smallest, False
+    return largest or last, False
 
 
 def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], error: Exception) -> tuple[Batching, bool]:
@@ -1107,7 +1046,7 @@ RESUME_MUST_MATCH = (
     "base_model", "load_in_16bit", "load_in_4bit", "backend", "dataset_config", "dataset_split",
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
-    "target_modules", "seed",
+    "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
 )  # fmt: skip
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
@@ -1130,13 +1069,14 @@ def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) ->
 
 
 def rows_digest(rows: Any) -> str:
-    """sha256 of the rows as they are trained on: of tokens and labels, in their order."""
+    """sha256 of the rows as they are trained on: of their tokens and labels, in their order."""
     import numpy as np
 
     digest = hashlib.sha256()
-    for batch in rows.select_columns(["input_ids", "labels"]).with_format("numpy").iter(1000):
-        for column in ("input_ids", "labels"):
-            for values in batch[column]:
+    names = [name for name in rows.column_names if name != "length"]
+    for batch in rows.select_columns(names).with_format("numpy").iter(1000):
+        for column in names:
+            for values in map(np.atleast_1d, batch[column]):
                 digest.update(len(values).to_bytes(4, "little") + values.astype(np.int32).tobytes())
     return "sha256:" + digest.hexdigest()
 
@@ -1201,7 +1141,7 @@ def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[
     if not theirs:
         message = f"The checkpoint {checkpoint.name} does not say what it was trained on."
         raise Stop("resume_mismatch", message, f"{fix[0].upper()}{fix[1:]}.")
-    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name)]:
+    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name, None)]:
         flags = " ".join(as_flag(name, began[name]) for name in changed if name in began)
         raise Stop(
             "resume_mismatch",
@@ -1515,7 +1455,14 @@ def progress_callback(
         def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
             timer.evaluations += 1
             timer.evaluation_s, loss = metrics["eval_runtime"], float(metrics["eval_loss"])
-            emit("eval", step=state.global_step, eval_loss=round(loss, 4), perplexity=round(perplexity(loss), 4))
+            figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+            del figures["runtime"], figures["loss"]
+            emit(
+                "eval",
+                step=state.global_step,
+                eval_loss=round(loss, 4),
+                **{name: round(one, 4) for name, one in figures.items()},
+            )
             learning = state.global_step > 0  # the evaluation before training is the base model's
             if learning and best.patience and best.keep_if_better(model, state, loss) and state.global_step < state.max_steps:
                 control.should_training_stop, stop_signal.reason = True, "early_stopped"
@@ -1807,7 +1754,7 @@ MEDIA_VALUE = re.compile(
 )
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
-ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
+ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | dict[str, Any] | None]
 
 
 class Format(NamedTuple):
@@ -1856,24 +1803,26 @@ def detect_format(
     if "text" in columns:
         return Format("text", {"text": "text"})
     if set(columns) >= PREFERENCE:
-        raise Stop(
-            "preference_data",
-            "The rows hold preferences (chosen, rejected), not answers to imitate.",
-            "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
-            if "prompt" in columns
-            else "Choose a data set with messages, or with a question and an answer in each row.",
-        )
+        imitate = "--prompt-column prompt --completion-column chosen" if "prompt" in columns else ""
+        raise preference_data("(chosen, rejected)", imitate)
     if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
-        raise Stop(
-            "preference_data",
-            f"The rows hold preferences as OpenAI's DPO files do ({preferred}, non_{preferred}), not answers to imitate.",
-            f"To imitate the preferred answers: --prompt-column input --completion-column {preferred}.",
-        )
+        imitate = f"--prompt-column input --completion-column {preferred}"
+        raise preference_data(f"as OpenAI's DPO files do ({preferred}, non_{preferred})", imitate)
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
         "unknown_columns",
         f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
         naming_hint(columns),
+    )
+
+
+def preference_data(which: str, imitate: str) -> Stop:
+    """What to say of preferences where answers to imitate are asked for. imitate: the flags that name the better ones."""
+    return Stop(
+        "preference_data",
+        f"The rows hold preferences {which}, not answers to imitate.",
+        "To learn them use templates/dpo.py in the place of this script: check.py ... --script templates/dpo.py."
+        + (f" To imitate the better answers: {imitate}." if imitate else ""),
     )
 
 
@@ -2738,15 +2687,21 @@ def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
     return Format("messages", {name: name for name in first}, hook)
 
 
-def custom_turns(row: Mapping[str, Any], hook: ToMessages) -> list[dict[str, Any]]:
-    """A row's messages as the script's to_messages writes them. Raises ValueError where it fails, or leaves the row out."""
+def custom_row(row: Mapping[str, Any], hook: ToMessages) -> dict[str, Any]:
+    """A row as the script's to_messages writes it: messages alone, beside their tools, or a prompt and its completion.
+
+    Raises ValueError where it fails, or leaves the row out.
+    """
     try:
-        turns = hook({name: from_cell(value) for name, value in row.items()})
+        made = hook({name: from_cell(value) for name, value in row.items()})
     except Exception as error:
         raise ValueError(f"to_messages fails: {type(error).__name__}: {error}") from error
-    if not turns:
+    if not made:
         raise ValueError("to_messages leaves it out")
-    return turns
+    if isinstance(made, Mapping) and "completion" in made:
+        return {"prompt": cell_text(made.get("prompt")), "completion": cell_text(made["completion"])}
+    turns, tools = (made["messages"], made.get("tools")) if isinstance(made, Mapping) else (made, None)
+    return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
 
 
 def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
@@ -2758,7 +2713,7 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
     if sum(map(characters, values.values())) > ROW_LIMIT:
         raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
     if layout.to_messages:
-        return {"messages": [normalise_message(turn) for turn in custom_turns(row, layout.to_messages)]}
+        return custom_row(row, layout.to_messages)
     if layout.name == "text":
         return {"text": cell_text(values["text"])}
     if layout.name == "alpaca":
@@ -5003,7 +4958,13 @@ def as_sample(question: Question, base: Answer, tuned: Answer) -> dict[str, str]
     return {"prompt": question.asked, "base": base.text, "tuned": tuned.text, "reference": question.reference}
 
 
-def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_step: int | None, path: Path) -> bool:
+def draw_losses(
+    history: list[dict[str, Any]],
+    base_loss: float | None,
+    kept_step: int | None,
+    path: Path,
+    what: str = "loss (nats per token)",
+) -> bool:
     """Whether the picture of the loss over the steps could be drawn. A failure is a warning: the result is safe."""
     training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     # The base model was measured before the trainer's history began.
@@ -5013,7 +4974,7 @@ def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_ste
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
+        axes = figure.add_subplot(xlabel="step", ylabel=what)
         axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.5, label="training batches")
         if held_out:
             axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held-out rows")
@@ -5253,8 +5214,11 @@ def model_card(
     picture: str | None,
     method: str,
     evaluation: Evaluation | None = None,
+    measured: str = "",
 ) -> str:
-    """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it."""
+    """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it; measured: a
+    table in place of that of the losses.
+    """
     from huggingface_hub import ModelCardData
 
     base, data, where = Path(settings.base_model), Path(settings.dataset), settings.output_repo or settings.save_local
@@ -5272,7 +5236,7 @@ def model_card(
         f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with {LIBRARY[settings.backend]} on "
         f"`{data.name if data.exists() else data}`.",
         "## What training changed",
-        card_losses(losses),
+        measured or card_losses(losses),
         card_grades(evaluation, settings.card_samples) if evaluation else "",
         f"![Training and held-out loss over the steps]({picture})" if picture else "",
         card_answers(answers) if settings.card_samples else "",
@@ -6065,6 +6029,75 @@ def why_chosen(settings: TrainingSettings, config: Mapping[str, Any], rows: int,
     return found
 
 
+# ---- training/step_trainer.py ---------------------------------------------------------------------------------
+# What all trainers share: the rows of each step, steps that are timed, an evaluation that cannot end the run.
+
+
+class StepTrainer:
+    """Mixed into one of TRL's trainers, to the left of it; `passes` and `timer` are set once it is made.
+
+    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass, and measure(), the
+    held-out metrics: eval_loss, eval_runtime and what else is measured.
+    """
+
+    eval_dataset: Any
+    accelerator: Any
+    callback_handler: Any
+    args: Any
+    state: Any
+    control: Any
+    log: Any
+    passes: Passes
+    timer: StepTimer
+
+    def get_train_dataloader(self):
+        import torch
+        from torch.utils.data import DataLoader
+
+        numbers = RowNumbers(len(self.passes.steps.lengths))
+        pinned = torch.cuda.is_available()
+        loader = DataLoader(numbers, batch_sampler=self.passes, collate_fn=self.train_batch, pin_memory=pinned)
+        return self.accelerator.prepare(loader)
+
+    def train_batch(self, sequences):
+        raise NotImplementedError
+
+    def measure(self):
+        raise NotImplementedError
+
+    def get_batch_samples(self, *args, **kwargs):
+        self.timer.step_begins()
+        batches, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]  # of the trainer that it is mixed into
+        self.timer.count_tokens(self.passes.steps.tokens(self.state.global_step))
+        return batches, items
+
+    def evaluate(self, *args, **kwargs):
+        """The held-out metrics; {} and a warning where they cannot be measured, since training is worth more."""
+        try:
+            metrics = {} if self.eval_dataset is None else self.measure()
+        except Exception as error:
+            self.eval_dataset, metrics = None, {}
+            message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
+            emit("warning", code="evaluation_failed", message=message)
+        if metrics:
+            self.log({**metrics})  # to which TRL adds its own
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class RowNumbers:
+    """A data set for torch whose items are what its sampler asks for: the collator reads the rows themselves."""
+
+    def __init__(self, rows: int):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, sequence: list[int]) -> list[int]:
+        return sequence
+
+
 # ---- training/tokens.py ---------------------------------------------------------------------------------------
 # The rows of a data set as tokens, with what is lost and why.
 
@@ -6159,6 +6192,49 @@ def require_supervised(masks: Mapping[str, Any]) -> None:
             f"Not one token of the data set would be learned: {why}.",
             "Look at the rows' answers, or pass a larger --max-seq-length.",
         )
+
+
+# ---- training/trainer_options.py ------------------------------------------------------------------------------
+# What every trainer is told, whatever it trains by: the arguments of transformers' TrainingArguments.
+
+
+def trainer_options(settings: TrainingSettings, division: Batching, evaluates: bool) -> dict[str, Any]:
+    """The arguments that TRL's configurations share. evaluates: whether there are held-out rows."""
+    import torch
+
+    on_gpu, bf16 = torch.cuda.is_available(), has_bf16()
+    return {
+        "output_dir": str(Path(settings.save_local) / "checkpoints"),
+        "num_train_epochs": settings.num_epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": division.micro_batch_size,
+        "gradient_accumulation_steps": division.gradient_accumulation,
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": 0.03,
+        # Its states are small beside all else, and one kernel updates them; in 8 bits each matrix would need its own.
+        "optim": "adamw_torch_fused",
+        "bf16": bf16,
+        "fp16": on_gpu and not bf16,
+        "per_device_eval_batch_size": 1,  # evaluation is where runs die of memory
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": 0.1 if settings.early_stopping else 0.25,  # to stop early is to look often
+        "save_steps": settings.save_steps if settings.save_steps < 1 else int(settings.save_steps),
+        "save_total_limit": 2,
+        "logging_steps": 0.005,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it waits for the GPU after each forward pass; progress_callback stops at NaN
+        "disable_tqdm": True,
+        "report_to": "none",  # Trackio has a callback of its own
+        "project": "unsloth-jobs",
+        "run_name": run_name(settings),
+        "trackio_space_id": settings.trackio_space or None,
+        "trackio_static_space_id": False,
+        "hub_private_repo": True,
+        "max_length": settings.max_seq_length,
+        "seed": settings.seed,
+        # TRL's default is True, which on a CPU turns on what was left off where the adapter was attached.
+        "gradient_checkpointing": settings.gradient_checkpointing != "off" and settings.backend != "trl",
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Runs of templates/sft.py, each a process of its own, forked from this one so that libraries are imported only once.
+"""Runs of templates/sft.py and dpo.py, each a process of its own, forked from this one so that libraries are imported only once.
 
-Run in the template's environment. Each line on stdin is a run as JSON: {"arguments", "folder", "env", "fault"}; the
+Run in the template's environment. Each line on stdin is a run as JSON: {"arguments", "folder", "env", "fault", "template"}; the
 answer is its process id. Its output goes to FOLDER/log.txt, and ends with EXIT and its exit code.
 """
 
@@ -16,15 +16,16 @@ import unsloth  # noqa: F401 # isort: skip  # first: it patches what comes after
 import torch
 import trackio  # noqa: F401
 from huggingface_hub.utils import http_backoff
-from trl import SFTTrainer
+from trl import DPOTrainer, SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "templates"))
+import dpo
 import sft
 
 sft.ANSWER_TOKENS = 8  # what an untrained model says never ends, and half of a run's time would go to 128 tokens of it
 
 
-def run(arguments: list[str], folder: str, env: dict[str, str], fault: list | None) -> int:
+def run(arguments: list[str], folder: str, env: dict[str, str], fault: list | None, template: str = "sft") -> int:
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
@@ -33,7 +34,7 @@ def run(arguments: list[str], folder: str, env: dict[str, str], fault: list | No
     if fault:
         FAULTS[fault[0]](*fault[1:])
     try:
-        return sft.main()
+        return {"sft": sft, "dpo": dpo}[template].main()
     except SystemExit as end:
         return end.code
     except BaseException:
@@ -54,6 +55,73 @@ def out_of_memory(most: int, step: int) -> None:
         return whole(self, model, inputs, *args, **kwargs)
 
     SFTTrainer.training_step = training_step
+
+
+def out_of_memory_of_pairs(most: int, step: int) -> None:
+    """From this step on, memory holds a pass of at most so many sequences of preferences."""
+    whole = DPOTrainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        if self.state.global_step >= step and len(inputs["input_ids"]) > most:
+            raise torch.OutOfMemoryError(FULL)
+        return whole(self, model, inputs, *args, **kwargs)
+
+    DPOTrainer.training_step = training_step
+
+
+def compare_orpo() -> None:
+    """Before training, print how far the log-probabilities of the fused forward pass are from TRL's own."""
+    whole = dpo.PreferenceTrainer.train_batch
+
+    def train_batch(self, sequences):
+        batch = whole(self, sequences)
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        theirs = {}
+        for name, rows in zip(
+            ("chosen", "rejected"), (slice(None, len(labels) // 2), slice(len(labels) // 2, None)), strict=True
+        ):
+            theirs |= {f"{name}_input_ids": batch["input_ids"][rows], f"{name}_attention_mask": batch["attention_mask"][rows]}
+            theirs |= {f"{name}_labels": labels[rows]}
+        self.model.float()  # TRL's own rounds log-probabilities to the model's 16 bits
+        with torch.no_grad():
+            found = dpo.FusedForward.concatenated_forward(self, self.model, batch)[:2]
+            wanted = super(dpo.FusedForward, self).concatenated_forward(self.model, theirs)[:2]
+        errors = [float((one - other).abs().max()) for one, other in zip(found, wanted, strict=True)]
+        sft.emit("compared_forward", error=max(errors), size=float(wanted[0].abs().min()))
+        return batch
+
+    dpo.PreferenceTrainer.train_batch = train_batch
+
+
+def starts_trained() -> None:
+    """The adapter that is attached has learned something already, as where a run goes on from another's."""
+    whole = dpo.attach_adapter
+
+    def attach_adapter(*args, **kwargs):
+        model = whole(*args, **kwargs)
+        torch.manual_seed(1)
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.data.normal_(std=0.05)
+        return model
+
+    dpo.attach_adapter = attach_adapter
+    keep_options()
+
+
+def keep_options() -> None:
+    """Print what the trainer of preferences is really told, and what Unsloth on a GPU would have filled in."""
+    whole = dpo.build_trainer
+
+    def build_trainer(*args, **kwargs):
+        trainer = whole(*args, **kwargs)
+        told = {name: repr(value) for name, value in trainer.args.to_dict().items()}
+        model = trainer.model
+        trained = sorted({name.split(".")[-2] for name, value in model.named_parameters() if value.requires_grad})
+        sft.emit("told", values=told, kind=type(trainer.args).__name__, adapters=list(model.peft_config), trained=trained)
+        return trainer
+
+    dpo.build_trainer = build_trainer
 
 
 def out_of_memory_packed(most: int) -> None:
@@ -191,6 +259,10 @@ FAULTS = {
     for fault in (
         out_of_memory,
         out_of_memory_kept,
+        out_of_memory_of_pairs,
+        compare_orpo,
+        keep_options,
+        starts_trained,
         out_of_memory_packed,
         out_of_memory_evaluating,
         evaluation_fails,

@@ -83,14 +83,22 @@ class Runs:
         self.server.wait()
         self.hub.close()
 
-    def start(self, *arguments: str, folder: Path | None = None, fault: list | None = None, **env: str) -> Run:
-        """A run in a new folder, or in that of an earlier one. It saves to FOLDER/out unless told otherwise."""
+    def start(
+        self, *arguments: str, folder: Path | None = None, fault: list | None = None, template: str = "sft", **env: str
+    ) -> Run:
+        """A run of a template in a new folder, or in that of an earlier one. It saves to FOLDER/out unless told otherwise."""
         self.count += 1
         folder = folder or self.root / f"run-{self.count}"
         folder.mkdir(exist_ok=True)
         (folder / "log.txt").touch()
         before = len((folder / "log.txt").read_text("utf-8"))
-        wish = {"arguments": ["--save-local", "out", *arguments], "folder": str(folder), "env": env, "fault": fault}
+        wish = {
+            "arguments": ["--save-local", "out", *arguments],
+            "folder": str(folder),
+            "env": env,
+            "fault": fault,
+            "template": template,
+        }
         print(json.dumps(wish), file=self.server.stdin, flush=True)
         while not (said := self.server.stdout.readline()).strip().isdigit():
             assert said, f"{self.script} has ended"

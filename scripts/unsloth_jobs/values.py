@@ -55,6 +55,13 @@ def is_graded(value: Any) -> bool:
     )
 
 
+def is_change(value: Any) -> bool:
+    """Figures by name, each before and after."""
+    return isinstance(value, dict) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(number(one) is not None for one in pair) for pair in value.values()
+    )
+
+
 SHAPES: dict[str, Callable[[Any], bool]] = {  # of the fields that are read, whatever event they stand in
     **dict.fromkeys(("step", "total_steps", "eta_s", "time", "tokens", "timed_tokens", "train_s", "steps"), is_amount),
     **dict.fromkeys(("evaluation_s", "evaluations", "cost_usd", "duration_s", "peak_gb"), is_amount),
@@ -62,6 +69,8 @@ SHAPES: dict[str, Callable[[Any], bool]] = {  # of the fields that are read, wha
     **dict.fromkeys(("code", "message", "fix", "repo", "path", "url"), is_text),
     **dict.fromkeys(("repos", "paths"), lambda value: isinstance(value, list) and all(map(is_text, value))),
     "graded": lambda value: value is None or is_graded(value),
+    "preferences": is_change,
+    "held_out": is_amount,
     "settings": lambda value: isinstance(value, dict),
 }
 

@@ -20,7 +20,7 @@ from ..training.generation import MOST_ROWS, SHORTEST_LIMIT
 from ..training.models import needs_bf16
 from ..training.precision import Chosen, fits_in_16bit, with_precision
 from ..training.settings import TrainingSettings
-from . import memory
+from . import memory, preferences
 from .flavors import Flavor
 from .history import History, Range
 
@@ -120,6 +120,8 @@ def step_tokens(run: Run, settings: TrainingSettings) -> float:
 
 def divide_step(run: Run, settings: TrainingSettings, keeps: Callable[[int], bool]) -> tuple[Batching, bool]:
     """How the template will divide a step, and whether it keeps the activations: its own rule, over the mean row."""
+    if compared := preferences.loss_of(settings):
+        return preferences.divide_step(run.longest, settings, compared, keeps)
     longest, tokens = run.longest or settings.max_seq_length, step_tokens(run, settings)
     length_for = lambda sequences: max(longest, math.ceil(tokens / sequences))  # noqa: E731
     return choose_batching(settings, length_for, keeps, run.packed)
@@ -143,6 +145,9 @@ def work(run: Run, settings: TrainingSettings, batching: Batching) -> Work:
         computed = usual if usual < SHORT * at_once else at_once
         evaluated *= run.tokens_per_row / FILLED / at_once
     passes = steps * batching.gradient_accumulation
+    if preferences.loss_of(settings):
+        computed = trained * run.tokens_per_row * preferences.PADDED / max(passes, 1)
+        evaluated = held_out * run.tokens_per_row / at_once
     return Work(trained * run.tokens_per_row, passes, at_once, passes * computed, evaluated, rows - held_out, held_out)
 
 
@@ -174,7 +179,7 @@ def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run
     rows |= {"epochs": epochs_for(settings, size.rows), "precision": "16bit" if settings.load_in_16bit else "4bit"}
     if found := misfits(flavor, needed.needed, disk_gb(model, settings), bf16_for(model)):
         return Candidate(flavor.name, False, found[0].reason, *sizes, code=found[0].code, **rows)
-    pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend)
+    pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend, preferences.also_forward(settings))
     known = ledger.refine_estimate(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(run.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
@@ -197,7 +202,7 @@ def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run
         round(high / 3600, 2),
         round(low / 60 * flavor.usd_per_minute, 2),
         round(high / 60 * flavor.usd_per_minute, 2),
-        known.basis,
+        preferences.basis(known.basis, settings),
         {name: (round(part.low), round(part.high)) for name, part in parts.items()},
         (pace.low, pace.high),
         size.at_once,
@@ -258,12 +263,18 @@ def disk_gb(model: Model, settings: TrainingSettings) -> float:
     return LIBRARIES_GB + model.parameters * 2 / 1e9 * (2 if settings.merge_model else 1)
 
 
-def seconds_per_token(flavor: Flavor, model: Model, size: Work, checkpointing: str, backend: str) -> Range:
-    """Seconds of training per token, from the model's shapes and the GPU's data sheet."""
+def seconds_per_token(
+    flavor: Flavor, model: Model, size: Work, checkpointing: str, backend: str, also_forward: float = 0
+) -> Range:
+    """Seconds of training per token, from the model's shapes and the GPU's data sheet.
+
+    also_forward: floating-point operations per weight and token of forward passes that nothing is learned from.
+    """
     filled = size.computed / max(size.tokens, 1)  # what is computed, padding included
-    flops = FLOPS_PER_WEIGHT[checkpointing] * model.parameters * filled
+    flops = (FLOPS_PER_WEIGHT[checkpointing] + also_forward) * model.parameters * filled
     arithmetic = Range(*(flops / (flavor.bf16_flops * share) for share in UTILISATION))
-    launching = Range(*LAUNCH_S).times(memory.layers(model) * size.micro_batches / max(size.tokens, 1))
+    launches = size.micro_batches * (1 + also_forward / FLOPS_PER_WEIGHT["offload"])
+    launching = Range(*LAUNCH_S).times(memory.layers(model) * launches / max(size.tokens, 1))
     pace = Range(max(arithmetic.low, launching.low), arithmetic.high + launching.high)
     return Range(pace.low * TRL_SLOWER.low, pace.high * TRL_SLOWER.high) if backend == "trl" else pace
 

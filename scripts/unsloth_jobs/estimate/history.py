@@ -18,7 +18,7 @@ from ..values import shaped
 # Settings that change nothing about a run's cost, and those that change its length but not its pace.
 FREE = {
     "output_repo", "public", "save_local", "trackio_space", "run_name", "learning_rate", "lora_alpha", "seed",
-    "min_coverage", "save_steps", "card_samples",
+    "min_coverage", "save_steps", "card_samples", "beta", "simpo_gamma",
 }  # fmt: skip
 LENGTH = {
     "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "resume", "early_stopping", "eval_dataset",

@@ -18,6 +18,7 @@ from .findings import TEXT_MODEL, Lora, Report, check_model, check_owner, check_
 from .grading import examine_grading
 from .identity import whoami, writable_namespace
 from .model_info import Model, fetch_model
+from .pairs import has_preferences, tokenise_pairs
 from .sample import Sample, tokenise_sample
 from .table import Table, fetch_table
 
@@ -53,7 +54,8 @@ def examine(
         settings = replace(settings, base_model_revision=model.revision or "")
         refused = attempt(lambda: require_trainable(template, model))[1]
     if model and table and not refused:
-        sample, untold = attempt(lambda: tokenise_sample(template, settings, table))
+        tokenise = tokenise_pairs if has_preferences(template) else tokenise_sample
+        sample, untold = attempt(lambda: tokenise(template, settings, table))
         faults += untold
     grading, misfits = examine_grading(api, template, settings, sample) if sample else (None, [])
     adapter, lora_problems = lora(template, settings, model)

@@ -8,12 +8,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..errors import FAILED, Problem
-from ..template import Template
+from ..template import SFT, Template
+from ..training.preferences import LABELS
+from ..training.rows import from_cell
 from ..training.settings import TrainingSettings
 from . import client
 from .grading import Grading
 from .identity import Identity
 from .model_info import Model
+from .pairs import PairSample, check_pairs
 from .reading import check_reading
 from .sample import Sample
 from .table import Table
@@ -113,12 +116,20 @@ def check_rows(found: Report) -> list[Problem]:
     problems = []
     if sample and found.model:
         problems += [*check_answers(sample), *check_lengths(sample, found.model), *check_texts(sample)]
+        problems += check_pairs(sample) if isinstance(sample, PairSample) else []
     if table:
         problems += [*check_reading(table), *check_table(table, found.settings)]
     return problems
 
 
+TRY_DPO = f"check it with --script {SFT.with_name('dpo.py')}"
 TAGS = re.compile(r"<\|[\w ]+\|>|<[|｜]?\w+[|｜]|\[INST\]|<start_of_turn>|^### ", re.MULTILINE)  # of a rendered conversation
+
+
+def is_labelled(table: Table) -> bool:
+    """Whether the column `label` says of each answer whether it is good."""
+    found = {str(from_cell(row.get("label"))).lower() for row in table.first}
+    return bool(found) and found <= LABELS.keys()
 
 
 def check_kind(table: Table, settings: TrainingSettings) -> list[Problem]:
@@ -143,7 +154,16 @@ def check_kind(table: Table, settings: TrainingSettings) -> list[Problem]:
                 "warning",
                 f"The rows hold preferences ({', '.join(preferences)}), and only {', '.join(table.used.values())} is learned: "
                 "imitation, not preference training.",
-                "Fine to imitate these answers. For DPO, use a script of TRL instead.",
+                f"Fine to imitate these answers. To learn the preference: {TRY_DPO}",
+            )
+        )
+    if table.format == "prompt-completion" and "label" in table.unused and is_labelled(table):
+        problems.append(
+            Problem(
+                "preference_data",
+                "warning",
+                "Each answer has a label, true or false, and all of them are imitated, the bad ones as well.",
+                f"Leave out the rows with bad answers. Or learn from both: {TRY_DPO} --loss kto.",
             )
         )
     if re.search(r"\.[ct]sv(\.gz)?$", settings.dataset.lower()) and (count := table.swallowing):

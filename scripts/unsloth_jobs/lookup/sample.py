@@ -13,7 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from .. import limits
 from ..template import Template
 from ..training.columns import ONLY_TEXT
-from ..training.masks import CALL_NOT_RENDERED
+from ..training.conversation import Rendered
+from ..training.masks import CALL_NOT_RENDERED, Example, Renderer
 from ..training.secrets import quotation
 from ..training.settings import TrainingSettings
 from . import client
@@ -141,10 +142,8 @@ def tokenise_sample(template: Template, settings: TrainingSettings, table: Table
 
 
 def tokenise(template: Template, settings: TrainingSettings, table: Table) -> Sample:
-    tokenizer = load_tokenizer(template, settings)
-    with limits.bounded(settings.base_model, limits.TEMPLATE_S):
-        renderer = template.make_renderer(tokenizer, table.layout)
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    tokenizer, renderer = load_renderer(template, settings, table)
+    special = special_ids(tokenizer)
     looked_at: list[Row] = []
     shown: list[dict[str, Any]] = []
     with limits.bounded(settings.base_model, limits.ROWS_S):
@@ -153,9 +152,25 @@ def tokenise(template: Template, settings: TrainingSettings, table: Table) -> Sa
             looked_at.append(row)
             if not row.lost and not shown:
                 shown = template.segments(tokenizer, example)
-        whole = len(table.first) >= template.DIGESTED or len(table.first) == table.rows
-        digest = template.digest_of(renderer, table.layout, table.first) if whole else None
+        digest = digest_of_first(template, renderer, table)
     return Sample(**vars(table), looked_at=looked_at, segments=shown, max_length=settings.max_seq_length, digest=digest)
+
+
+def load_renderer(template: Template, settings: TrainingSettings, table: Table) -> tuple[Any, Renderer]:
+    """The model's tokenizer, and what renders rows of this layout with its chat template."""
+    tokenizer = load_tokenizer(template, settings)
+    with limits.bounded(settings.base_model, limits.TEMPLATE_S):
+        return tokenizer, template.make_renderer(tokenizer, table.layout)
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+
+
+def digest_of_first(template: Template, renderer: Renderer, table: Table) -> str | None:
+    """Of the rows that the job's own digest is of; None where too few were read."""
+    whole = len(table.first) >= template.DIGESTED or len(table.first) == table.rows
+    return template.digest_of(renderer, table.layout, table.first) if whole else None
 
 
 def load_tokenizer(template: Template, settings: TrainingSettings) -> Any:
@@ -183,11 +198,22 @@ def inspect_row(
     """What becomes of one row, and the example that is trained on (None where there is none)."""
     try:
         row = template.normalise_row(raw, layout)
-        text, spans, calls_not_rendered = renderer.rendered(row)
+        rendered = renderer.rendered(row)
     except ValueError as error:
-        reason = str(error)
-        refused = int(reason == CALL_NOT_RENDERED)
-        return Row(lost=reason, calls_not_rendered=refused, pictures=reason.endswith(ONLY_TEXT)), None
+        return lost_row(error), None
+    return row_of(template, renderer, special, row, rendered, max_length)
+
+
+def lost_row(error: ValueError) -> Row:
+    reason = str(error)
+    return Row(lost=reason, calls_not_rendered=int(reason == CALL_NOT_RENDERED), pictures=reason.endswith(ONLY_TEXT))
+
+
+def row_of(
+    template: Template, renderer: Renderer, special: set[int], row: dict[str, Any], rendered: Rendered, max_length: int
+) -> tuple[Row, Example]:
+    """A normalised and rendered row, and the example that is trained on."""
+    text, spans, calls_not_rendered = rendered
     whole = renderer.tokens_of(text, spans)
     example = whole.cut(max_length)
     learned = [token for token in example.labels if token != template.IGNORE]

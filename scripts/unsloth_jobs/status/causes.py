@@ -537,7 +537,11 @@ STOPS = {
     ),
     "unknown_columns": Remedy("Name the columns with --prompt-column and --completion-column, or choose another data set."),
     "unknown_column": Remedy("Name columns that exist with --prompt-column and --completion-column."),
-    "preference_data": Remedy("To imitate the chosen answers: --prompt-column prompt --completion-column chosen."),
+    "preference_data": Remedy("Use templates/dpo.py, or imitate the answers of one column: --completion-column chosen."),
+    "to_preference_failed": Remedy(
+        "Correct to_preference in the script: check.py --script SCRIPT tries it on the first rows.", CHECK
+    ),
+    "one_label": Remedy("Add answers with the other label, or imitate the good ones with templates/sft.py."),
     "config_needed": Remedy("Name one of the configurations with --dataset-config."),
     "split_needed": Remedy("Name one of the splits with --dataset-split."),
     "unknown_config": Remedy("Name a configuration that the data set has with --dataset-config."),

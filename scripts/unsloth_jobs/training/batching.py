@@ -32,12 +32,15 @@ class Batching(NamedTuple):
 
 
 def batchings(
-    settings: TrainingSettings, length_for: Callable[[int], int], packed: bool, fewest: int = 1
+    settings: TrainingSettings, length_for: Callable[[int], int], packed: bool, fewest: int = 1, smallest: int = 1
 ) -> Iterable[Batching]:
-    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n."""
+    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n; smallest:
+    rows in a pass at least, where rows are not packed.
+    """
     rows = effective_batch_size(settings)
     if not packed:
-        sizes = (size for size in range(max_micro_batch_size(settings), 0, -1) if rows % size == 0)
+        most = max(max_micro_batch_size(settings), smallest)
+        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0)
         yield from (Batching(size, rows // size, settings.max_seq_length) for size in sizes)
         return
     shortest = math.inf
@@ -61,17 +64,19 @@ def max_micro_batch_size(settings: TrainingSettings) -> int:
 
 
 def choose_batching(
-    settings: TrainingSettings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool
+    settings: TrainingSettings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool, smallest: int = 1
 ) -> tuple[Batching, bool]:
     """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
 
     Keeping them saves a third of the arithmetic, so smaller micro-batches are taken for it, but none too small for a GPU.
     """
-    most = WIDER * max_micro_batch_size(settings) * settings.max_seq_length  # a little more is better than a pass more
+    most = (
+        WIDER * max(max_micro_batch_size(settings), smallest) * settings.max_seq_length
+    )  # a little more is better than a pass more
     fewest = math.ceil(length_for(1) / most) if packed else 1
     largest = None
-    for batching in batchings(settings, length_for, packed, fewest):
-        smallest = batching
+    for batching in batchings(settings, length_for, packed, fewest, smallest):
+        last = batching
         if batching.tokens > most:
             continue
         if largest and batching.tokens < FEWEST_TOKENS_AT_ONCE:
@@ -79,7 +84,7 @@ def choose_batching(
         if keeps(batching.tokens):
             return batching, True
         largest = largest or batching
-    return largest or smallest, False
+    return largest or last, False
 
 
 def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], error: Exception) -> tuple[Batching, bool]:

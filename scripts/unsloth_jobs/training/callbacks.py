@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import LAST_CHECKPOINT, LINEAGE, SETTINGS_FILE
-from .early_stopping import BestAdapter, emit_early_stop, perplexity
+from .early_stopping import BestAdapter, emit_early_stop
 from .push import push_folder
 from .report import Stop, emit
 from .run import StopSignal
@@ -73,7 +73,14 @@ def progress_callback(
         def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
             timer.evaluations += 1
             timer.evaluation_s, loss = metrics["eval_runtime"], float(metrics["eval_loss"])
-            emit("eval", step=state.global_step, eval_loss=round(loss, 4), perplexity=round(perplexity(loss), 4))
+            figures = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+            del figures["runtime"], figures["loss"]
+            emit(
+                "eval",
+                step=state.global_step,
+                eval_loss=round(loss, 4),
+                **{name: round(one, 4) for name, one in figures.items()},
+            )
             learning = state.global_step > 0  # the evaluation before training is the base model's
             if learning and best.patience and best.keep_if_better(model, state, loss) and state.global_step < state.max_steps:
                 control.should_training_stop, stop_signal.reason = True, "early_stopped"

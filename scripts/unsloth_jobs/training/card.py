@@ -90,8 +90,11 @@ def model_card(
     picture: str | None,
     method: str,
     evaluation: Evaluation | None = None,
+    measured: str = "",
 ) -> str:
-    """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it."""
+    """README.md of the adapter: what training changed, how it was made, how it is used. picture: a file beside it; measured: a
+    table in place of that of the losses.
+    """
     from huggingface_hub import ModelCardData
 
     base, data, where = Path(settings.base_model), Path(settings.dataset), settings.output_repo or settings.save_local
@@ -109,7 +112,7 @@ def model_card(
         f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with {LIBRARY[settings.backend]} on "
         f"`{data.name if data.exists() else data}`.",
         "## What training changed",
-        card_losses(losses),
+        measured or card_losses(losses),
         card_grades(evaluation, settings.card_samples) if evaluation else "",
         f"![Training and held-out loss over the steps]({picture})" if picture else "",
         card_answers(answers) if settings.card_samples else "",

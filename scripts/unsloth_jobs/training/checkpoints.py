@@ -22,7 +22,7 @@ RESUME_MUST_MATCH = (
     "base_model", "load_in_16bit", "load_in_4bit", "backend", "dataset_config", "dataset_split",
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
-    "target_modules", "seed",
+    "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
 )  # fmt: skip
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
@@ -45,13 +45,14 @@ def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) ->
 
 
 def rows_digest(rows: Any) -> str:
-    """sha256 of the rows as they are trained on: of tokens and labels, in their order."""
+    """sha256 of the rows as they are trained on: of their tokens and labels, in their order."""
     import numpy as np
 
     digest = hashlib.sha256()
-    for batch in rows.select_columns(["input_ids", "labels"]).with_format("numpy").iter(1000):
-        for column in ("input_ids", "labels"):
-            for values in batch[column]:
+    names = [name for name in rows.column_names if name != "length"]
+    for batch in rows.select_columns(names).with_format("numpy").iter(1000):
+        for column in names:
+            for values in map(np.atleast_1d, batch[column]):
                 digest.update(len(values).to_bytes(4, "little") + values.astype(np.int32).tobytes())
     return "sha256:" + digest.hexdigest()
 
@@ -116,7 +117,7 @@ def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[
     if not theirs:
         message = f"The checkpoint {checkpoint.name} does not say what it was trained on."
         raise Stop("resume_mismatch", message, f"{fix[0].upper()}{fix[1:]}.")
-    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name)]:
+    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name, None)]:
         flags = " ".join(as_flag(name, began[name]) for name in changed if name in began)
         raise Stop(
             "resume_mismatch",

@@ -27,7 +27,7 @@ MEDIA_VALUE = re.compile(
 )
 MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
 
-ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | None]
+ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | dict[str, Any] | None]
 
 
 class Format(NamedTuple):
@@ -76,24 +76,26 @@ def detect_format(
     if "text" in columns:
         return Format("text", {"text": "text"})
     if set(columns) >= PREFERENCE:
-        raise Stop(
-            "preference_data",
-            "The rows hold preferences (chosen, rejected), not answers to imitate.",
-            "To imitate the chosen answers: --prompt-column prompt --completion-column chosen."
-            if "prompt" in columns
-            else "Choose a data set with messages, or with a question and an answer in each row.",
-        )
+        imitate = "--prompt-column prompt --completion-column chosen" if "prompt" in columns else ""
+        raise preference_data("(chosen, rejected)", imitate)
     if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
-        raise Stop(
-            "preference_data",
-            f"The rows hold preferences as OpenAI's DPO files do ({preferred}, non_{preferred}), not answers to imitate.",
-            f"To imitate the preferred answers: --prompt-column input --completion-column {preferred}.",
-        )
+        imitate = f"--prompt-column input --completion-column {preferred}"
+        raise preference_data(f"as OpenAI's DPO files do ({preferred}, non_{preferred})", imitate)
     known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
     raise Stop(
         "unknown_columns",
         f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
         naming_hint(columns),
+    )
+
+
+def preference_data(which: str, imitate: str) -> Stop:
+    """What to say of preferences where answers to imitate are asked for. imitate: the flags that name the better ones."""
+    return Stop(
+        "preference_data",
+        f"The rows hold preferences {which}, not answers to imitate.",
+        "To learn them use templates/dpo.py in the place of this script: check.py ... --script templates/dpo.py."
+        + (f" To imitate the better answers: {imitate}." if imitate else ""),
     )
 
 

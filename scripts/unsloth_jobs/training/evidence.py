@@ -109,7 +109,13 @@ def as_sample(question: Question, base: Answer, tuned: Answer) -> dict[str, str]
     return {"prompt": question.asked, "base": base.text, "tuned": tuned.text, "reference": question.reference}
 
 
-def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_step: int | None, path: Path) -> bool:
+def draw_losses(
+    history: list[dict[str, Any]],
+    base_loss: float | None,
+    kept_step: int | None,
+    path: Path,
+    what: str = "loss (nats per token)",
+) -> bool:
     """Whether the picture of the loss over the steps could be drawn. A failure is a warning: the result is safe."""
     training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     # The base model was measured before the trainer's history began.
@@ -119,7 +125,7 @@ def draw_losses(history: list[dict[str, Any]], base_loss: float | None, kept_ste
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 3.5), dpi=100, layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)")
+        axes = figure.add_subplot(xlabel="step", ylabel=what)
         axes.plot(*zip(*training, strict=True), color="tab:blue", alpha=0.5, label="training batches")
         if held_out:
             axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held-out rows")

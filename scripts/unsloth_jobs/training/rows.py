@@ -97,15 +97,21 @@ def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
     return Format("messages", {name: name for name in first}, hook)
 
 
-def custom_turns(row: Mapping[str, Any], hook: ToMessages) -> list[dict[str, Any]]:
-    """A row's messages as the script's to_messages writes them. Raises ValueError where it fails, or leaves the row out."""
+def custom_row(row: Mapping[str, Any], hook: ToMessages) -> dict[str, Any]:
+    """A row as the script's to_messages writes it: messages alone, beside their tools, or a prompt and its completion.
+
+    Raises ValueError where it fails, or leaves the row out.
+    """
     try:
-        turns = hook({name: from_cell(value) for name, value in row.items()})
+        made = hook({name: from_cell(value) for name, value in row.items()})
     except Exception as error:
         raise ValueError(f"to_messages fails: {type(error).__name__}: {error}") from error
-    if not turns:
+    if not made:
         raise ValueError("to_messages leaves it out")
-    return turns
+    if isinstance(made, Mapping) and "completion" in made:
+        return {"prompt": cell_text(made.get("prompt")), "completion": cell_text(made["completion"])}
+    turns, tools = (made["messages"], made.get("tools")) if isinstance(made, Mapping) else (made, None)
+    return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
 
 
 def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
     if sum(map(characters, values.values())) > ROW_LIMIT:
         raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
     if layout.to_messages:
-        return {"messages": [normalise_message(turn) for turn in custom_turns(row, layout.to_messages)]}
+        return custom_row(row, layout.to_messages)
     if layout.name == "text":
         return {"text": cell_text(values["text"])}
     if layout.name == "alpaca":

@@ -1,0 +1,42 @@
+"""What learning preferences costs beside imitation. By floating-point operations and bytes: not measured on a GPU yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ..training.batching import Batching, choose_batching, rounded
+from ..training.preference_losses import LOSSES, Loss
+
+FORWARD = 2  # floating-point operations per weight and token
+PADDED = 1.3  # times the tokens are computed: rows of like length stand together, but their two answers differ in length
+NOT_MEASURED = ", not measured for preferences"
+WHY = {  # by --backend
+    "unsloth": "TRL's trainers of preferences on Unsloth's model; benchmarks/preferences.py compares them with plain TRL",
+    "trl": "chosen with --backend trl: for a model that Unsloth does not support",
+}
+
+
+def loss_of(settings: Any) -> Loss | None:
+    """How preferences are learned; None for a template that learns none."""
+    return LOSSES.get(getattr(settings, "loss", ""))
+
+
+def divide_step(longest: int, settings: Any, loss: Loss, keeps: Callable[[int], bool]) -> tuple[Batching, bool]:
+    """As templates/dpo.py does: a pass holds of each row both of its answers. longest: of a sequence, 0 where not known."""
+    widest = replace(settings, max_seq_length=loss.sequences * rounded(longest or settings.max_seq_length))
+    return choose_batching(widest, lambda sequences: 0, keeps, False, loss.smallest)
+
+
+def also_forward(settings: Any) -> float:
+    """Floating-point operations per weight and token of what is only read: by the reference, and for KTO's KL by both."""
+    loss = loss_of(settings)
+    if loss is None:
+        return 0
+    return FORWARD * (loss.reference + (0 if loss.paired else 2))
+
+
+def basis(known: str, settings: Any) -> str:
+    """What an estimate rests on, with what it does not."""
+    return known + NOT_MEASURED if loss_of(settings) and known.startswith("shapes") else known

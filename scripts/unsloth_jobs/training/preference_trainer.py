@@ -1,0 +1,260 @@
+"""TRL's trainers of preferences over rows that are tokens already: whatever the trainer, the masks are those of check.py."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from .batching import Batching
+from .masks import IGNORE
+from .preference_losses import LOSSES
+from .preference_scores import Score, Yardstick
+from .settings import TrainingSettings
+from .step_trainer import StepTrainer
+from .trainer_options import trainer_options
+
+REFERENCE = "ref"  # TRL's name for its frozen copy of the adapter that training starts from
+
+
+class PreferenceTrainer(StepTrainer):
+    """Mixed into TRL's trainer of a loss; rows, held_out, filler, multiple and yardstick are set once it is made."""
+
+    rows: Any
+    held_out: Any
+    filler: int
+    multiple: int
+    yardstick: Yardstick
+    model: Any
+    prediction_step: Any
+    _prepare_inputs: Any
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset  # tokens already
+
+    def tokenize_row(self, feature, *args, **kwargs):
+        return feature
+
+    def train_batch(self, sequences):
+        return self.batch_of(self.rows, [row for [row] in sequences])
+
+    def batch_of(self, rows, numbers):
+        """The batch of these rows of a data set, as every trainer of TRL takes it here."""
+        made = [rows[number] for number in numbers]
+        if "chosen_ids" in made[0]:
+            answers = [(row[f"{name}_ids"], row[f"{name}_labels"]) for name in ("chosen", "rejected") for row in made]
+            return padded(answers, self.filler, self.multiple)
+        batch = padded([(row["input_ids"], row["labels"]) for row in made], self.filler, self.multiple)
+        others = [made[at - 1] if len(made) > 1 else rows[(numbers[0] + 1) % len(rows)] for at in range(len(made))]
+        mixed = [with_answer(row, other, self.args.max_length) for row, other in zip(made, others, strict=True)]
+        kl = padded(mixed, self.filler, self.multiple)
+        return batch | {f"KL_{name}": values for name, values in kl.items()} | {"label": as_tensor(made, "desirable")}
+
+    def measure(self):
+        """The loss and the figures of the held-out rows, one by one."""
+        began = time.monotonic()
+        self.model.eval()
+        with self.measuring():
+            scores = [self.score(number) for number in range(len(self.held_out))]
+        metrics = self.yardstick.measured(self.state.global_step, scores)
+        return {f"eval_{name}": value for name, value in metrics.items()} | {"eval_runtime": time.monotonic() - began}
+
+    @contextlib.contextmanager
+    def measuring(self):
+        """TRL's loss with the start's log-probabilities, where they are known, and without KTO's noisy estimate of its KL."""
+        before = {name: getattr(self, name, None) for name in ("precompute_ref_logps", "calculate_KL")}
+        self.precompute_ref_logps, self.calculate_KL = bool(self.yardstick.start), False
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def score(self, number):
+        import torch
+
+        batch = self.batch_of(self.held_out, [number])
+        if self.yardstick.start:
+            sums = [torch.tensor([sum(one)]) for one in self.yardstick.start[number].log_probs]
+            names = ("ref_chosen_logps", "ref_rejected_logps") if len(sums) == 2 else ("ref_logps",)
+            batch |= dict(zip(names, sums, strict=True))
+        batch, watched = self._prepare_inputs(batch), Watched(self.model)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            loss, *_ = self.prediction_step(watched, batch, prediction_loss_only=True)
+        answers = batch["completion_mask"][:, 1:].bool()
+        found = watched.log_probs.float()[:, -answers.shape[1] :]
+        log_probs = tuple(row[mask].tolist() for row, mask in zip(found, answers, strict=True))
+        return Score(loss.item(), log_probs, bool(batch["label"][0]) if "label" in batch else None)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)  # type: ignore[misc]  # of the trainer that it is mixed into
+        shutil.rmtree(Path(output_dir or self.args.output_dir) / REFERENCE, ignore_errors=True)  # the start has it
+
+
+class FusedForward:
+    """For ORPO and SimPO: their losses on the log-probabilities of TRL's fused LM head, without logits of a whole batch.
+
+    Only answers count. TRL's own ORPO learns the prompts as well.
+    """
+
+    def concatenated_forward(self, model, batch):
+        mask = batch["completion_mask"][:, 1:]
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
+        outputs = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=labels,
+            use_cache=False,
+            fused_lm_head=True,
+        )
+        log_probs = outputs.log_probs[:, -mask.shape[1] :]
+        chosen, rejected = (log_probs.sum(1) / mask.sum(1)).chunk(2)
+        chosen_mask, rejected_mask = mask.bool().chunk(2)
+        nll = -log_probs.chunk(2)[0][chosen_mask].mean()
+        logits = outputs.mean_logits[:, -mask.shape[1] :].chunk(2)
+        return chosen, rejected, logits[0][chosen_mask], logits[1][rejected_mask], nll
+
+
+class Watched:
+    """A model that keeps the log-probabilities that it gave last."""
+
+    def __init__(self, model: Any):
+        self.watched = model
+        self.log_probs: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = self.watched(*args, **kwargs)
+        self.log_probs = outputs.log_probs
+        return outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.watched, name)
+
+
+def padded(rows: list[tuple[list[int], list[int]]], filler: int, multiple: int) -> dict[str, Any]:
+    """Token ids and labels of some sequences as input_ids, attention_mask and completion_mask (1 where a label is)."""
+    import torch
+
+    width = -(-max(len(ids) for ids, _ in rows) // multiple) * multiple
+    fill = lambda values, filling: values + [filling] * (width - len(values))  # noqa: E731
+    return {
+        "input_ids": torch.tensor([fill(ids, filler) for ids, _ in rows]),
+        "attention_mask": torch.tensor([fill([1] * len(ids), 0) for ids, _ in rows]),
+        "completion_mask": torch.tensor([fill([int(label != IGNORE) for label in labels], 0) for _, labels in rows]),
+    }
+
+
+def as_tensor(rows: list[dict[str, Any]], name: str) -> Any:
+    import torch
+
+    return torch.tensor([row[name] for row in rows])
+
+
+def with_answer(row: dict[str, Any], other: dict[str, Any], max_length: int) -> tuple[list[int], list[int]]:
+    """A row's prompt with another row's answer, by which KTO estimates how far the model has moved from its start."""
+    prompt, answer = first_label(row["labels"]), first_label(other["labels"])
+    ids = row["input_ids"][:prompt] + other["input_ids"][answer:]
+    return ids[:max_length], ([IGNORE] * prompt + other["labels"][answer:])[:max_length]
+
+
+def first_label(labels: list[int]) -> int:
+    return next((at for at, label in enumerate(labels) if label != IGNORE), len(labels))
+
+
+# What Unsloth or TRL would fill in otherwise. The reference of each row is computed when the row is learned from.
+FIXED = {"precompute_ref_log_probs": False, "label_smoothing": 0.0, "padding_free": False, "truncation_mode": "keep_start"}
+
+
+def preference_options(settings: TrainingSettings, division: Batching, evaluates: bool) -> dict[str, Any]:
+    """trainer_options, with all else that Unsloth changes on a GPU: there as here a run is what this says."""
+    return trainer_options(settings, division, evaluates) | {
+        "warmup_steps": 0.1,
+        "lr_scheduler_type": "linear",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "disable_dropout": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": True,
+        "auto_find_batch_size": False,
+        "include_num_input_tokens_seen": False,
+        "eval_accumulation_steps": None,
+        "torch_empty_cache_steps": None,
+    }
+
+
+def preference_trainer(name: str, beta: float, gamma: float, weights: tuple[float, float], options: dict[str, Any]) -> Any:
+    """The class of the loss's trainer, and its configuration. weights: of desirable and undesirable answers, for KTO."""
+    kind = LOSSES[name].trainer
+    if kind == "dpo":
+        from trl import DPOConfig, DPOTrainer
+
+        config = DPOConfig(**options, loss_type=[name], beta=beta, **FIXED)
+        return type("Trainer", (PreferenceTrainer, DPOTrainer), {}), config
+    if kind == "kto":
+        from trl import KTOConfig, KTOTrainer
+
+        desirable, undesirable = weights
+        config = KTOConfig(
+            **options,
+            loss_type="kto",
+            train_sampling_strategy="sequential",
+            beta=beta,
+            desirable_weight=desirable,
+            undesirable_weight=undesirable,
+            precompute_ref_log_probs=False,
+        )
+        return type("Trainer", (PreferenceTrainer, KTOTrainer), {}), config
+    if kind == "orpo":
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+        return type("Trainer", (PreferenceTrainer, FusedForward, ORPOTrainer), {}), ORPOConfig(**options, beta=beta)
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    config = CPOConfig(**options, loss_type=name, beta=beta, simpo_gamma=gamma, cpo_alpha=0.0, label_smoothing=0.0)
+    return type("Trainer", (PreferenceTrainer, FusedForward, CPOTrainer), {}), config
+
+
+def add_fused_head(model: Any) -> None:
+    """TRL's fused LM head, which its trainers of DPO and KTO add by themselves."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "mean_logits"))
+
+
+def compute_head_without_gpu() -> None:
+    """TRL's fused head is a kernel for GPUs; Unsloth brings one for processors, and without Unsloth this is it."""
+    from trl.trainer import utils
+
+    utils._ChunkedLogProbFunction = WholeLogProbs
+
+
+class WholeLogProbs:
+    """What TRL's kernel computes of each token, from all its logits at once."""
+
+    @staticmethod
+    def apply(hidden, weight, bias, labels, temperature, chunk_size, softcap, scale, outputs):
+        import torch
+
+        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale
+        logits = (softcap * torch.tanh(logits / softcap) if softcap else logits) / temperature
+        all_log_probs = logits.log_softmax(-1)
+        probabilities = all_log_probs.exp()
+        values = {
+            "log_probs": all_log_probs.gather(-1, labels[:, None])[:, 0],
+            "entropy": -(probabilities * all_log_probs).sum(-1),
+            "log_sum_sq_probs": probabilities.square().sum(-1).log(),
+            "mean_logits": logits.mean(-1),
+            "is_top1": logits.argmax(-1) == labels,
+        }
+        return tuple(value if name in (*outputs, "log_probs") else None for name, value in values.items())
+
+
+def drop_reference(model: Any) -> None:
+    """Without TRL's copy of an adapter that is new: without any adapter the model is the same, and faster."""
+    if REFERENCE not in model.peft_config:
+        return
+    if all(not bool(value.any()) for name, value in model.named_parameters() if "lora_B.default" in name):
+        model.delete_adapter(REFERENCE)
+        model.set_adapter("default")

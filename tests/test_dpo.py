@@ -1,0 +1,559 @@
+"""Preferences: rows of every layout become pairs whose answers alone are compared, and each loss learns from them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import random
+import subprocess
+from pathlib import Path
+
+import dpo
+import pytest
+import sft
+from commands import Commands
+from conftest import ROOT, SFT, make_tokenizer
+from datasets import Dataset
+from hub import Hub
+from hubs import ADA
+from runs import Run
+
+DPO = ROOT / "templates" / "dpo.py"
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NICE = ["Yes, of course.", "Certainly, here it is.", "With pleasure."]
+RUDE = ["No.", "I do not know that at all.", "Ask somebody else."]
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def bot(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def read(row: dict, **settings: str) -> dpo.Preference:
+    layout = dpo.find_format(dpo.Settings(dataset="rows", **settings), list(row), row, ())
+    return dpo.read_preference(row, layout)
+
+
+def said(answer: dict | None) -> list[tuple[str, str]] | None:
+    """A normalised row as its turns, those that are only read in brackets."""
+    return answer and [
+        (turn["role"], f"[{turn['content']}]" if turn["role"] != "assistant" or turn.get("weight") == 0 else turn["content"])
+        for turn in dpo.as_messages(answer)
+    ]
+
+
+GOOD, BAD = [("user", "[Hi]"), ("assistant", "Hello")], [("user", "[Hi]"), ("assistant", "Go away")]
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"},
+        {"question": "Hi", "chosen": "Hello", "rejected": "Go away", "score": 4},
+        {"prompt": [user("Hi")], "chosen": [bot("Hello")], "rejected": [bot("Go away")]},
+        {"prompt": "Hi", "chosen": [bot("Hello")], "rejected": [bot("Go away")]},
+        {"prompt": [user("Hi")], "chosen": "Hello", "rejected": bot("Go away")},
+        {"chosen": [user("Hi"), bot("Hello")], "rejected": [user("Hi"), bot("Go away")]},
+        {"prompt": "Hi", "chosen": [user("Hi"), bot("Hello")], "rejected": [user("Hi"), bot("Go away")]},
+        {
+            "input": {"messages": [user("Hi")], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [bot("Hello")],
+            "non_preferred_output": [bot("Go away")],
+        },
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away"},
+        {"prompt": '\x1e[{"role": "user", "content": "Hi"}]', "chosen": "Hello", "rejected": "Go away"},
+        {"instruction": "Hi", "chosen_response": "Hello", "rejected_response": "Go away"},
+    ],
+    ids=lambda row: "+".join(row),
+)
+def test_a_pair_is_read_whatever_its_columns_are_called(row):
+    pair = read(row)
+    assert (said(pair.chosen), said(pair.rejected)) == (GOOD, BAD)
+
+
+@pytest.mark.parametrize(("label", "place"), [(True, 0), ("true", 0), (1, 0), (False, 1), ("0", 1)])
+def test_a_single_answer_is_good_or_bad_by_its_label(label, place):
+    found = read({"prompt": "Hi", "completion": "Hello", "label": label})
+    assert said(found[place]) == GOOD and found[1 - place] is None
+
+
+def test_what_the_assistant_said_in_the_prompt_is_not_compared():
+    turns = [user("Hi"), bot("Hello"), user("And?")]
+    pair = read({"prompt": turns, "chosen": [bot("Well")], "rejected": [bot("No")], "system": "Be kind"})
+    read_only = [("system", "[Be kind]"), ("user", "[Hi]"), ("assistant", "[Hello]"), ("user", "[And?]")]
+    assert said(pair.chosen) == [*read_only, ("assistant", "Well")]
+    assert said(pair.rejected) == [*read_only, ("assistant", "No")]
+
+
+def test_tools_belong_to_both_answers():
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    row = {
+        "input": {"messages": [user("Hi")], "tools": tools},
+        "preferred_output": [bot("a")],
+        "non_preferred_output": [bot("b")],
+    }
+    assert [answer["tools"] for answer in read(row)] == [tools, tools]
+
+
+def test_columns_can_be_named():
+    row = {"ticket": "Hi", "sent": "Hello", "draft": "Go away", "prompt": "other"}
+    pair = read(row, prompt_column="ticket", chosen_column="sent", rejected_column="draft")
+    assert (said(pair.chosen), said(pair.rejected)) == (GOOD, BAD)
+    single = {"ticket": "Hi", "reply": "Hello", "solved": True}
+    assert said(read(single, prompt_column="ticket", completion_column="reply", label_column="solved").chosen) == GOOD
+
+
+def test_a_script_reads_its_own_rows(monkeypatch):
+    monkeypatch.setattr(dpo, "to_preference", lambda row: {"prompt": row["a"], "chosen": row["b"], "rejected": row["c"]})
+    row = {"a": "Hi", "b": "Hello", "c": "Go away"}
+    pair = read(row)
+    assert (said(pair.chosen), said(pair.rejected)) == (GOOD, BAD)
+    monkeypatch.setattr(dpo, "to_preference", lambda row: row["missing"])
+    with pytest.raises(dpo.Stop) as stop:
+        read(row)
+    assert stop.value.code == "to_preference_failed"
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"chosen": "Hello", "rejected": "Go away"}, "no prompt"),
+        ({"chosen": [user("Hi"), bot("a")], "rejected": [user("Ho"), bot("b")]}, "the same question"),
+        ({"prompt": "Hi", "completion": "Hello", "label": "maybe"}, "neither true nor false"),
+        ({"prompt": [{"role": "wizard", "content": "x"}], "chosen": "a", "rejected": "b"}, "unknown role"),
+        ({"prompt": "Hi", "chosen": "a" * 6_000_000, "rejected": "b"}, "longer than 5 MB"),
+    ],
+)
+def test_a_row_without_a_preference_says_why(row, why):
+    with pytest.raises(ValueError, match=why):
+        read(row)
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "code", "fix"),
+    [
+        (["messages"], {}, "unknown_columns", "templates/sft.py"),
+        (["prompt", "chosen"], {}, "unknown_columns", "--rejected-column"),
+        (["prompt", "chosen", "rejected"], {"prompt_column": "ask"}, "unknown_column", "--prompt-column"),
+        (["images", "prompt", "chosen", "rejected"], {"prompt_column": "images"}, "unknown_columns", "text"),
+    ],
+)
+def test_columns_without_a_preference_stop_with_what_to_do(columns, settings, code, fix):
+    with pytest.raises(dpo.Stop) as stop:
+        dpo.find_format(dpo.Settings(dataset="rows", **settings), columns, {}, ())
+    assert stop.value.code == code and fix in stop.value.fix
+
+
+def test_the_better_answer_is_what_questions_are_made_of():
+    row = {"prompt": "Hi", "chosen": [bot("Hello")], "rejected": [bot("Go away")]}
+    layout = dpo.find_format(dpo.Settings(dataset="rows"), list(row), row, ())
+    assert said(dpo.normalise_row(row, layout)) == GOOD
+    plain = dpo.find_test_format(dpo.Settings(dataset="rows"), ["messages"], {}, ())
+    assert plain.name == "messages"
+
+
+def test_imitation_says_that_preferences_have_a_template_of_their_own():
+    for columns in (["prompt", "chosen", "rejected"], ["input", "preferred_output", "non_preferred_output"]):
+        with pytest.raises(sft.Stop) as stop:
+            sft.detect_format(columns)
+        assert stop.value.code == "preference_data" and "dpo.py" in stop.value.fix
+
+
+# ---- tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer(CHATML)
+
+
+def encoded(tokenizer, rows: list[dict], loss: str = "sigmoid", max_length: int = 2048):
+    data = Dataset.from_list(rows)
+    layout = dpo.find_format(dpo.Settings(dataset="rows", loss=loss), data.column_names, rows[0], ())
+    renderer = dpo.make_renderer(tokenizer, layout)
+    return dpo.encode_preferences(data, renderer, layout, max_length, dpo.LOSSES[loss].paired)
+
+
+def pair(prompt: str, chosen: str, rejected: str) -> dict:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def learned(tokenizer, ids: list[int], labels: list[int]) -> str:
+    return "".join(part["text"] for part in dpo.segments(tokenizer, dpo.Example(ids, labels, 0, 0)) if part["learned"])
+
+
+def test_the_answers_and_their_ends_are_compared_and_nothing_else(tokenizer):
+    turns = [user("Hi"), bot("Hello"), user("And?")]
+    rows = [{"prompt": turns, "chosen": [bot("Six.")], "rejected": [bot("It is 4.")]}]
+    tokens, summary = encoded(tokenizer, rows)
+    [row] = tokens
+    assert learned(tokenizer, row["chosen_ids"], row["chosen_labels"]) == "Six.<|im_end|>"
+    assert learned(tokenizer, row["rejected_ids"], row["rejected_labels"]) == "It is 4.<|im_end|>"
+    assert row["length"] == len(row["chosen_ids"]) + len(row["rejected_ids"]) == summary["tokens"]
+    # A tool's result within an answer is read, not compared.
+    called = [bot("Let me see"), {"role": "tool", "content": "4"}, bot("It is 4.")]
+    [row] = encoded(tokenizer, [{"prompt": "2+2?", "chosen": called, "rejected": [bot("Six.")]}])[0]
+    assert learned(tokenizer, row["chosen_ids"], row["chosen_labels"]) == "Let me see<|im_end|>It is 4.<|im_end|>"
+
+
+def test_rows_without_a_difference_are_left_out_and_counted(tokenizer):
+    rows = [
+        pair("What is 2+2?", "It is 4.", "Six."),
+        pair("What is 2+2?", "It is 4.", "It is 4."),
+        pair("What is 3+3?", "Six." * 40 + "a", "Six." * 40 + "b"),
+        pair("What? " * 60, "It is 4.", "Six."),
+        pair("What is 3+3?", " ", "Six."),
+    ]
+    tokens, summary = encoded(tokenizer, rows, max_length=64)
+    assert len(tokens) == summary["rows_kept"] == 1 and summary["rows"] == 5
+    assert summary["dropped"] == {
+        "its answers are the same": 1,
+        "what its answers differ in is cut away": 1,
+        "answer cut away": 1,
+        "no answer": 1,
+    }
+    with pytest.raises(dpo.Stop) as stop:
+        dpo.require_preferences(encoded(tokenizer, rows[1:2])[1])
+    assert stop.value.code == "nothing_supervised" and "its answers are the same" in stop.value.message
+
+
+def test_pairs_that_contradict_hardly_differ_or_differ_in_length_are_counted(tokenizer):
+    rows = [
+        pair("2+2?", "It is 4.", "Six."),
+        pair("2+2?", "Six.", "It is 4."),
+        pair("3+3?", "It is 4. And 3+3? Six. " * 9, "It is 4. And 3+3? Six. " * 9 + "!"),
+        pair("3+3?", "Six.", "What is 2+2? It is 4."),
+    ]
+    figures = encoded(tokenizer, rows)[1]["pairs"]
+    assert (figures["contradictory"], figures["nearly_same"]) == (2, 1)
+    assert figures["chosen_longer"] == 0.25
+    assert dpo.nearly_same([1] * 99 + [2], [1] * 99 + [3]) and not dpo.nearly_same([1, 2], [1, 3])
+
+
+def test_single_answers_come_from_labels_or_from_pairs(tokenizer):
+    labelled = [{"prompt": "2+2?", "completion": text, "label": text == "It is 4."} for text in ("It is 4.", "Six.", "Six.")]
+    tokens, summary = encoded(tokenizer, labelled, "kto")
+    assert list(tokens["desirable"]) == [True, False, False] and summary["labels"] == {"desirable": 1, "undesirable": 2}
+    assert dpo.label_weights(summary) == (2.0, 1.0)
+    tokens, summary = encoded(tokenizer, [pair("2+2?", "It is 4.", "Six.")], "kto")
+    assert list(tokens["desirable"]) == [True, False] and summary["rows_kept"] == 2
+    with pytest.raises(dpo.Stop) as stop:
+        dpo.require_preferences(encoded(tokenizer, labelled[1:], "kto")[1])
+    assert stop.value.code == "one_label"
+    with pytest.raises(dpo.Stop) as stop:
+        dpo.require_preferences(encoded(tokenizer, labelled)[1])
+    assert "--loss kto" in stop.value.fix
+
+
+def test_kto_s_mixed_rows_are_one_prompt_with_another_s_answer(tokenizer):
+    rows = [
+        {"prompt": "2+2?", "completion": "It is 4.", "label": True},
+        {"prompt": "3+3?", "completion": "Six.", "label": False},
+    ]
+    first, second = encoded(tokenizer, rows, "kto")[0]
+    ids, labels = dpo.with_answer(first, second, 2048)
+    assert "2+2?" in tokenizer.decode(ids) and learned(tokenizer, ids, labels) == "Six.<|im_end|>"
+
+
+# ---- figures
+
+
+def score(loss: float, *answers: list[float], desirable: bool | None = None) -> dpo.Score:
+    return dpo.Score(loss, answers, desirable)
+
+
+def test_figures_say_what_the_better_answer_gained():
+    start = [score(0.69, [-1.0, -1.0], [-2.0]), score(0.69, [-1.0], [-0.5])]
+    yardstick = dpo.Yardstick()
+    first = yardstick.measured(0, start)
+    assert (first["reward_accuracy"], first["reward_margin"], first["kl"], first["preferred"]) == (0.5, 0.0, 0.0, 0.5)
+    now = yardstick.measured(9, [score(0.4, [-0.5, -0.5], [-3.0]), score(0.6, [-2.0], [-0.5])])
+    assert now["reward_accuracy"] == 0.5 and now["reward_margin"] == pytest.approx((2.0 - 1.0) / 2)
+    assert now["chosen_logp"] == pytest.approx((-0.5 - 2.0) / 2)
+    assert now["kl"] == pytest.approx((0.25 + 0.25 + 1 + 1 + 0) / 5 / 2)
+    assert yardstick.changes(9)["loss"] == [0.69, 0.5] and yardstick.changes(3) == {}
+
+
+def test_figures_of_single_answers():
+    start = [score(0.5, [-1.0], desirable=True), score(0.5, [-1.0], desirable=False)]
+    now = [score(0.5, [-0.5], desirable=True), score(0.5, [-0.8], desirable=False)]
+    figures = dpo.preference_figures(start, now)
+    assert figures["reward_accuracy"] == 0.5 and figures["reward_margin"] == pytest.approx(0.5 - 0.2)
+    assert "rejected_logp" not in dpo.preference_figures(start[:1], now[:1])
+
+
+def warned(capsys) -> list[str]:
+    lines = [line for line in capsys.readouterr().out.splitlines() if '"warning"' in line]
+    return [json.loads(line.removeprefix("EVENT "))["code"] for line in lines]
+
+
+def test_swapped_answers_and_lost_likelihood_are_told(capsys):
+    short, long = [-3.0] * 4, [-1.0] * 20
+    dpo.warn_of_swapped([score(0.69, short, long)] * 5)
+    assert warned(capsys) == ["answers_swapped"]
+    dpo.warn_of_swapped([score(0.69, long, short)] * 5)
+    dpo.warn_of_swapped([score(0.5, short, desirable=True)])
+    dpo.warn_of_displacement({"chosen_logp": [-1.0, -1.05], "reward_margin": [0.0, 3.0]})
+    dpo.warn_of_displacement({})
+    assert warned(capsys) == []
+    dpo.warn_of_displacement({"chosen_logp": [-1.0, -2.0], "reward_margin": [0.0, 3.0]})
+    assert warned(capsys) == ["chosen_less_likely"]
+
+
+def test_the_card_says_what_changed():
+    changes = {"loss": [0.6931, 0.5], "reward_accuracy": [0.5, 0.8], "reward_margin": [0, 2.5], "chosen_logp": [-1, -0.9]}
+    table = dpo.preference_table(changes, 50, "sigmoid")
+    assert "| Loss (sigmoid) | 0.6931 → 0.5000 |" in table and "80.0%" in table and "95% interval: 67.0% to 88" in table
+    assert "Not measured" in dpo.preference_table({}, 0, "sigmoid")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--loss", "dpo"], "--loss is one of sigmoid"),
+        (["--packing"], "--packing is for templates/sft.py"),
+        (["--chosen-column", "a"], "--rejected-column go together"),
+        (["--loss", "kto", "--batch-size", "1", "--gradient-accumulation", "1"], "an even number of rows"),
+        (["--beta", "-1"], "--beta"),
+    ],
+)
+def test_settings_that_no_run_can_have_are_refused(words, said, capsys):
+    with pytest.raises(SystemExit):
+        dpo.parse_args(["--dataset", "rows.jsonl", *words])
+    assert said in capsys.readouterr().err
+
+
+def test_kto_always_has_two_rows_in_a_pass():
+    settings = dpo.Settings(dataset="rows", batch_size=1, gradient_accumulation=8, max_seq_length=9000)
+    ways = list(dpo.batchings(settings, lambda sequences: 0, False, smallest=2))
+    assert [way.micro_batch_size for way in ways] == [2]
+    assert dpo.choose_batching(settings, lambda sequences: 0, lambda tokens: True, False, 2)[0] == ways[0]
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Pairs whose better answers are polite, single answers with labels, and OpenAI's file of the same."""
+    folder, chance = tmp_path_factory.mktemp("preferences"), random.Random(1)
+    asked = [f"Can you tell me about number {number}?" for number in range(96)]
+    pairs = [pair(text, chance.choice(NICE), chance.choice(RUDE)) for text in asked]
+    singles = [
+        {"prompt": one["prompt"], "completion": one["chosen" if at % 2 else "rejected"], "label": bool(at % 2)}
+        for at, one in enumerate(pairs)
+    ]
+    openai = [
+        {
+            "input": {"messages": [user(one["prompt"])]},
+            "preferred_output": [bot(one["chosen"])],
+            "non_preferred_output": [bot(one["rejected"])],
+        }
+        for one in pairs
+    ]
+    for name, rows in {"pairs": pairs, "singles": singles, "openai": openai}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+STEPS, SAVE = 12, 3
+QUICK = ["--learning-rate", "1e-3", "--load-in-16bit", "--max-seq-length", "96", "--grader", "none"]
+
+
+@pytest.fixture(scope="module")
+def words(tiny_model, data) -> list[str]:
+    where = ["--base-model", str(tiny_model), "--dataset", str(data / "pairs.jsonl")]
+    return [*where, *QUICK, "--max-steps", str(STEPS), "--save-steps", str(SAVE)]
+
+
+@pytest.fixture(scope="module")
+def whole(runs, words) -> Run:
+    """The run that nothing disturbs."""
+    run = runs.start(*words, "--output-repo", "ada/polite", template="dpo", fault=["keep_options"]).wait()
+    assert (run.code, list(run.losses())) == (0, list(range(1, STEPS + 1))), run.log[-3000:]
+    return run
+
+
+def test_held_out_pairs_show_what_was_learned(runs, whole):
+    start, *_, end = whole.all("eval")
+    assert start["eval_loss"] == pytest.approx(math.log(2), abs=1e-4) and start["reward_accuracy"] == 0.5
+    assert end["eval_loss"] < 0.5 and end["reward_accuracy"] > 0.8 and end["reward_margin"] > 1 and end["kl"] > 0
+    done = whole.last("done")
+    assert done["preferences"]["reward_accuracy"] == [0.5, end["reward_accuracy"]]
+    assert done["base_loss"] == pytest.approx(math.log(2), abs=1e-4) and done["tuned_loss"] == pytest.approx(
+        end["eval_loss"], abs=1e-3
+    )
+    low, high = done["reward_accuracy_interval"]
+    assert low < end["reward_accuracy"] <= high
+    assert whole.losses()[1] == pytest.approx(math.log(2), abs=1e-3)
+    card = runs.hub.files("ada/polite")["README.md"].read_text()
+    assert "Reward accuracy" in card and "--loss sigmoid, beta 0.1" in card and "- dpo" in card
+
+
+def test_one_adapter_is_saved_and_pushed(runs, whole):
+    files = runs.hub.files("ada/polite")
+    assert sorted(name for name in files if name.endswith("adapter_model.safetensors")) == [
+        "adapter_model.safetensors", "last-checkpoint/adapter_model.safetensors",
+    ]  # fmt: skip
+    assert len(list((whole.folder / "out").rglob("ref"))) == 0
+    assert whole.last("told")["adapters"] == ["default"]  # a new adapter needs no copy: without it the model is the start
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(runs, words, whole):
+    run = runs.start(*words, template="dpo")
+    run.wait_for("progress", 8)
+    run.process.kill()
+    run.wait()
+    # There, memory holds less: the same steps in smaller passes.
+    fault = ["out_of_memory_of_pairs", 4, 0]
+    resumed = runs.start(*words, "--resume", template="dpo", folder=run.folder, fault=fault).wait()
+    assert resumed.code == 0 and 1 < min(resumed.losses()) <= 9, resumed.log[-3000:]
+    assert [event["code"] for event in resumed.all("warning")].count("out_of_vram") >= 1
+    joined = run.losses() | resumed.losses()
+    assert joined == pytest.approx(whole.losses(), abs=2e-2)
+    assert resumed.last("done")["tuned_loss"] == pytest.approx(whole.last("done")["tuned_loss"], abs=1e-2)
+
+
+def test_another_loss_does_not_go_on_with_the_checkpoint(runs, words, whole):
+    refused = runs.start(*words, "--loss", "ipo", "--resume", template="dpo", folder=whole.folder).wait()
+    assert (refused.code, refused.last("failed")["code"]) == (1, "resume_mismatch")
+    assert "--loss sigmoid" in refused.last("failed")["fix"]
+
+
+STARTS = {"ipo": 25.0, "hinge": 1.0, "apo_zero": 1.0, "apo_down": 1.0, "orpo": None, "simpo": None, "kto": 0.5}
+
+
+@pytest.mark.parametrize("loss", [*STARTS, "sigmoid --backend trl"])
+def test_each_loss_learns_from_the_same_rows(runs, words, data, loss):
+    rows = ["--dataset", str(data / "singles.jsonl")] if loss == "kto" else []
+    fault = ["compare_orpo"] if loss in ("orpo", "simpo") else None
+    few = ["--loss", *loss.split(), "--max-steps", "4", "--num-samples", "48", "--save-steps", "100"]
+    run = runs.start(*words, *rows, *few, template="dpo", fault=fault).wait()
+    assert run.code == 0, run.log[-3000:]
+    start, *_, end = run.all("eval")
+    if STARTS.get(loss) is not None:
+        # KTO weighs the two labels by their numbers in the training rows; the held-out rows have others.
+        assert start["eval_loss"] == pytest.approx(STARTS[loss], rel=0.1 if loss == "kto" else 1e-3)
+    assert end["eval_loss"] < start["eval_loss"] and end["reward_accuracy"] > 0.5 and end["reward_margin"] > 0
+    # By the fused head as by TRL's own forward pass.
+    compared = run.all("compared_forward")
+    assert bool(compared) == bool(fault) and all(one["error"] < 1e-3 < one["size"] for one in compared)
+
+
+def test_a_run_that_goes_on_from_an_adapter_is_compared_with_that(runs, words):
+    run = runs.start(*words, "--max-steps", "3", "--save-steps", "1", template="dpo", fault=["starts_trained"]).wait()
+    assert run.code == 0, run.log[-3000:]
+    assert run.last("told")["adapters"] == ["default", "ref"] and run.last("told")["trained"] == ["default"]
+    assert run.all("eval")[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert len(list((run.folder / "out").rglob("ref"))) == 0
+    assert run.losses()[3] < 0.69
+
+
+def test_what_unsloth_would_change_on_a_gpu_is_told(training_python, whole):
+    """Its list of changed defaults, read from its own source: each that the configuration has is set by the template."""
+    code = "import importlib.util as u; print(u.find_spec('unsloth').submodule_search_locations[0])"
+    package = subprocess.run([training_python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    source = (Path(package) / "models" / "rl.py").read_text("utf-8")
+    dictionaries = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict)]
+    keys = [{key.value for key in node.keys if isinstance(key, ast.Constant)} for node in dictionaries]
+    [changed] = [found for found in keys if {"learning_rate", "optim", "weight_decay"} <= found]
+    told = whole.last("told")["values"]
+    assert {"learning_rate", "seed", "logging_steps", "per_device_train_batch_size", "padding_free"} <= changed & told.keys()
+    script = (
+        f"import json, sys; sys.path.insert(0, {str(DPO.parent)!r}); import dpo\n"
+        "given = dpo.preference_options(dpo.Settings(dataset='rows'), dpo.Batching(4, 4, 128), True) | dpo.FIXED\n"
+        "print(json.dumps(sorted(given)))"
+    )
+    printed = subprocess.run([training_python, "-c", script], check=True, capture_output=True, text=True).stdout
+    given = set(json.loads(printed.splitlines()[-1]))
+    assert (changed | {"warmup_steps", "gradient_checkpointing", "max_length", "beta", "loss_type"}) & told.keys() <= given | {
+        "beta", "loss_type",
+    }  # fmt: skip
+    wanted = {"learning_rate": "0.001", "weight_decay": "0.0", "warmup_steps": "0.1", "seed": "3407", "beta": "0.1"}
+    wanted |= {
+        "optim": "'adamw_torch_fused'",
+        "precompute_ref_log_probs": "False",
+        "max_length": "96",
+        "logging_steps": "0.005",
+    }
+    assert {name: told[name] for name in wanted} == wanted
+
+
+# ---- the whole way
+
+
+def test_from_an_openai_file_to_a_pushed_adapter(tiny_model, data, tmp_path):
+    with Hub(tmp_path / "hub") as hub:
+        hub.add_user("ada", token=ADA)
+        hub.add_repo("ada/tiny-lfm2", tiny_model)
+        folder = tmp_path / "rows"
+        folder.mkdir()
+        (folder / "train.jsonl").write_bytes((data / "openai.jsonl").read_bytes())
+        hub.add_repo("ada/choices", folder, type="dataset")
+        commands = Commands(hub.env(token=ADA), tmp_path)
+        arguments = [
+            "--base-model",
+            "ada/tiny-lfm2",
+            "--dataset",
+            "ada/choices",
+            "--trackio-space=",
+            *QUICK,
+            "--max-steps",
+            "8",
+        ]
+        submit = ["submit.py", str(DPO), "--flavor", "cpu-upgrade", "--timeout", "15m"]
+
+        checked = commands.json("check.py", "ada/tiny-lfm2", "ada/choices", "--script", str(DPO), "--max-length", "96")
+        assert checked["dataset"]["format"] == "openai-preference" and checked["pairs"]["figures"]["contradictory"] == 0
+        learned = [
+            "".join(part["text"] for part in sample if part["learned"])
+            for sample in (checked["mask"]["sample"], checked["pairs"]["sample_rejected"])
+        ]
+        assert learned[0].removesuffix("<|im_end|>") in NICE and learned[1].removesuffix("<|im_end|>") in RUDE
+        estimated = commands.json("estimate.py", "ada/tiny-lfm2", "ada/choices", "--script", str(DPO), "--max-seq-length", "96")
+        assert "not measured for preferences" in estimated["flavors"][0]["basis"]
+        shown = commands.json(*submit, "--", *arguments, code=3)
+        job = commands.json(*submit, "--approve", shown["plan_id"], "--", *arguments)
+        status = commands.json("status.py", job["job_id"], "--watch")
+        log = "\n".join(line.text for line in hub.jobs.wait(job["job_id"]).logs)
+
+        assert status["stage"] == "COMPLETED", log[-3000:]
+        masks = next(json.loads(line.split("EVENT ", 1)[1]) for line in log.splitlines() if '"event": "masks"' in line)
+        assert masks["digest"] == checked["mask"]["digest"] == estimated["digest"]
+        assert any("reward accuracy" in line for line in status["worth"])
+        repository = shown["plan"]["output_repo"]
+        assert {"adapter_model.safetensors", "README.md", "tokenizer.json"} <= hub.files(repository).keys()
+
+
+def check(folder: Path, model: Path, rows: list[dict], *words: str, script: Path = DPO, code: int | None = None) -> dict:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    commands = Commands({"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "HF_TOKEN": ""}, folder)
+    found = commands.json("check.py", str(model), "rows.jsonl", "--where", "local", "--script", str(script), *words, code=code)
+    return {problem["code"]: problem for problem in found["problems"]} | {"ok": found["ok"]}
+
+
+def test_check_tells_what_is_wrong_with_preferences(tmp_path, tiny_model):
+    numbers = range(60)
+    swapped = [pair(f"Number {one}?", *(("a b", "c d") if one % 2 else ("c d", "a b"))) for one in numbers]
+    contradictory = [row | {"prompt": "Number?"} for row in swapped]
+    assert check(tmp_path, tiny_model, swapped) == {"ok": True}
+    assert "contradictory_pairs" in check(tmp_path, tiny_model, contradictory)
+    longer = [pair(f"Number {one}?", "It is this one, and that is so.", "Six") for one in numbers]
+    assert "longer answers" in check(tmp_path, tiny_model, longer)["length_bias"]["message"]
+    same = [pair(f"Number {one}?", "Six", "Six") for one in numbers]
+    assert "60 × its answers are the same" in check(tmp_path, tiny_model, same, code=1)["nothing_supervised"]["message"]
+    single = [{"prompt": f"Number {one}?", "completion": "Six", "label": True} for one in numbers]
+    assert "--loss kto" in check(tmp_path, tiny_model, single, code=1)["unpaired_rows"]["fix"]
+    assert "one_label" in check(tmp_path, tiny_model, single, "--loss", "kto", code=1)
+    imitated = check(tmp_path, tiny_model, [row | {"label": at % 2 == 0} for at, row in enumerate(single)], script=SFT)
+    assert "dpo.py --loss kto" in imitated["preference_data"]["fix"]
