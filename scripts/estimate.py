@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,6 +119,7 @@ def estimate(
         for problem in found.problems:
             show_problem(problem)
         raise typer.Exit(found.exit_code)
+    settings = found.settings
     flavors, source = current_flavors(api)
     chosen = [find_flavor(flavors, flavor)] if flavor else flavors
     chosen = [one for one in chosen if not more_than_gb or one.vram_gb / max(one.gpus, 1) > more_than_gb]
@@ -144,8 +145,7 @@ def estimate(
         min(counted.percentile(1.0), settings.max_seq_length) if counted.rows == counted.sampled else 0,
         *((found.grading.rows, found.grading.answer_tokens) if found.grading else ()),
     )
-    pinned = replace(settings, base_model_revision=model_found.revision or "", dataset_revision=found.settings.dataset_revision)
-    key = run_key(pinned, script)
+    key = run_key(found.settings, script)
     past = History(entries(records.runs()), key.pace)
     ranked = cost.candidates(chosen, model_found, settings, run, past)
     best = cost.recommend(ranked, flavors)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .flags import as_flag
+from .parent import Parent
+from .parent_files import parent_digest
 from .report import LAST_EVENTS, Stop, emit
 from .run import this_run
 from .settings import TrainingSettings
@@ -27,15 +29,18 @@ RESUME_MUST_MATCH = (
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
     "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
+    "parent": "the adapter that it goes on from",
 }  # fmt: skip
 
 
-def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) -> dict[str, Any]:
+def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool, parent: Parent | None = None) -> dict[str, Any]:
     """What a checkpoint comes from, beside the settings: stored with it, since names say nothing of contents."""
     return {
         "method": method,
         "data": rows_digest(rows),
         "model": model_digest(settings),
+        "parent": parent_digest(parent),
+        "parent_name": parent and parent.name,
         "packed": packed,
         "data_revision": LAST_EVENTS.get("data", {}).get("revision"),
         "effective_batch_size": effective_batch_size(settings),
@@ -123,12 +128,16 @@ def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[
             f"The checkpoint was trained with other settings ({', '.join(changed)}), so it cannot be resumed.",
             f"Pass what it began with: {flags}. Or, {fix}." if flags else f"{fix[0].upper()}{fix[1:]}.",
         )
-    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own[name]]:
-        data = [as_flag("dataset", began.get("dataset")), as_flag("dataset_revision", theirs.get("data_revision"))]
+    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own.get(name)]:
+        began_with = [as_flag("dataset", began.get("dataset"))]
+        if revision := theirs.get("data_revision"):
+            began_with.append(as_flag("dataset_revision", revision))
+        if LINEAGE_NAMES["parent"] in changed:
+            began_with.append(as_flag("base_model", theirs.get("parent_name") or began.get("base_model")))
         raise Stop(
             "resume_mismatch",
             f"The checkpoint is another run's: {' and '.join(changed)} differ, so it cannot be resumed.",
-            f"It began with {' '.join(data[: 2 if theirs.get('data_revision') else 1])}. Or, {fix}.",
+            f"It began with {' '.join(began_with)}. Or, {fix}.",
         )
 
 

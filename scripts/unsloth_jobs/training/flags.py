@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from .setting import AUTO
+
 Settled = TypeVar("Settled")
 
 
@@ -27,11 +29,23 @@ def parse_flags(
         if isinstance(default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
-            parser.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__, help=text)
+            number = item.metadata["number"]
+            read = number_or_auto(number) if number else type(default)
+            parser.add_argument(flag, type=read, default=default, metavar=read.__name__, help=text)
     settings = kind(**vars(parser.parse_args(argv)))
     for problem in problems(settings):
         parser.error(problem)
     return settings
+
+
+def number_or_auto(number: type) -> Callable[[str], Any]:
+    """What reads the value of a flag that takes a number, or the word auto."""
+
+    def read(text: str) -> Any:
+        return text if text == AUTO else number(text)
+
+    read.__name__ = f"{number.__name__}|{AUTO}"  # argparse names it in its messages
+    return read
 
 
 def as_flag_name(name: str) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
+AUTO = "auto"  # the value of a setting that the run itself chooses
 
-def setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+
+def setting(default: Any, help: str, number: type | None = None) -> Any:
+    """number: of a setting whose default is the word auto, the type of what can be given instead."""
+    return field(default=default, metadata={"help": help, "number": number})

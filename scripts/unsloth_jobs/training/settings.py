@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .setting import setting
+from .setting import AUTO, setting
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
-    base_model_revision: str = setting("", "commit or branch of the model (default: main)")
+    base_model: str = setting(
+        "LiquidAI/LFM2.5-1.2B-Instruct", "model to tune, or LoRA adapter to go on from: Hub id or local folder"
+    )
+    base_model_revision: str = setting("", "commit or branch of that (default: main)")
     load_in_16bit: bool = setting(False, "16-bit LoRA instead of 4-bit QLoRA: more memory, no quantisation error")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
 
@@ -43,9 +45,9 @@ class LearningSettings:
     learning_rate: float = setting(2e-4, "peak learning rate")
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
-    lora_r: int = setting(16, "rank of the LoRA matrices")
-    lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
-    target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
+    lora_r: int | str = setting(AUTO, "rank of the LoRA matrices; auto: 16, or that of the adapter gone on from", int)
+    lora_alpha: int | str = setting(AUTO, "LoRA scale; auto: 32, or that of the adapter gone on from", int)
+    target_modules: str = setting(AUTO, "modules that get an adapter, by comma; auto: each linear layer of the decoder, or its")
     min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of the requested modules")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
