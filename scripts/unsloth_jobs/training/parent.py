@@ -80,14 +80,14 @@ def read_parent(
     base, alpha = config.get("base_model_name_or_path"), config.get("lora_alpha")
     if not isinstance(base, str) or not (BASE_ID.fullmatch(base) or (revision is None and Path(base).is_dir())):
         raise Stop(
-            "no_base_model",
+            "adapter_without_base",
             f"{name} is an adapter, and does not name the model that it was trained on by an id on the Hub.",
             f"Write that id into its {CONFIG}, as base_model_name_or_path.",
         )
     kind = str(config.get("peft_type"))
     if kind != "LORA":
         raise Stop(
-            "not_lora",
+            "unsupported_adapter",
             f"{name} is an adapter of another kind ({kind[:40]}), and only a LoRA adapter is gone on from here.",
             f"To train a new LoRA on its base, without what this one learned: --base-model {base}",
         )
