@@ -101,7 +101,7 @@ def test_a_table_that_is_made_stands_as_it_is_made(name, training_python):
 def test_the_defaults_that_the_skill_tells_are_the_template_s():
     default = sft.Settings()
     said = (
-        f"QLoRA r {default.lora_r}, alpha {default.lora_alpha}, length {default.max_seq_length}, batch {default.batch_size} × "
+        f"QLoRA r {sft.rank_of(default)}, alpha {sft.alpha_of(default)}, length {default.max_seq_length}, batch {default.batch_size} × "
         f"{default.gradient_accumulation}, {default.num_epochs:.0f} epoch, learning rate 2e-4, a tenth of the rows held out"
     )
     assert said in SKILL

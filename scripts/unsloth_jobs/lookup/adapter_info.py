@@ -62,7 +62,7 @@ def local_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
     try:
         return {tensor: shape for tensor, (_, shape) in header_of(weights).items()}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise broken_weights(str(weights), error) from error
+        raise unreadable_weights(str(weights), error) from error
 
 
 def fetch_shapes(api: HfApi, name: str, commit: str) -> dict[str, tuple[int, ...]]:
@@ -70,8 +70,14 @@ def fetch_shapes(api: HfApi, name: str, commit: str) -> dict[str, tuple[int, ...
         try:
             found = api.parse_safetensors_file_metadata(name, WEIGHTS, revision=commit)
         except (SafetensorsParsingError, NotASafetensorsRepoError) as error:
-            raise broken_weights(name, error) from error
+            raise unreadable_weights(name, error) from error
         return {tensor: tuple(facts.shape) for tensor, facts in found.tensors.items()}
+
+
+def unreadable_weights(name: str, error: Exception) -> UserError:
+    return UserError(
+        "bad_adapter", broken_weights(name, error).problem.message, "Push the adapter again with PEFT's save_pretrained."
+    )
 
 
 def fetch_base(api: HfApi, parent: Parent) -> Model:

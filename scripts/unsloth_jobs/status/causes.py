@@ -555,7 +555,9 @@ STOPS = {
     "encoder_decoder": OTHER_MODEL,
     "not_a_decoder": OTHER_MODEL,
     "quantized_model": Remedy("Choose the original 16-bit model, or its bitsandbytes 4-bit version."),
-    "adapter_conflict": Remedy("Leave out the flags that contradict the adapter, or merge it first with templates/export.py.", LOGS),
+    "adapter_conflict": Remedy(
+        "Leave out the flags that contradict the adapter, or merge it first with templates/export.py.", LOGS
+    ),
     "parent_replaced": Remedy("Name another --output-repo, or another --save-local.", LOGS),
     "unsupported_adapter": Remedy("Merge it with templates/export.py and train on the merged model.", LOGS),
     "adapter_misfit": OTHER_ADAPTER,
