@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -96,13 +97,6 @@ def test_training_begins_with_what_the_adapter_has_learned(parent, whole):
     assert whole.last("coverage")["trainable"] == parent.last("coverage")["trainable"]
 
 
-def test_a_step_that_changes_nothing_saves_the_adapter_as_it_was(runs, parent):
-    words = ["--base-model", "ada/first", "--max-steps", "1", "--learning-rate", "1e-30", "--eval-split", "0"]
-    run = runs.start(*QUICK, *words).wait()
-    assert run.code == 0, run.log[-3000:]
-    assert tensors(run.folder / "out") == tensors(parent.folder / "out")
-
-
 def test_the_result_names_both_that_it_comes_from(runs, parent, whole):
     card, config = (whole.folder / "out" / name for name in ("README.md", "adapter_config.json"))
     commits = {name: runs.hub.store.repos["model", f"ada/{name}"].head.sha for name in ("first", "tiny-lfm2")}
@@ -140,11 +134,10 @@ def test_killed_and_resumed_it_ends_as_if_undisturbed(runs, whole):
     assert done["base_loss"] == pytest.approx(undisturbed["base_loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize("other", ["ada/second", "ada/tiny-lfm2"])
-def test_a_run_from_another_adapter_or_from_the_bare_base_is_not_resumed(runs, whole, other):
-    folder = whole.folder.with_name(f"other-{other.partition('/')[2]}")
+def test_a_run_from_another_adapter_is_not_resumed(runs, whole):
+    folder = whole.folder.with_name("other")
     shutil.copytree(whole.folder / "out" / "checkpoints", folder / "out" / "checkpoints")
-    run = runs.start(*ON, "--base-model", other, *FIRST, "--resume", folder=folder).wait()
+    run = runs.start(*ON, "--base-model", "ada/second", "--resume", folder=folder).wait()
     failed = run.last("failed")
     assert (run.code, failed["code"]) == (1, "resume_mismatch")
     assert "the adapter that it goes on from" in failed["message"] and "--base-model ada/first" in failed["fix"]
@@ -164,16 +157,17 @@ def test_without_unsloth_and_merged_from_a_folder(runs, parent, tmp_path):
     assert (run.folder / "out" / "merged" / "model.safetensors").is_file()
 
 
-def test_an_adapter_of_some_layers_with_a_scale_by_the_root_of_its_rank(runs, parent, tmp_path):
-    made, (name, _) = parent.folder / "out", min(tensors(parent.folder / "out").items())
-    layer = name.partition(".feed_forward.")[0]
-    some = {name: content for name, content in tensors(made).items() if name.startswith(f"{layer}.feed_forward.w1.")}
-    config = json.loads((made / "adapter_config.json").read_text())
-    write_adapter(tmp_path / "some", shapes_of(made, some), config | {"use_rslora": True, "target_modules": ["w1"]}, some)
-    words = ["--base-model", str(tmp_path / "some"), "--max-steps", "1", "--learning-rate", "1e-30", "--eval-split", "0"]
+def test_a_step_that_changes_nothing_saves_the_adapter_as_it_was(runs, parent, tmp_path):
+    """Also one of some of the layers only, that is scaled by the root of its rank."""
+    made = parent.folder / "out"
+    left_out = min(tensors(made)).rpartition(".lora_")[0]
+    some = {name: content for name, content in tensors(made).items() if not name.startswith(left_out)}
+    config = json.loads((made / "adapter_config.json").read_text()) | {"use_rslora": True}
+    adapter = write_adapter(tmp_path / "some", shapes_of(made, some), config, some)
+    words = ["--base-model", str(adapter), "--max-steps", "1", "--learning-rate", "1e-30", "--eval-split", "0"]
     run = runs.start(*QUICK, *words).wait()
     assert run.code == 0, run.log[-3000:]
-    assert run.last("coverage")["modules"] == 1
+    assert run.last("coverage")["modules"] == len(some) / 2 == parent.last("coverage")["modules"] - 1
     assert tensors(run.folder / "out") == some
     stated = json.loads((run.folder / "out" / "adapter_config.json").read_text())
     assert stated["use_rslora"] and (stated["r"], stated["lora_alpha"]) == (8, 8)
@@ -191,9 +185,8 @@ def test_from_the_check_to_the_adapter_of_an_adapter_in_four_commands(runs, pare
 
     checked = commands.json("check.py", "ada/first", str(ROWS), "--max-length", "128")
     shown = commands.run(*words, *arguments, code=3).stdout
-    plan = commands.json(*words, *arguments, code=3)
-    job = commands.json(*words, "--approve", plan["plan_id"], *arguments)
-    log = "\n".join(line.text for line in hub.jobs.wait(job["job_id"]).logs)
+    job = commands.json(*words, "--approve", re.search("Plan (\\w+)", shown)[1], *arguments)
+    log = "\n".join(line.text for line in hub.jobs.wait(job["job_id"], timeout=300).logs)
     status = commands.json("status.py", job["job_id"], code=None)
 
     assert status["stage"] == "COMPLETED", log[-3000:]
@@ -207,7 +200,8 @@ def test_from_the_check_to_the_adapter_of_an_adapter_in_four_commands(runs, pare
     assert said["done"]["repo"] == "ada/first-stdlib-docs"
     assert said["done"]["base_loss"] == pytest.approx(parent.last("done")["tuned_loss"], abs=1e-3)
     assert "ada/first" in shown and "ada/tiny-lfm2" in shown and "LoRA r 8, alpha 8" in shown
-    assert f"--base-model-revision={commit}" in plan["plan"]["arguments"]
+    [created] = [one for one in hub.journal.requests(method="POST", path=r"^/api/jobs/ada$") if one.status == 200]
+    assert f"--base-model-revision={commit}" in json.dumps(created.json)
     # It loads as its card says.
     env = {**os.environ, **hub.env(token=TOKEN)}
     loading = [training_python, str(ROOT / "tests" / "answer.py"), "ada/first-stdlib-docs", "What does bisect.insort do?"]
@@ -374,7 +368,7 @@ def test_an_adapter_on_the_hub_is_refused_with_its_base_s_name_where_that_is_gon
             preflight.find_model(HfApi(hub.url, token=TOKEN), sft, settings_for(adapter))
         codes[refused.value.problem.code] = refused.value.problem.message
         assert name in refused.value.problem.message
-    assert list(codes) == ["not_found", "forbidden", "not_a_decoder"]
+    assert list(codes) == ["not_found", "gated", "not_a_decoder"]
 
 
 def test_the_commands_refuse_a_contradiction_as_a_wrong_use(runs, parent, tmp_path):

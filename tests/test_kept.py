@@ -193,7 +193,8 @@ def test_other_settings_are_refused_with_the_flags_that_it_began_with(saved, nam
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("data", "the rows"), ("model", "the model"), ("packed", "packing"), ("method", "method")]
+    ("name", "said"),
+    [("data", "the rows"), ("model", "the model"), ("packed", "packing"), ("method", "method"), ("parent", "the adapter")],
 )
 def test_a_checkpoint_of_other_contents_under_the_same_names_is_refused(saved, name, said):
     settings, _ = saved
