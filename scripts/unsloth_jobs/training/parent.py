@@ -14,6 +14,7 @@ from .flags import as_flag
 from .lora import Shapes, adaptable, alpha_of, leaf, rank_of
 from .report import Stop
 from .run import run_name
+from .secrets import quotation
 from .setting import AUTO
 from .settings import TrainingSettings
 
@@ -26,6 +27,7 @@ EXTRAS = {
     "alpha_pattern": "alphas that differ from layer to layer", "lora_bias": "biases", "use_qalora": "QALoRA",
     "layer_replication": "repeated layers", "alora_invocation_tokens": "an activated LoRA", "use_bdlora": "BD-LoRA",
 }  # fmt: skip
+QUOTED = 100  # characters of a name in an adapter's files
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # initialisations that leave the base's weights alone
 Adapted = TypeVar("Adapted", bound=TrainingSettings)
 
@@ -77,7 +79,7 @@ def read_parent(
     folder: Path | None = None,
 ) -> Parent:
     """An adapter from its adapter_config.json and the shapes of its tensors. Raises Stop where training cannot go on from it."""
-    base, alpha = config.get("base_model_name_or_path"), config.get("lora_alpha")
+    base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not (BASE_ID.fullmatch(base) or (revision is None and Path(base).is_dir())):
         raise Stop(
             "adapter_without_base",
@@ -88,27 +90,31 @@ def read_parent(
     if kind != "LORA":
         raise Stop(
             "unsupported_adapter",
-            f"{name} is an adapter of another kind ({kind[:40]}), and only a LoRA adapter is gone on from here.",
+            f"{name} is an adapter of another kind ({quotation(kind, QUOTED)}), and only a LoRA adapter is gone on from here.",
             f"To train a new LoRA on its base, without what this one learned: --base-model {base}",
         )
-    rank = config.get("r")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float) or alpha != int(alpha) or min(rank, alpha) < 1:
+    rank, alpha = whole_number(config.get("r")), whole_number(config.get("lora_alpha"))
+    if rank is None or alpha is None:
         raise Stop("bad_adapter", f"{name}: rank and alpha in its {CONFIG} are no whole numbers.", "Name another adapter.")
     stated = config.get("revision")
     base_revision = stated if isinstance(stated, str) and re.fullmatch(r"[\w./-]+", stated) else None
     modules, others = modules_of(shapes, rank)
     found = Parent(
-        name, revision, base, base_revision, rank, int(alpha), bool(config.get("use_rslora")), modules, has_tokenizer, folder
+        name, revision, base, base_revision, rank, alpha, bool(config.get("use_rslora")), modules, has_tokenizer, folder
     )
     extras = [title for key, title in EXTRAS.items() if config.get(key)]
     extras += ["biases"] if config.get("bias") not in (None, "none") else []
     extras += ["an initialisation that changes the base"] if config.get("init_lora_weights") not in PLAIN_STARTS else []
     if extras or others or not modules:
-        what = ", ".join(extras) or f"tensors that are no LoRA matrices of rank {rank}, such as {(*others, 'none at all')[0]}"
-        fix = found.merging
-        message = f"{name} is more than a plain LoRA: it has {what}. Such an adapter is not gone on from here."
-        raise Stop("unsupported_adapter", message, f"To train on what it learned, {fix}")
+        tensors = f"such as {quotation(others[0], QUOTED)}" if others else "and no other"
+        what = ", ".join(extras) or f"tensors that are no LoRA matrices of rank {rank}, {tensors}"
+        message = f"{name} is no plain LoRA: it has {what}. Such an adapter is not gone on from here."
+        raise Stop("unsupported_adapter", message, f"To train on what it learned, {found.merging}")
     return found
+
+
+def whole_number(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and float(value).is_integer() and value >= 1 else None
 
 
 def modules_of(shapes: Mapping[str, tuple[int, ...]], rank: int) -> tuple[dict[str, tuple[int, int]], list[str]]:
@@ -142,9 +148,9 @@ def placed(parent: Parent, linears: Shapes) -> dict[str, str]:
         wrong = wrong or list(parent.modules)
         raise Stop(
             "adapter_misfit",
-            f"{parent.name} does not fit {parent.base}: {len(wrong)} of its {len(parent.modules)} layers are not there in "
-            f"the same shape, such as {wrong[0][:100]}.",
-            f"Correct base_model_name_or_path in its {CONFIG}, or name another adapter.",
+            f"{parent.name} does not fit {parent.base}: {len(wrong)} of its {len(parent.modules)} layers are not among those "
+            f"that get an adapter here, in the same shape, such as {quotation(wrong[0], QUOTED)}.",
+            f"If it is of another model, correct base_model_name_or_path in its {CONFIG}. If not, {parent.merging}",
         )
     return names
 
