@@ -58,8 +58,8 @@ from pathlib import Path
 from typing import Any
 
 from unsloth_jobs.training.adapter import TOKENIZER_FILES
-from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, compare_gguf
 from unsloth_jobs.training.adapter_on_base import Adapter, base_bytes, base_files, find_adapter
+from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, compare_gguf
 from unsloth_jobs.training.export_cards import gguf_card, merged_card
 from unsloth_jobs.training.flags import parse_flags
 from unsloth_jobs.training.llama_cpp import convert, llama_cpp_source, quantize, require_convertible

@@ -70,7 +70,7 @@ from unsloth_jobs.training.memory import free_memory, room_for
 from unsloth_jobs.training.merge import push_merged, require_mergeable
 from unsloth_jobs.training.models import has_bf16, load_model, require_decoder, require_local_model
 from unsloth_jobs.training.packing import Collator, can_pack, keep_rows_apart, pack
-from unsloth_jobs.training.parent import on_base, require_apart, with_lora_values
+from unsloth_jobs.training.parent import require_apart, settings_on_base, with_lora_values
 from unsloth_jobs.training.parent_files import emit_parent, find_parent
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
@@ -135,7 +135,7 @@ def train(settings: Settings) -> None:
     settings = with_lora_values(settings, parent)
     if parent:
         require_apart(settings, parent)
-        settings = on_base(settings, parent)
+        settings = settings_on_base(settings, parent)
         emit_parent(parent)
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)

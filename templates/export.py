@@ -77,8 +77,12 @@ from typing import Any, TypeVar
 # A setting: the field of a dataclass, its default, and the help of the flag that is named after it.
 
 
-def setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+AUTO = "auto"  # the value of a setting that the run itself chooses
+
+
+def setting(default: Any, help: str, number: type | None = None) -> Any:
+    """number: of a setting whose default is the word auto, the type of what can be given instead."""
+    return field(default=default, metadata={"help": help, "number": number})
 
 
 METHOD = "export"
@@ -567,7 +571,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
 
 
 # ---- training/adapter.py --------------------------------------------------------------------------------------
-# An adapter and the model under it.
+# The files of an adapter.
 
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -575,6 +579,25 @@ TOKENIZER_FILES = [
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template*", "additional_chat_templates/*",
 ]  # fmt: skip
+
+
+def download(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """Files of a model repository, here. Raises Stop where it cannot be read."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise Stop(
+            "not_found",
+            f"{repo} cannot be read: {error}",
+            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
+        ) from error
+
+
+# ---- training/adapter_on_base.py ------------------------------------------------------------------------------
+# An adapter and the model under it.
 
 
 @dataclass(frozen=True)
@@ -606,21 +629,6 @@ def find_adapter(name: str, revision: str, base_model: str, base_model_revision:
     base_revision = base_model_revision or (None if base_model else config.get("revision"))
     content = (folder / WEIGHTS).read_bytes() + f"{base}@{base_revision}".encode()
     return Adapter(folder, base, base_revision, hashlib.sha256(content).hexdigest())
-
-
-def download(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    """Files of a model repository, here. Raises Stop where it cannot be read."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError) as error:
-        raise Stop(
-            "not_found",
-            f"{repo} cannot be read: {error}",
-            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
-        ) from error
 
 
 def base_files(adapter: Adapter) -> Path:
@@ -957,11 +965,23 @@ def parse_flags(
         if isinstance(default, bool):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
-            parser.add_argument(flag, type=type(default), default=default, metavar=type(default).__name__, help=text)
+            number = item.metadata["number"]
+            read = number_or_auto(number) if number else type(default)
+            parser.add_argument(flag, type=read, default=default, metavar=read.__name__, help=text)
     settings = kind(**vars(parser.parse_args(argv)))
     for problem in problems(settings):
         parser.error(problem)
     return settings
+
+
+def number_or_auto(number: type) -> Callable[[str], Any]:
+    """What reads the value of a flag that takes a number, or the word auto."""
+
+    def read(text: str) -> Any:
+        return text if text == AUTO else number(text)
+
+    read.__name__ = f"{number.__name__}|{AUTO}"  # argparse names it in its messages
+    return read
 
 
 def as_flag_name(name: str) -> str:

@@ -246,7 +246,7 @@ def test_an_adapter_takes_its_own_rank_alpha_and_targets_and_costs_what_they_do(
     # In the job it is the same.
     parent = sft.find_parent(settings)
     assert sft.with_lora_values(settings, parent) == taken
-    on = sft.on_base(settings, parent)
+    on = sft.settings_on_base(settings, parent)
     assert (on.base_model, sft.run_name(on)) == (str(base), "adapter-rows.jsonl")
     assert sft.find_parent(on) is None and sft.with_lora_values(on, None).lora_r == 16
 
@@ -291,8 +291,8 @@ ODD = lora_shapes(LAYERS) | {"base_model.model.model.embed_tokens.lora_embedding
         (lora_shapes(LAYERS, rank=4), {}, "unsupported_adapter"),
         ({}, {}, "unsupported_adapter"),
         (lora_shapes(LAYERS), {"r": "8"}, "bad_adapter"),
-        (lora_shapes(LAYERS, width=32), {}, "adapter_misfit"),
-        (lora_shapes([*LAYERS, "model.layers.2.self_attn.q_proj"]), {}, "adapter_misfit"),
+        (lora_shapes(LAYERS, width=32), {}, "adapter_not_of_base"),
+        (lora_shapes([*LAYERS, "model.layers.2.self_attn.q_proj"]), {}, "adapter_not_of_base"),
         (lora_shapes(LAYERS), {"base_model_name_or_path": None}, "adapter_without_base"),
         (lora_shapes(LAYERS), {"base_model_name_or_path": "/nowhere/model"}, "adapter_without_base"),
         (lora_shapes(LAYERS), {"base_model_name_or_path": "x/y\nz"}, "adapter_without_base"),

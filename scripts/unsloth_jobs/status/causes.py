@@ -560,7 +560,7 @@ STOPS = {
     ),
     "parent_replaced": Remedy("Name another --output-repo, or another --save-local.", LOGS),
     "unsupported_adapter": Remedy("Merge it with templates/export.py and train on the merged model.", LOGS),
-    "adapter_misfit": OTHER_ADAPTER,
+    "adapter_not_of_base": OTHER_ADAPTER,
     "adapter_without_base": OTHER_ADAPTER,
     "bad_adapter": OTHER_ADAPTER,
     "adapter_repo": OTHER_ADAPTER,

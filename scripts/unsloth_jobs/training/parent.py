@@ -147,7 +147,7 @@ def placed(parent: Parent, linears: Shapes) -> dict[str, str]:
     if wrong or len(names) < len(parent.modules):
         wrong = wrong or list(parent.modules)
         raise Stop(
-            "adapter_misfit",
+            "adapter_not_of_base",
             f"{parent.name} does not fit {parent.base}: {len(wrong)} of its {len(parent.modules)} layers are not among those "
             f"that get an adapter here, in the same shape, such as {quotation(wrong[0], QUOTED)}.",
             f"If it is of another model, correct base_model_name_or_path in its {CONFIG}. If not, {parent.merging}",
@@ -180,7 +180,7 @@ def with_lora_values(settings: Adapted, parent: Parent | None) -> Adapted:
     return replace(settings, lora_r=parent.rank, lora_alpha=parent.alpha, target_modules=",".join(parent.targets))
 
 
-def on_base(settings: Adapted, parent: Parent) -> Adapted:
+def settings_on_base(settings: Adapted, parent: Parent) -> Adapted:
     """The settings of a run that goes on from an adapter, with the model under it: what is loaded, merged and named as base."""
     return replace(
         settings, run_name=run_name(settings), base_model=parent.base, base_model_revision=parent.base_revision or ""
