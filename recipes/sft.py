@@ -71,7 +71,7 @@ from unsloth_jobs.training.merge import push_merged, require_mergeable
 from unsloth_jobs.training.models import has_bf16, load_model, require_decoder, require_local_model
 from unsloth_jobs.training.packing import Collator, can_pack, keep_rows_apart, pack
 from unsloth_jobs.training.parent import require_apart, settings_on_base, with_lora_values
-from unsloth_jobs.training.parent_files import emit_parent, find_parent
+from unsloth_jobs.training.parent_files import emit_parent, find_parent, parent_lineage
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
 from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
@@ -207,7 +207,7 @@ def train(settings: Settings) -> None:
         rows_per_step=effective_batch_size(settings),
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    own = lineage(METHOD, settings, train_tokens, packed, parent)
+    own = lineage(METHOD, settings, train_tokens, packed) | parent_lineage(parent)
     checkpoint = checkpoint_to_resume(settings, api, own)
     model = attach_adapter(model, settings, parent)
     began_with = trained_weights(model) if parent else {}

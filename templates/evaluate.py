@@ -66,7 +66,6 @@ import re
 import shlex
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -803,92 +802,6 @@ def as_flag(name: str, value: Any) -> str:
     return f"{as_flag_name(name)} {shlex.quote(str(value))}"
 
 
-# ---- training/lora.py -----------------------------------------------------------------------------------------
-# LoRA: which linear layers get an adapter, and what share of them that is.
-
-
-NO_DECODER = r"lm_head|embed|vision|visual|image|audio|multi_modal|projector"  # anywhere in a module's name
-NO_TARGET = r"router|gate|wte|wpe"  # its last part
-NOT_ADAPTED = re.compile(rf"{NO_DECODER}|(^|\.)({NO_TARGET})$")
-EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
-LORA_RANK, LORA_ALPHA = 16, 32  # where none is given, and no adapter is gone on from
-Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
-
-
-def adaptable(linears: Shapes) -> dict[str, tuple[int, int]]:
-    """The decoder's linear layers: no embedding, head, router or encoder of pictures and sound."""
-    return {name: shape for name, shape in linears.items() if not NOT_ADAPTED.search(name)}
-
-
-def rank_of(settings: TrainingSettings) -> int:
-    return LORA_RANK if settings.lora_r == AUTO else int(settings.lora_r)
-
-
-def alpha_of(settings: TrainingSettings) -> int:
-    return LORA_ALPHA if settings.lora_alpha == AUTO else int(settings.lora_alpha)
-
-
-def leaf(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
-
-
-def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
-    """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
-    present = sorted({leaf(name) for name in adaptable(linears)})
-    if wanted == AUTO:
-        return present
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in present]:
-        raise Stop(
-            "unknown_target",
-            f"The model has no linear layer named {', '.join(unknown)}.",
-            f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
-        )
-    return names
-
-
-def target_pattern(targets: Iterable[str]) -> str:
-    """targets as one pattern over whole module names.
-
-    Unsloth narrows a list of names by its own idea of what attention and MLP are called, and loses LFM2's
-    convolutions that way; a pattern it passes to PEFT as it stands.
-    """
-    leaves = "|".join(re.escape(name) for name in targets if not re.fullmatch(NO_TARGET, name))
-    return rf"(?!.*(?:{NO_DECODER}))(?:.*\.)?(?:{leaves})"
-
-
-def lora_size(shapes: Iterable[tuple[int, int]], rank: int = 1) -> int:
-    """Trainable parameters of an adapter of this rank on linear layers of these shapes."""
-    return sum(rank * (out + into) for out, into in shapes)
-
-
-def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
-    """Share of the possible LoRA parameters (equal rank everywhere) that the adapted modules hold; 1.0 = whole."""
-    possible = adaptable(linears)
-    reached = [possible[name] for name in set(adapted) & possible.keys()]
-    return lora_size(reached) / max(lora_size(possible.values()), 1)
-
-
-def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
-    import torch
-
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-
-
-def expert_shapes(model: Any) -> list[tuple[int, int]]:
-    """Of the experts' layers that are stacked in one tensor: an adapter reaches only linear layers that are modules."""
-    return [
-        (parameter.shape[1], math.prod(parameter.shape[2:]))
-        for name, parameter in model.named_parameters()
-        if EXPERTS.search(name) and parameter.ndim > 2
-        for _ in range(parameter.shape[0])
-    ]
-
-
 # ---- training/run.py ------------------------------------------------------------------------------------------
 # The run as it was submitted: its plan, its price, its timeout, and whether it must stop before its last step.
 
@@ -993,1151 +906,6 @@ def run_name(settings: TrainingSettings) -> str:
         data = Path(re.sub(r"(?i)\.gz$", "", data.name)).with_suffix("")
     parts = (Path(settings.base_model).name, data.name)
     return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]
-
-
-# ---- training/parent.py ---------------------------------------------------------------------------------------
-# An adapter that training goes on from: --base-model names it, and what it is decides rank, alpha and targets.
-
-
-BASE_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)  # the oldest models have no owner
-PART = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")  # of an adapter, as PEFT names its tensors
-# Values in adapter_config.json that make an adapter more than two small matrices beside each of its linear layers.
-EXTRAS = {
-    "use_dora": "DoRA", "modules_to_save": "layers that were trained whole", "trainable_token_indices": "trained tokens",
-    "target_parameters": "LoRA on stacked experts", "rank_pattern": "ranks that differ from layer to layer",
-    "alpha_pattern": "alphas that differ from layer to layer", "lora_bias": "biases", "use_qalora": "QALoRA",
-    "layer_replication": "repeated layers", "alora_invocation_tokens": "an activated LoRA", "use_bdlora": "BD-LoRA",
-}  # fmt: skip
-QUOTED = 100  # characters of a name in an adapter's files
-PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # initialisations that leave the base's weights alone
-Adapted = TypeVar("Adapted", bound=TrainingSettings)
-
-
-@dataclass(frozen=True)
-class Parent:
-    """A LoRA adapter that training goes on from.
-
-    revision and base_revision: commits or branches, None for a folder and where the adapter does not say. rank, alpha, and
-    scaled_by_root (rsLoRA) as PEFT has them; modules: shape (out, in) of each layer that it adapts, by the name in its file.
-    folder: where its files are, on the machine that trains.
-    """
-
-    name: str
-    revision: str | None
-    base: str
-    base_revision: str | None
-    rank: int
-    alpha: int
-    scaled_by_root: bool
-    modules: dict[str, tuple[int, int]]
-    has_tokenizer: bool
-    folder: Path | None = None
-
-    @property
-    def targets(self) -> list[str]:
-        return sorted({leaf(name) for name in self.modules})
-
-    @property
-    def merging(self) -> str:
-        """How it becomes a whole model, which a new adapter can be trained on."""
-        merged = "the folder that it makes" if Path(self.name).exists() else f"{self.name}-merged"
-        export = f"templates/export.py --adapter {shlex.quote(self.name)} --quantizations none"
-        return f"merge it first (uv run {export}), then pass --base-model {merged}."
-
-
-def is_adapter(files: set[str]) -> bool:
-    """Whether a repository or folder with these files is an adapter: then it is one, also beside a merged model."""
-    whole = {"model.safetensors", "model.safetensors.index.json"} & files and "config.json" in files
-    return CONFIG in files and (WEIGHTS in files or not whole)
-
-
-def read_parent(
-    name: str,
-    revision: str | None,
-    config: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    has_tokenizer: bool,
-    folder: Path | None = None,
-) -> Parent:
-    """An adapter from its adapter_config.json and the shapes of its tensors. Raises Stop where training cannot go on from it."""
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not (BASE_ID.fullmatch(base) or (revision is None and Path(base).is_dir())):
-        raise Stop(
-            "adapter_without_base",
-            f"{name} is an adapter, and does not name the model that it was trained on by an id on the Hub.",
-            f"Write that id into its {CONFIG}, as base_model_name_or_path.",
-        )
-    kind = str(config.get("peft_type"))
-    if kind != "LORA":
-        raise Stop(
-            "unsupported_adapter",
-            f"{name} is an adapter of another kind ({quotation(kind, QUOTED)}), and only a LoRA adapter is gone on from here.",
-            f"To train a new LoRA on its base, without what this one learned: --base-model {base}",
-        )
-    rank, alpha = whole_number(config.get("r")), whole_number(config.get("lora_alpha"))
-    if rank is None or alpha is None:
-        raise Stop("bad_adapter", f"{name}: rank and alpha in its {CONFIG} are no whole numbers.", "Name another adapter.")
-    stated = config.get("revision")
-    base_revision = stated if isinstance(stated, str) and re.fullmatch(r"[\w./-]+", stated) else None
-    modules, others = modules_of(shapes, rank)
-    found = Parent(
-        name, revision, base, base_revision, rank, alpha, bool(config.get("use_rslora")), modules, has_tokenizer, folder
-    )
-    extras = [title for key, title in EXTRAS.items() if config.get(key)]
-    extras += ["biases"] if config.get("bias") not in (None, "none") else []
-    extras += ["an initialisation that changes the base"] if config.get("init_lora_weights") not in PLAIN_STARTS else []
-    if extras or others or not modules:
-        tensors = f"such as {quotation(others[0], QUOTED)}" if others else "and no other"
-        what = ", ".join(extras) or f"tensors that are no LoRA matrices of rank {rank}, {tensors}"
-        message = f"{name} is no plain LoRA: it has {what}. Such an adapter is not gone on from here."
-        raise Stop("unsupported_adapter", message, f"To train on what it learned, {found.merging}")
-    return found
-
-
-def whole_number(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) and float(value).is_integer() and value >= 1 else None
-
-
-def modules_of(shapes: Mapping[str, tuple[int, ...]], rank: int) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """Shape (out, in) of each layer that has both its LoRA matrices among these tensors, and the tensors that are no such pair."""
-    parts: dict[str, dict[str, tuple[int, ...]]] = {}
-    others = []
-    for name, shape in shapes.items():
-        if match := PART.fullmatch(name):
-            parts.setdefault(match[1], {})[match[2]] = shape
-        else:
-            others.append(name)
-    modules = {}
-    for name, pair in parts.items():
-        down, up = pair.get("A", ()), pair.get("B", ())
-        if len(down) == len(up) == 2 and down[0] == up[1] == rank:
-            modules[name] = (up[0], down[1])
-        else:
-            others.append(name)
-    return modules, others
-
-
-def placed(parent: Parent, linears: Shapes) -> dict[str, str]:
-    """The name in its file of each layer that an adapter is for, by the layer's name in the model. Raises Stop on a misfit.
-
-    What stands before a layer's number may differ between the two: transformers has renamed that of some models.
-    """
-    there = {within_stack(name): name for name in adaptable(linears)}
-    names = {there.get(within_stack(name), ""): name for name in parent.modules}
-    wrong = [name for name, shape in parent.modules.items() if linears.get(there.get(within_stack(name), "")) != shape]
-    if wrong or len(names) < len(parent.modules):
-        wrong = wrong or list(parent.modules)
-        raise Stop(
-            "adapter_not_of_base",
-            f"{parent.name} does not fit {parent.base}: {len(wrong)} of its {len(parent.modules)} layers are not among those "
-            f"that get an adapter here, in the same shape, such as {quotation(wrong[0], QUOTED)}.",
-            f"If it is of another model, correct base_model_name_or_path in its {CONFIG}. If not, {parent.merging}",
-        )
-    return names
-
-
-def within_stack(name: str) -> str:
-    """A module's name from its layer's number on."""
-    found = re.search(r"\d+\..*", name)
-    return found[0] if found else name
-
-
-def with_lora_values(settings: Adapted, parent: Parent | None) -> Adapted:
-    """The settings with rank, alpha and targets: as given, the adapter's, or the defaults. Raises Stop on two that differ."""
-    if parent is None:
-        return replace(settings, lora_r=rank_of(settings), lora_alpha=alpha_of(settings))
-    values = {"lora_r": parent.rank, "lora_alpha": parent.alpha}
-    wrong = [name for name, value in values.items() if getattr(settings, name) not in (AUTO, value)]
-    asked = {name.strip() for name in settings.target_modules.split(",")}
-    wrong += ["target_modules"] if asked not in ({AUTO}, set(parent.targets)) else []
-    if wrong:
-        given = " ".join(as_flag(name, getattr(settings, name)) for name in wrong)
-        theirs = f"rank {parent.rank}, alpha {parent.alpha}, on {', '.join(parent.targets)}"
-        raise Stop(
-            "adapter_conflict",
-            f"Training goes on from the adapter {parent.name} ({theirs}), which {given} contradicts.",
-            f"Leave that out, to take the adapter's. For a new adapter on what it learned, {parent.merging}",
-        )
-    return replace(settings, lora_r=parent.rank, lora_alpha=parent.alpha, target_modules=",".join(parent.targets))
-
-
-def settings_on_base(settings: Adapted, parent: Parent) -> Adapted:
-    """The settings of a run that goes on from an adapter, with the model under it: what is loaded, merged and named as base."""
-    return replace(
-        settings, run_name=run_name(settings), base_model=parent.base, base_model_revision=parent.base_revision or ""
-    )
-
-
-def require_apart(settings: TrainingSettings, parent: Parent) -> None:
-    """Raises Stop where the result would replace the adapter that it goes on from, unless that is pinned by its commit."""
-    if settings.output_repo == parent.name and not settings.base_model_revision:
-        pinned = f" --base-model-revision {parent.revision}" if parent.revision else ""
-        raise Stop(
-            "parent_replaced",
-            f"The result would replace {parent.name}, the adapter that it goes on from.",
-            f"Name another --output-repo. Or, to replace it and keep it in the history: --base-model {parent.name}{pinned}",
-        )
-    if parent.folder and Path(settings.save_local).resolve() == parent.folder.resolve():
-        message = f"The result would replace the files in {parent.name}, the adapter that it goes on from."
-        raise Stop("parent_replaced", message, "Name another --save-local.")
-
-
-# ---- training/tool_calls.py -----------------------------------------------------------------------------------
-# Tool calls in messages: their names and arguments, and whether a rendering shows them.
-
-
-def parsed_arguments(arguments: Any) -> Any:
-    """The arguments of a tool call as a mapping, where they are the JSON text of one, as OpenAI writes them."""
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        mapping = json.loads(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError):
-        return arguments
-    return mapping if isinstance(mapping, Mapping) else arguments
-
-
-def with_calls(calls: Any, name: Callable[[Any], Any], arguments: Callable[[Any], Any]) -> Any:
-    """Tool calls with their names and arguments replaced. What is no tool call stays."""
-
-    def replaced(call: Any) -> Any:
-        if not isinstance(call, Mapping):
-            return call
-        if isinstance(call.get("function"), Mapping):
-            return {**call, "function": replaced(call["function"])}
-        changed = {key: change(call[key]) for key, change in (("name", name), ("arguments", arguments)) if key in call}
-        return {**call, **changed}
-
-    return [replaced(call) for call in calls] if isinstance(calls, list) else calls
-
-
-def as_tools(functions: Any) -> Any:
-    """The functions of OpenAI's older files as the tools of its newer ones."""
-    return [{"type": "function", "function": one} for one in functions] if isinstance(functions, list) else functions
-
-
-def with_tool_calls(turns: list[Any]) -> list[Any]:
-    """Messages with the `function_call` of OpenAI's older files as a tool call, and with an id that its answer names."""
-    changed, calls, last = [], 0, ""
-    for turn in turns:
-        if isinstance(turn, Mapping) and isinstance(turn.get("function_call"), Mapping):
-            calls += 1
-            last = f"call{calls:05}"  # nine characters: some chat templates want as many
-            call = {"id": last, "type": "function", "function": turn["function_call"]}
-            turn = {**turn, "tool_calls": [call]}
-        elif isinstance(turn, Mapping) and turn.get("role") == "function" and last:
-            turn = {**turn, "tool_call_id": last}
-        changed.append(turn)
-    return changed
-
-
-def arguments_of(message: Mapping[str, Any]) -> list[Any]:
-    found: list[Any] = []
-    with_calls(message.get("tool_calls"), lambda name: name, lambda value: found.append(value))
-    return found
-
-
-def json_text(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else value
-
-
-def shows_call(call: Mapping[str, Any], written: str) -> bool:
-    function = call["function"] if isinstance(call.get("function"), Mapping) else call
-    words, numbers = words_and_numbers(function.get("arguments"))
-    name = str(function.get("name", ""))
-    named = name in written if name else True
-    return all(word in written for word in words) and (named or bool(numbers) and all(one in written for one in numbers))
-
-
-def words_and_numbers(value: Any) -> tuple[list[str], list[str]]:
-    """What must stand in any rendering of a JSON value: of each text its longest plain word, since the rest may be
-    escaped, and the numbers.
-    """
-    if isinstance(value, Mapping | list):
-        found = [words_and_numbers(item) for item in (value.values() if isinstance(value, Mapping) else value)]
-        return [word for words, _ in found for word in words], [number for _, numbers in found for number in numbers]
-    if isinstance(value, str):
-        return [max(re.findall("[A-Za-z0-9]+", value), key=len, default="")], []
-    return [], [json.dumps(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
-
-
-# ---- training/rows.py -----------------------------------------------------------------------------------------
-# A row, whatever its columns are called, as {"messages", "tools"?}, {"prompt", "completion"} or {"text"}.
-
-
-def without_nulls(value: Any) -> Any:
-    """Arrow fills each absent key with None, and chat templates take `defined` for `present`: drop them."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
-
-
-def plain_text(content: Any) -> str:
-    """The text of a message; an object is written as JSON. Raises ValueError on pictures or sound, and on what is no text."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    if isinstance(content, Mapping):
-        return plain_text([content]) if is_part(content) else as_json_text(content)
-    if not isinstance(content, list):
-        raise ValueError(f"a message's content is {type(content).__name__}, not text")
-    for part in content:
-        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-            kind = (part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
-            raise ValueError(f"a message holds {kind}, and {ONLY_TEXT}")
-    return "".join(part["text"] for part in content)
-
-
-def is_part(value: Any) -> bool:
-    """Whether a value is a part of a message: text, a picture, sound."""
-    return isinstance(value, Mapping) and str(value.get("type")) in PART_TYPES
-
-
-def as_json_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def normalise_message(message: Any) -> dict[str, Any]:
-    """A turn as {"role", "content"} and what else chat templates read. Raises ValueError with the reason."""
-    if not isinstance(message, Mapping):
-        raise ValueError(f"a turn is {type(message).__name__}, not a message with a role")
-    written = next((message[key] for key in ("content", "value", "refusal") if message.get(key) is not None), None)
-    message = without_nulls(message)
-    role = str(message.pop("role", message.pop("from", ""))).lower()
-    if role not in ROLES:
-        raise ValueError(f"unknown role {role!r}")
-    content = plain_text(written if isinstance(written, Mapping) else without_nulls(written))
-    kept = {
-        key: message[key] for key in ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking") if message.get(key)
-    }
-    if "tool_calls" in kept:
-        kept["tool_calls"] = with_calls(kept["tool_calls"], lambda name: name, parsed_arguments)
-    if message.get("weight") == 0:  # as OpenAI marks an answer that is not to be learned; no template sees it
-        kept["weight"] = 0
-    return {"role": ROLES[role], "content": content, **kept}
-
-
-def parsed(value: Any) -> Any:
-    """What some data sets keep as JSON in a string, or pandas as Python's own notation. Raises ValueError where it is none."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except RecursionError:
-        raise ValueError("its JSON is nested too deeply") from None
-    except ValueError:
-        if re.match(r"\s*\[?\s*\{\s*'", value):
-            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                return ast.literal_eval(value.strip())
-        raise
-
-
-def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
-    """The format of rows that hook, the script's own to_messages, reads; None where it leaves them to their columns' names.
-
-    first: a row of the data set. Raises Stop where it fails on that.
-    """
-    try:
-        if hook({name: from_cell(value) for name, value in first.items()}) is None:
-            return None
-    except Exception as error:
-        raise Stop(
-            "to_messages_failed",
-            f"to_messages fails on the first row: {type(error).__name__}: {error}",
-            "Correct to_messages in the script: it is given one row, by column, and returns messages.",
-        ) from error
-    return Format("messages", {name: name for name in first}, hook)
-
-
-def custom_turns(row: Mapping[str, Any], hook: ToMessages) -> list[dict[str, Any]]:
-    """A row's messages as the script's to_messages writes them. Raises ValueError where it fails, or leaves the row out."""
-    try:
-        turns = hook({name: from_cell(value) for name, value in row.items()})
-    except Exception as error:
-        raise ValueError(f"to_messages fails: {type(error).__name__}: {error}") from error
-    if not turns:
-        raise ValueError("to_messages leaves it out")
-    return turns
-
-
-def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
-    """One row as {"messages": [...], "tools"?: [...]}, {"prompt": str, "completion": str} or {"text": str}.
-
-    Raises ValueError with the reason where the row does not have the shape its columns promise.
-    """
-    values = {role: from_cell(row.get(column)) for role, column in layout.columns.items()}
-    if sum(map(characters, values.values())) > ROW_LIMIT:
-        raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
-    if layout.to_messages:
-        return {"messages": [normalise_message(turn) for turn in custom_turns(row, layout.to_messages)]}
-    if layout.name == "text":
-        return {"text": cell_text(values["text"])}
-    if layout.name == "alpaca":
-        question = "\n\n".join(filter(None, (cell_text(values["instruction"]), cell_text(values.get("input")))))
-        return {"prompt": question, "completion": cell_text(values["output"])}
-    if layout.name == "prompt-completion":
-        prompt, completion = map(conversation_in, (values["prompt"], values["completion"]))
-        asked = prompt.get("messages") if isinstance(prompt, Mapping) else prompt
-        if is_turns(asked) or is_turns(completion):
-            tools = prompt.get("tools") if is_turns(asked) and isinstance(prompt, Mapping) else None
-            return conversation(joined(asked if is_turns(asked) else prompt, completion), tools)
-        return {"prompt": cell_text(prompt), "completion": cell_text(completion)}
-    turns = from_columns(parsed(values["messages"]))
-    if not isinstance(turns, list) or not turns:
-        raise ValueError("the conversation is empty")
-    return conversation(turns, parsed(values.get("tools") or None) or as_tools(parsed(values.get("functions") or None)))
-
-
-def conversation(turns: list[Any], tools: Any) -> dict[str, Any]:
-    """Turns and tools as {"messages": [...], "tools"?: [...]}. Raises ValueError with the reason where a turn is none."""
-    tools = without_nulls(tools)
-    return {"messages": [normalise_message(turn) for turn in with_tool_calls(turns)], **({"tools": tools} if tools else {})}
-
-
-def from_columns(turns: Any) -> Any:
-    """Turns that are kept as a list for each of their keys, as datasets once stored them, one by one."""
-    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
-        return [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
-    return turns
-
-
-def conversation_in(value: Any) -> Any:
-    """The turns that a column keeps as JSON text, as in a table; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        with contextlib.suppress(ValueError):
-            return turns if is_turns(turns := parsed(value)) else value
-    return value
-
-
-def characters(value: Any) -> int:
-    """How much text a value holds."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(characters, value.values()))
-    return sum(map(characters, value)) if isinstance(value, list) else 0
-
-
-def cell_text(value: Any) -> str:
-    """The text of a column's value; what is neither text nor parts of one is written as JSON, as an answer's fields may be."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, list) and any(map(is_part, value)):
-        return plain_text(without_nulls(value))
-    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
-    return as_json_text(value)
-
-
-def is_no_text(value: Any) -> bool:
-    """Whether an answer is written as JSON text: it is neither text nor turns nor parts of a message."""
-    if isinstance(value, list):
-        return not is_turns(value) and not any(map(is_part, value))
-    return value is not None and not isinstance(value, str)
-
-
-def is_turns(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in value)
-    )
-
-
-def joined(prompt: Any, completion: Any) -> list[Any]:
-    """The turns of a prompt and its completion, of which one may be text, and the completion may repeat the prompt."""
-    asked = prompt if is_turns(prompt) else [{"role": "user", "content": cell_text(prompt)}]
-    answered = completion if is_turns(completion) else [{"role": "assistant", "content": cell_text(completion)}]
-    begins = [normalise_message(turn) for turn in answered[: len(asked)]] == [normalise_message(turn) for turn in asked]
-    return answered if begins else [*asked, *answered]
-
-
-ROW_LIMIT = 5_000_000  # bytes; at 4 or 5 a token the longest contexts there are
-JSON_CELL = "\x1e"  # stands before a value that was not text, as before each value of a JSON text sequence (RFC 7464)
-PART_TYPES = {*MEDIA, "text", "image_url", "input_text", "output_text", "input_image", "input_audio"}
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-
-
-def as_cell(value: Any) -> str | None:
-    """A value as text that from_cell reads; half a character (of an emoji cut in two), which has no UTF-8, is replaced."""
-    text = value if value is None or isinstance(value, str) else JSON_CELL + json.dumps(value, ensure_ascii=False)
-    return HALF_CHARACTER.sub("\ufffd", text) if text else text
-
-
-def from_cell(value: Any) -> Any:
-    """The value that as_cell wrote; of other rows, the value as it is."""
-    if isinstance(value, str) and value.startswith(JSON_CELL):
-        with contextlib.suppress(ValueError):
-            return json.loads(value[1:])
-    return value
-
-
-# ---- training/encodings.py ------------------------------------------------------------------------------------
-# Local files of text as lines: unpacked, and decoded by what their bytes say, since a table does not state its encoding.
-
-
-BLOCK = 1_000_000  # bytes
-BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-GUESS = "cp1252"  # what spreadsheets and editors on Windows write, where the bytes are not UTF-8 and do not speak against it
-UNDEFINED = re.compile(b"[\x81\x8d\x8f\x90\x9d]")  # bytes that it has no character for
-# What other alphabets look like when they are read so: letters with accents in a row, and signs within words.
-UNLIKELY = re.compile(rb"[\xc0-\xff]{3,}|(?<=[A-Za-z\xa1-\xff])[\xa1-\xb3\xb5\xb6\xb8-\xbf](?=[A-Za-z\xa1-\xff])")
-
-
-def bad_line(file: Path, line: int, what: str, fix: str) -> Stop:
-    return Stop("dataset_unreadable", f"Line {line:,} of {file.name} {what}.", fix)
-
-
-def kind_of(file: Path) -> str:
-    """The ending that says what a file holds, .gz aside, in lower case: .jsonl of rows.JSONL.gz."""
-    return Path(file.name.lower().removesuffix(".gz")).suffix
-
-
-def is_packed(file: Path) -> bool:
-    return file.suffix.lower() == ".gz"
-
-
-def open_bytes(file: Path) -> BinaryIO:
-    """A file's content, unpacked where it is a .gz."""
-    return cast(BinaryIO, gzip.open(file, "rb")) if is_packed(file) else file.open("rb")
-
-
-def numbered_lines(file: Path, newline: str = "\n") -> Iterator[tuple[int, str]]:
-    """The lines of a file of text with their ends; newline as open takes it. Raises Stop, also at a line that is too long."""
-    with open_text(file, newline) as text:
-        for number in itertools.count(1):
-            line = text.readline(ROW_LIMIT + 1)
-            if not line and number == 1:
-                raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
-            if not line:
-                return
-            if "\0" in line:
-                raise bad_line(file, number, "is not UTF-8 text: it looks like UTF-16", recode(file, "UTF-16LE"))
-            if len(line) > ROW_LIMIT:
-                most = f"{ROW_LIMIT // 10**6} MB"
-                what = f"is longer than {most}, and no model reads that much at once"
-                raise bad_line(file, number, what, f"Split it into rows of less than {most}, or remove it.")
-            yield number, line
-
-
-@contextlib.contextmanager
-def open_text(file: Path, newline: str = "\n") -> Iterator[io.TextIOWrapper]:
-    """A file's text. Raises Stop where it cannot be unpacked or decoded."""
-    try:
-        encoding = encoding_of(file)
-        with open_bytes(file) as content, io.TextIOWrapper(content, encoding, newline=newline) as text:
-            yield text
-    except UnicodeDecodeError:
-        message = f"{file.name} is not the UTF-16 text that its first bytes promise."
-        raise Stop("dataset_unreadable", message, "Save it again, as UTF-8.") from None
-    except (EOFError, OSError, zlib.error) as error:
-        if not is_packed(file):
-            raise
-        message = f"{file.name} cannot be unpacked: {error}."
-        raise Stop("dataset_unreadable", message, "Pack or download it again: it is damaged, or no .gz file.") from None
-
-
-def encoding_of(file: Path) -> str:
-    """utf-8, as a byte order mark says, or the guess for a table or text. Raises Stop where it is none of these."""
-    with open_bytes(file) as content:
-        start = content.read(4)
-    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise bad_line(file, 1, "begins as UTF-32 text", recode(file, "UTF-32"))
-    stated = next((name for mark, name in BOMS.items() if start.startswith(mark)), "utf-8")
-    if stated == "utf-16" or not (fault := first_fault(file)):
-        return stated
-    line, byte = fault
-    western = stated == "utf-8" and may_be_guessed(file)
-    if not western or kind_of(file) in (".json", ".jsonl"):
-        fix = recode(file, "WINDOWS-1252" if western else "ITS-ENCODING")
-        raise bad_line(file, line, f"is not UTF-8 text: it holds the byte 0x{byte:02x}", fix)
-    return GUESS
-
-
-def first_fault(file: Path) -> tuple[int, int] | None:
-    """The line and the byte at which a file stops to be UTF-8; None where it does not."""
-    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
-    with open_bytes(file) as content:
-        while block := content.read(BLOCK):
-            try:
-                decoder.decode(block)
-            except UnicodeDecodeError as error:
-                # The decoder's input begins with what it kept of the block before, less than a character.
-                return line + error.object.count(b"\n", 0, error.start), error.object[error.start]
-            line += block.count(b"\n")
-    rest = decoder.getstate()[0]  # a character that the file's end cuts off
-    return (line, rest[0]) if rest else None
-
-
-def may_be_guessed(file: Path) -> bool:
-    """Whether a file reads like a language of Western Europe when it is taken for Windows-1252."""
-    accents = unlikely = 0
-    with open_bytes(file) as content:
-        while block := content.read(BLOCK):
-            if UNDEFINED.search(block):
-                return False
-            accents += sum(byte > 127 for byte in block)
-            unlikely += sum(len(run[0]) for run in UNLIKELY.finditer(block))
-    return unlikely * 10 <= accents
-
-
-def recode(file: Path, encoding: str) -> str:
-    """How to write a file as UTF-8."""
-    name, plain_name = shlex.quote(file.name), f"utf8{kind_of(file)}"
-    unpacked = f"gunzip -c {name} | iconv -f {encoding} -t UTF-8" if is_packed(file) else f"iconv -f {encoding} -t UTF-8 {name}"
-    return f"Save it as UTF-8. From a spreadsheet: save as CSV UTF-8. In a shell: {unpacked} > {plain_name}"
-
-
-# ---- training/csv_tables.py -----------------------------------------------------------------------------------
-# Rows of .csv and .tsv files: the delimiter is found, and the line that is wrong is named.
-
-
-DELIMITERS = ",;\t|"
-SAMPLE_LINES = 50
-STATED = re.compile("sep=([,;\t|:^])\r?\n?")  # the first line by which Excel is told the delimiter
-
-
-def csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Rows of a table whose first line names the columns, with the lines they begin at; every value is text. Raises Stop."""
-    csv.field_size_limit(ROW_LIMIT)
-    began = 1
-    try:
-        delimiter, skipped, lines = table_of(file)
-        # Strict: a quote that is never closed is an error, and swallows no rows.
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        began += skipped
-        columns = column_names(file, began, next(reader, []))
-        began = reader.line_num + 1 + skipped
-        for values in reader:
-            if any(values[len(columns) :]):
-                what = f"has {len(values)} cells, and there are {len(columns)} columns"
-                fix = f"Put a cell that holds {delimiter!r} between quotes, or save it again from a spreadsheet."
-                raise bad_line(file, began, what, fix)
-            if any(values):
-                yield began, {**dict.fromkeys(columns), **dict(zip(columns, values, strict=False))}
-            began = reader.line_num + 1 + skipped
-    except csv.Error as error:
-        raise bad_line(
-            file,
-            began,
-            f"begins a row whose quotes do not match: {error}",
-            'Close each cell that begins with a quote, and write a quote within it twice: "". Or save the file again from a spreadsheet.',
-        ) from None
-
-
-def table_of(file: Path) -> tuple[str, int, Iterator[str]]:
-    """A table's delimiter, how many lines stand before its columns' names, and the lines from these on. Raises Stop."""
-    lines = (line for _, line in numbered_lines(file, newline=""))
-    first = next(lines)
-    if stated := STATED.fullmatch(first):
-        return stated[1], 1, lines
-    start = [first, *itertools.islice(lines, SAMPLE_LINES - 1)]
-    return find_delimiter(start), 0, itertools.chain(start, lines)
-
-
-def find_delimiter(lines: list[str]) -> str:
-    """The character that most often divides rows into as many cells as there are columns, and of those into the most."""
-
-    def fit(mark: str) -> tuple[bool, float, int]:
-        names, *rows = [row for row in csv.reader(lines, delimiter=mark) if row] or [[]]
-        whole = rows[:-1] or rows  # the last one may be cut off
-        return len(names) > 1, sum(len(row) == len(names) for row in whole) / max(len(whole), 1), len(names)
-
-    return max(DELIMITERS, key=fit)
-
-
-def column_names(file: Path, line: int, cells: list[str]) -> list[str]:
-    """The names of a table's columns, as its first line has them. Raises Stop where one stands there twice."""
-    columns = [name.strip() or f"column {place}" for place, name in enumerate(cells, 1)]
-    if len(set(columns)) < len(columns):
-        raise bad_line(file, line, f"names a column twice: {', '.join(columns)}", "Give each column a name of its own.")
-    return columns
-
-
-# ---- training/json_readers.py ---------------------------------------------------------------------------------
-# Rows of .jsonl, .json and .txt files; the line that is wrong is named.
-
-
-DOCUMENT_LIMIT = 200_000_000  # characters of a .json file that is read whole
-NumberedRows = Iterator[tuple[int, dict[str, Any]]]
-
-
-def json_rows(file: Path) -> NumberedRows:
-    """Rows of a file with an object in each line, or of one that is a JSON document."""
-    if first_character(file) == "[":
-        yield from document_rows(file)
-        return
-    began = False
-    for number, line in numbered_lines(file):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if not began and (line.strip() == "{" or kind_of(file) == ".json"):  # an object over several lines
-                yield from document_rows(file)
-                return
-            raise broken(file, number, error) from None
-        began = True
-        yield number, require_object(file, number, value)
-    if not began:
-        raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
-
-
-def first_character(file: Path) -> str:
-    with open_text(file) as text:
-        return text.read(1000).lstrip()[:1]
-
-
-def document_rows(file: Path) -> NumberedRows:
-    """Rows of a list of objects, or of objects that stand one after the other, whatever lines they are on."""
-    with open_text(file) as opened:
-        text = opened.read(DOCUMENT_LIMIT + 1)
-    if len(text) > DOCUMENT_LIMIT:
-        raise Stop(
-            "dataset_unreadable",
-            f"{file.name} is a JSON document of more than {DOCUMENT_LIMIT // 10**6} MB, which is not read whole.",
-            f"Write a row into each line: jq -c '.[]' {shlex.quote(file.name)} > rows.jsonl",
-        )
-    at, line, decoder = space_after(text, 0), 1, json.JSONDecoder()
-    line += text.count("\n", 0, at)
-    listed = text.startswith("[", at)
-    at += listed
-    while (start := space_after(text, at)) < len(text):
-        line += text.count("\n", at, start)
-        if listed and text.startswith("]", start):
-            if (more := space_after(text, start + 1)) < len(text):
-                raise bad_line(
-                    file, line + text.count("\n", start, more), "goes on after the list of rows has ended", ROW_EXAMPLE
-                )
-            return
-        try:
-            value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError) as error:
-            raise broken(file, line + text.count("\n", start, getattr(error, "pos", start)), error) from None
-        if end - start > ROW_LIMIT:
-            raise bad_line(
-                file, line, f"begins a row longer than {ROW_LIMIT // 10**6} MB", "Split it into several rows, or remove it."
-            )
-        yield line, require_object(file, line, value)
-        line += text.count("\n", start, end)
-        at = space_after(text, end)
-        line += text.count("\n", end, at)
-        if listed and text.startswith(",", at):
-            at += 1
-        elif listed and at < len(text) and text[at] != "]":
-            raise bad_line(file, line, "is where a comma or the end of the list is missing", ROW_EXAMPLE)
-    if listed:
-        raise bad_line(
-            file, line, "is the last one, and the list of rows has not ended: the file is cut off", "Write it again."
-        )
-
-
-def space_after(text: str, at: int) -> int:
-    """Where the next character that is no space stands."""
-    return re.compile(r"\s*").match(text, at).end()  # type: ignore[union-attr]
-
-
-def require_object(file: Path, line: int, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise bad_line(file, line, f"is {json.dumps(value)[:40]}, not an object with the columns of a row", ROW_EXAMPLE)
-    return value
-
-
-def broken(file: Path, line: int, error: Exception) -> Stop:
-    why = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
-    return bad_line(file, line, f"is not sound JSON: {why}", "Mend or remove that line. " + ROW_EXAMPLE)
-
-
-def text_rows(file: Path) -> NumberedRows:
-    for number, line in numbered_lines(file):
-        if line.strip():
-            yield number, {"text": line.rstrip("\r\n")}
-
-
-# ---- training/workbooks.py ------------------------------------------------------------------------------------
-# Rows of a sheet of an .xlsx workbook, each cell as the text that a reader sees in it.
-
-
-WORKBOOK_LIMIT = 1_000_000_000  # bytes that a workbook may unpack to
-FORMULA, FORMULA_BYTES = re.compile(rb"<(\w{1,20}:)?f[\s>]"), 24
-AGAIN = "Open it in a spreadsheet program and save it again as .xlsx."
-NAMES_FIRST = "Write each column's name into the first row of the sheet, with no title above it and no merged cells."
-
-
-def sheet_rows(file: Path, sheet: str = "") -> Iterator[tuple[int, dict[str, str | None]]]:
-    """The rows of a sheet with their numbers, by the columns that its first row names. sheet: its name, where there are several.
-
-    Hidden rows and columns are read like others; empty rows are left out. Raises Stop.
-    """
-    with contextlib.ExitStack() as opened:
-        values = opened.enter_context(open_workbook(file, data_only=True))
-        name = choose_sheet(file, values, sheet)
-        pairs: Iterable[tuple[Any, Any]] = ((row, row) for row in cells_of(values[name]))
-        if holds_formulas(file):
-            formulas = opened.enter_context(open_workbook(file, data_only=False))
-            pairs = zip(cells_of(values[name]), cells_of(formulas[name]), strict=True)
-        columns: list[str] = []
-        for number, (shown, written) in enumerate(pairs, 1):
-            cells = [cell_shown(file, name, *pair) for pair in zip(shown, written, strict=True)]
-            if not any(cells):
-                continue
-            if not columns:
-                columns = header_names(file, name, cells)
-                continue
-            if any(cells[len(columns) :]):
-                raise unnamed(file, name, next(place for place in range(len(columns), len(cells)) if cells[place]))
-            yield number, {**dict.fromkeys(columns), **dict(zip(columns, cells, strict=False))}
-
-
-@contextlib.contextmanager
-def open_workbook(file: Path, data_only: bool) -> Iterator[Any]:
-    """A workbook, read as it is iterated over. Raises Stop where it is damaged, in whatever part."""
-    import openpyxl  # type: ignore[import-untyped]
-
-    warnings.filterwarnings("ignore", module="openpyxl")  # of styles and validations, which are not read
-    try:
-        with zipfile.ZipFile(file) as packed:
-            unpacked = sum(member.file_size for member in packed.infolist())
-        if unpacked > WORKBOOK_LIMIT:
-            what = f"unpacks to more than {WORKBOOK_LIMIT // 10**6:,} MB"
-            raise Stop("dataset_unreadable", f"{file.name} {what}.", "Save its sheet as CSV UTF-8, which is read row by row.")
-        book = openpyxl.load_workbook(file, read_only=True, data_only=data_only)
-        try:
-            yield book
-        finally:
-            book.close()
-    except Stop:
-        raise
-    except Exception as error:  # zip, XML and openpyxl each have their own
-        message = f"{file.name} cannot be read as a workbook: {type(error).__name__}: {error}"
-        raise Stop("dataset_unreadable", message, AGAIN) from error
-
-
-def holds_formulas(file: Path) -> bool:
-    with zipfile.ZipFile(file) as packed:
-        for name in packed.namelist():
-            with packed.open(name) as content:
-                before = b""
-                while "worksheets/" in name and (block := content.read(BLOCK)):
-                    if FORMULA.search(before + block):
-                        return True
-                    before = block[-FORMULA_BYTES:]
-    return False
-
-
-def choose_sheet(file: Path, book: Any, wanted: str) -> str:
-    """The sheet that is asked for, hidden or not, or the only visible one that holds anything. Raises Stop."""
-    every = [sheet.title for sheet in book.worksheets]
-    if wanted in every:
-        return wanted
-    names = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible" and holds_cells(sheet)]
-    listed = ", ".join(names or every)
-    if wanted:
-        message = f"{file.name} has no sheet {wanted!r}; it has: {', '.join(every)}."
-        raise Stop("unknown_config", message, f"Pass --dataset-config {shlex.quote((names or every)[0])}.")
-    if not names:
-        message = f"{file.name} holds no rows in a visible sheet; its sheets: {listed}."
-        raise Stop("no_rows", message, "Write the columns' names into the first row and a row of data into each below.")
-    if len(names) > 1:
-        fix = f"Pass one of them: --dataset-config {shlex.quote(names[0])}."
-        raise Stop("config_needed", f"{file.name} has more than one sheet: {listed}.", fix)
-    return names[0]
-
-
-def holds_cells(sheet: Any) -> bool:
-    return any(one.value is not None for row in cells_of(sheet) for one in row)
-
-
-def cells_of(sheet: Any) -> Iterator[tuple[Any, ...]]:
-    """All rows of a sheet, whatever size it states: some programs state a wrong one, or that of a formatted column."""
-    sheet.reset_dimensions()
-    return sheet.iter_rows()
-
-
-def cell_shown(file: Path, sheet: str, shown: Any, written: Any) -> str | None:
-    """A cell's text; None where it is empty or holds an error, #N/A say. Raises Stop at a formula without its value."""
-    value = shown.value
-    if value is None and written.data_type == "f" and shown.data_type != "str":  # that is an empty text as its value
-        message = f"Cell {written.coordinate} of sheet {sheet!r} of {file.name} holds a formula, and its value is not stored."
-        raise Stop("dataset_unreadable", message, f"{AGAIN} It stores the values.")
-    return None if shown.data_type == "e" else text_shown(value)
-
-
-def text_shown(value: Any) -> str | None:
-    """A cell's value in plain text: 3 and not 3.0, 0.3 and not 0.30000000000000004, dates as ISO 8601; None where it is blank."""
-    if isinstance(value, str):
-        text = value.replace("_x000D_\n", "\n").replace("_x000D_", "\n")  # as workbooks write a carriage return
-        return text if text.strip() else None
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.15g}"
-    if isinstance(value, datetime.datetime):
-        day = (value + datetime.timedelta(milliseconds=500)).replace(microsecond=0)
-        return str(day.date() if day.time() == datetime.time() else day)
-    if isinstance(value, datetime.timedelta):
-        seconds = round(value.total_seconds())
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    return None if value is None else str(value)
-
-
-def header_names(file: Path, sheet: str, cells: list[str | None]) -> list[str]:
-    """The names of the columns. Raises Stop where one but the first, a table's index, has none, or two have the same."""
-    while cells[-1] is None:
-        cells = cells[:-1]
-    names = [(name or "").strip() for name in cells]
-    if "" in names[1:]:
-        raise unnamed(file, sheet, names.index("", 1))
-    names[0] = names[0] or "column 1"
-    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
-        message = f"The first row of sheet {sheet!r} of {file.name} names a column twice: {twice}."
-        raise Stop("dataset_unreadable", message, "Give each column a name of its own.")
-    return names
-
-
-def unnamed(file: Path, sheet: str, place: int) -> Stop:
-    from openpyxl.utils import get_column_letter  # type: ignore[import-untyped]
-
-    letter = get_column_letter(place + 1)
-    message = f"Column {letter} of sheet {sheet!r} of {file.name} has no name: its cell in the first row is empty or merged with another."
-    return Stop("dataset_unreadable", message, NAMES_FIRST)
-
-
-# ---- training/files.py ----------------------------------------------------------------------------------------
-# Local files of rows.
-#
-# They are read here and not by datasets: it infers one type for each column, which rows with tools, names or weights do
-# not have, and ends the process over a line that is no object. The job reads them with these functions and check.py
-# too, so that they see the same rows.
-
-
-COLUMN_LIMIT = 1_000
-
-
-def local_file(settings: DatasetSettings) -> Path | None:
-    """The file that file_rows reads; None for a Parquet file, a folder or a data set on the Hub. Raises Stop."""
-    path = Path(os.path.expanduser(settings.dataset))
-    if not path.is_file():
-        return None
-    packed = is_packed(path)
-    kind = kind_of(path)
-    if kind not in (PACKED_KINDS if packed else FILE_KINDS):
-        fix = CONVERSIONS.get(path.suffix.lower(), OTHER_KIND).format(file=shlex.quote(str(path)))
-        raise Stop("unknown_file", f"{path.name} is none of {', '.join(FILE_KINDS)} (text also as .gz).", fix)
-    require_content(path, ".gz" if packed else kind)
-    return None if kind == ".parquet" else path
-
-
-def require_content(file: Path, kind: str) -> None:
-    """Raises Stop where a file's first bytes are of another kind than its name says."""
-    with file.open("rb") as opened:
-        start = opened.read(8)
-        found = next((one for mark, one in SIGNATURES.items() if start.startswith(mark)), None)
-        if found == OLE and "EncryptedPackage".encode("utf-16-le") in opened.read(OLE_BYTES):
-            fix = "Open it in a spreadsheet program and save it again as .xlsx, without a password."
-            raise Stop("dataset_unreadable", f"{file.name} is protected by a password.", fix)
-    expected = SIGNED.get(kind)
-    if found != expected:
-        what = f"it begins as {found or 'plain text'} does" if start else "it is empty"
-        fix = f"Rename it by what it is, or save it again as {kind}." if start else "Write it again."
-        raise Stop("dataset_unreadable", f"{file.name} is no {kind} file: {what}.", fix)
-
-
-def file_rows(file: Path, sheet: str = "") -> Iterator[dict[str, str | None]]:
-    """The rows of a local file, each value as text. Raises Stop at the first that is not sound, with its line's number."""
-    for line, row in READERS[kind_of(file)](file, sheet):
-        try:
-            yield {name: as_cell(value) for name, value in row.items()}
-        except RecursionError:
-            raise bad_line(file, line, "is nested too deeply", "Keep such a value as text.") from None
-
-
-class Scan(NamedTuple):
-    """What a local file holds, read to its end."""
-
-    columns: list[str]  # of all rows
-    rows: int
-    first: list[dict[str, str | None]]
-    read_as: dict[str, str]  # what the name does not say: encoding, delimiter, sheet
-
-
-def scan_file(file: Path, keep: int, sheet: str = "") -> Scan:
-    """Read a file to its end and keep its first rows. sheet: of a workbook that has several. Raises Stop where a row is not sound, or there is none."""
-    columns: dict[str, None] = {}
-    first: list[dict[str, str | None]] = []
-    count = 0
-    for count, row in enumerate(file_rows(file, sheet), 1):
-        columns.update(dict.fromkeys(row))
-        if len(columns) > COLUMN_LIMIT:
-            raise Stop(
-                "dataset_unreadable",
-                f"The first {count:,} rows of {file.name} have more than {COLUMN_LIMIT:,} different columns.",
-                "Give each row the same few names: " + ROW_EXAMPLE,
-            )
-        if count <= keep:
-            first.append(row)
-    if not columns:
-        raise Stop(
-            "no_rows", f"{file.name} holds no rows.", "Write a row into each line, below the names of a table's columns."
-        )
-    return Scan(list(columns), count, [{**dict.fromkeys(columns), **row} for row in first], what_is_found(file, sheet))
-
-
-def what_is_found(file: Path, sheet: str) -> dict[str, str]:
-    """What a file's name does not say of how it is read: {"sheet"} or {"encoding", "delimiter"?}. Raises Stop."""
-    kind = kind_of(file)
-    if kind in SHEETS:
-        with open_workbook(file, data_only=True) as book:
-            return {"sheet": choose_sheet(file, book, sheet)}
-    text = {"encoding": encoding_of(file)}
-    return text | {"delimiter": table_of(file)[0]} if kind in TABLES else text
-
-
-SHEETS, TABLES = (".xlsx", ".xlsm"), (".csv", ".tsv")
-READERS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, Any]]]]] = {
-    **dict.fromkeys((".jsonl", ".json"), lambda file, sheet: json_rows(file)),
-    **dict.fromkeys(TABLES, lambda file, sheet: csv_rows(file)),
-    ".txt": lambda file, sheet: text_rows(file),
-    **dict.fromkeys(SHEETS, sheet_rows),
-}
-FILE_KINDS = (*READERS, ".parquet")
-PACKED_KINDS = tuple(kind for kind in READERS if kind not in SHEETS)
-OTHER_KIND = "Save it as .jsonl, an object in each line, or as .csv or .xlsx: each row needs a question and an answer."
-SPREADSHEET = "Open it in the spreadsheet program and save it as .xlsx, with the names of the columns in the first row."
-TEXT_ALONE = (
-    "A document is no rows. Write a .csv of questions and answers about it: they teach what it says better than its text."
-)
-CONVERSIONS = {
-    ".gz": "Unpack it: gunzip {file}", ".zip": "Unpack it: unzip {file}", ".bz2": "Unpack it: bunzip2 {file}",
-    ".xz": "Unpack it: unxz {file}", ".zst": "Unpack it: unzstd {file}", ".tgz": "Unpack it: tar xf {file}",
-    ".tar": "Unpack it: tar xf {file}", ".ndjson": "Rename it: mv {file} rows.jsonl",
-    ".xls": SPREADSHEET, ".xlsb": SPREADSHEET, ".ods": SPREADSHEET, ".numbers": SPREADSHEET,
-    ".pdf": TEXT_ALONE, ".docx": TEXT_ALONE, ".md": TEXT_ALONE, ".html": TEXT_ALONE,
-}  # fmt: skip
-OLE, OLE_BYTES = "an old .xls", 50_000_000
-SIGNATURES = {
-    b"PK\x03\x04": "a .xlsx or .zip", b"\x1f\x8b": "a .gz", b"PAR1": "a .parquet", b"%PDF": "a .pdf",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE,
-}  # fmt: skip
-SIGNED = {
-    ".xlsx": SIGNATURES[b"PK\x03\x04"],
-    ".xlsm": SIGNATURES[b"PK\x03\x04"],
-    ".gz": SIGNATURES[b"\x1f\x8b"],
-    ".parquet": SIGNATURES[b"PAR1"],
-}
-
-
-def sha256_of(file: Path | str) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def file_digest(file: Path) -> str:
-    """What a file on this machine has instead of a revision."""
-    return "sha256:" + sha256_of(file)
-
-
-# ---- training/parent_files.py ---------------------------------------------------------------------------------
-# The files of the adapter that training goes on from, and its weights in the model.
-
-
-LONGEST_HEADER = 100_000_000  # bytes of a safetensors file's, as that library has it
-TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}  # without either, an adapter's base has the tokenizer
-
-
-def find_parent(settings: TrainingSettings) -> Parent | None:
-    """The adapter that --base-model names, its few files here; None where it is a whole model. Raises Stop."""
-    name, revision = settings.base_model, None
-    folder = Path(os.path.expanduser(name))
-    if not folder.is_dir():
-        if not holds_adapter_config(name, settings.base_model_revision):
-            return None
-        folder = download(name, settings.base_model_revision or None, [CONFIG, WEIGHTS, "config.json", *TOKENIZER_FILES])
-        revision = folder.name  # a snapshot is named after its commit
-    files = {path.name for path in folder.iterdir()}
-    if not is_adapter(files):
-        return None
-    if WEIGHTS not in files:
-        raise no_weights(name)
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-        shapes = {tensor: shape for tensor, (_, shape) in header_of(folder / WEIGHTS).items()}
-        found = read_parent(name, revision, config, shapes, files >= TOKENIZER, folder)
-        nested = find_parent(replace(settings, base_model=found.base, base_model_revision=found.base_revision or ""))
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Stop("bad_adapter", f"The files of {name} cannot be read: {error}", "Push the adapter again.") from error
-    if nested:
-        raise on_adapter(found)
-    return found
-
-
-def holds_adapter_config(repo: str, revision: str) -> bool:
-    """Whether there is one. What else the Hub says of a model is told where that is loaded."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        hf_hub_download(repo, CONFIG, revision=revision or None)
-    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
-        return False
-    return True
-
-
-def on_adapter(parent: Parent) -> Stop:
-    message = (
-        f"{parent.name} is an adapter on {parent.base}, which is an adapter itself: the two are not gone on from together."
-    )
-    return Stop("unsupported_adapter", message, f"Name a model that both were merged into, or {parent.base} alone.")
-
-
-def no_weights(name: str) -> Stop:
-    fix = "Push the adapter again with PEFT's save_pretrained, which writes that file."
-    return Stop("adapter_repo", f"{name} holds {CONFIG} and no {WEIGHTS}: it is neither an adapter nor a model.", fix)
-
-
-def header_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor in a safetensors file. Raises ValueError and others on what is none."""
-    with path.open("rb") as file:
-        size = struct.unpack("<Q", file.read(8))[0]
-        if size > min(path.stat().st_size, LONGEST_HEADER):
-            raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(size))
-    return {
-        name: (str(facts["dtype"]), tuple(map(int, facts["shape"]))) for name, facts in header.items() if name != "__metadata__"
-    }
-
-
-def parent_digest(parent: Parent | None) -> str | None:
-    """What tells an adapter's weights from others."""
-    return "sha256:" + sha256_of(parent.folder / WEIGHTS) if parent and parent.folder else None
-
-
-def copy_weights(model: Any, parent: Parent, places: Mapping[str, str]) -> None:
-    """The adapter's matrices into a model that has new ones in each place, by the layer's name in the model."""
-    import torch
-    from safetensors.torch import load_file
-
-    weights = load_file(str((parent.folder or Path()) / WEIGHTS))
-    with torch.no_grad():
-        for place, name in places.items():
-            layer = model.get_submodule(f"base_model.model.{place}")
-            for part in ("lora_A", "lora_B"):
-                getattr(layer, part)["default"].weight.copy_(weights[f"base_model.model.{name}.{part}.weight"])
-
-
-def emit_parent(parent: Parent) -> None:
-    """What training goes on from, and what `base` means in the losses, answers and grades of this run."""
-    emit(
-        "parent",
-        adapter=parent.name,
-        revision=parent.revision,
-        base_model=parent.base,
-        base_model_revision=parent.base_revision,
-        lora_r=parent.rank,
-        lora_alpha=parent.alpha,
-        target_modules=parent.targets,
-        message="`base` in this run's losses, answers and grades is this adapter as it was when training began.",
-    )
 
 
 # ---- training/steps.py ----------------------------------------------------------------------------------------
@@ -2256,14 +1024,12 @@ LINEAGE_NAMES = {
 }  # fmt: skip
 
 
-def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool, parent: Parent | None = None) -> dict[str, Any]:
+def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) -> dict[str, Any]:
     """What a checkpoint comes from, beside the settings: stored with it, since names say nothing of contents."""
     return {
         "method": method,
         "data": rows_digest(rows),
         "model": model_digest(settings),
-        "parent": parent_digest(parent),
-        "parent_name": parent and parent.name,
         "packed": packed,
         "data_revision": LAST_EVENTS.get("data", {}).get("revision"),
         "effective_batch_size": effective_batch_size(settings),
@@ -2661,6 +1427,85 @@ def training_of(contenders: list[Contender]) -> dict[str, Any]:
         if one.adapter and (found := stored(one.adapter) or stored(newest_in(one.adapter / "checkpoints") or one.adapter)):
             return found
     return {}
+
+
+# ---- training/tool_calls.py -----------------------------------------------------------------------------------
+# Tool calls in messages: their names and arguments, and whether a rendering shows them.
+
+
+def parsed_arguments(arguments: Any) -> Any:
+    """The arguments of a tool call as a mapping, where they are the JSON text of one, as OpenAI writes them."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        mapping = json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError):
+        return arguments
+    return mapping if isinstance(mapping, Mapping) else arguments
+
+
+def with_calls(calls: Any, name: Callable[[Any], Any], arguments: Callable[[Any], Any]) -> Any:
+    """Tool calls with their names and arguments replaced. What is no tool call stays."""
+
+    def replaced(call: Any) -> Any:
+        if not isinstance(call, Mapping):
+            return call
+        if isinstance(call.get("function"), Mapping):
+            return {**call, "function": replaced(call["function"])}
+        changed = {key: change(call[key]) for key, change in (("name", name), ("arguments", arguments)) if key in call}
+        return {**call, **changed}
+
+    return [replaced(call) for call in calls] if isinstance(calls, list) else calls
+
+
+def as_tools(functions: Any) -> Any:
+    """The functions of OpenAI's older files as the tools of its newer ones."""
+    return [{"type": "function", "function": one} for one in functions] if isinstance(functions, list) else functions
+
+
+def with_tool_calls(turns: list[Any]) -> list[Any]:
+    """Messages with the `function_call` of OpenAI's older files as a tool call, and with an id that its answer names."""
+    changed, calls, last = [], 0, ""
+    for turn in turns:
+        if isinstance(turn, Mapping) and isinstance(turn.get("function_call"), Mapping):
+            calls += 1
+            last = f"call{calls:05}"  # nine characters: some chat templates want as many
+            call = {"id": last, "type": "function", "function": turn["function_call"]}
+            turn = {**turn, "tool_calls": [call]}
+        elif isinstance(turn, Mapping) and turn.get("role") == "function" and last:
+            turn = {**turn, "tool_call_id": last}
+        changed.append(turn)
+    return changed
+
+
+def arguments_of(message: Mapping[str, Any]) -> list[Any]:
+    found: list[Any] = []
+    with_calls(message.get("tool_calls"), lambda name: name, lambda value: found.append(value))
+    return found
+
+
+def json_text(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else value
+
+
+def shows_call(call: Mapping[str, Any], written: str) -> bool:
+    function = call["function"] if isinstance(call.get("function"), Mapping) else call
+    words, numbers = words_and_numbers(function.get("arguments"))
+    name = str(function.get("name", ""))
+    named = name in written if name else True
+    return all(word in written for word in words) and (named or bool(numbers) and all(one in written for one in numbers))
+
+
+def words_and_numbers(value: Any) -> tuple[list[str], list[str]]:
+    """What must stand in any rendering of a JSON value: of each text its longest plain word, since the rest may be
+    escaped, and the numbers.
+    """
+    if isinstance(value, Mapping | list):
+        found = [words_and_numbers(item) for item in (value.values() if isinstance(value, Mapping) else value)]
+        return [word for words, _ in found for word in words], [number for _, numbers in found for number in numbers]
+    if isinstance(value, str):
+        return [max(re.findall("[A-Za-z0-9]+", value), key=len, default="")], []
+    return [], [json.dumps(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 # ---- training/trace.py ----------------------------------------------------------------------------------------
@@ -3307,6 +2152,216 @@ def make_renderer(tokenizer: Any, layout: Format) -> Renderer:
         ) from error
 
 
+# ---- training/rows.py -----------------------------------------------------------------------------------------
+# A row, whatever its columns are called, as {"messages", "tools"?}, {"prompt", "completion"} or {"text"}.
+
+
+def without_nulls(value: Any) -> Any:
+    """Arrow fills each absent key with None, and chat templates take `defined` for `present`: drop them."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def plain_text(content: Any) -> str:
+    """The text of a message; an object is written as JSON. Raises ValueError on pictures or sound, and on what is no text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, Mapping):
+        return plain_text([content]) if is_part(content) else as_json_text(content)
+    if not isinstance(content, list):
+        raise ValueError(f"a message's content is {type(content).__name__}, not text")
+    for part in content:
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            kind = (part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"a message holds {kind}, and {ONLY_TEXT}")
+    return "".join(part["text"] for part in content)
+
+
+def is_part(value: Any) -> bool:
+    """Whether a value is a part of a message: text, a picture, sound."""
+    return isinstance(value, Mapping) and str(value.get("type")) in PART_TYPES
+
+
+def as_json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def normalise_message(message: Any) -> dict[str, Any]:
+    """A turn as {"role", "content"} and what else chat templates read. Raises ValueError with the reason."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a turn is {type(message).__name__}, not a message with a role")
+    written = next((message[key] for key in ("content", "value", "refusal") if message.get(key) is not None), None)
+    message = without_nulls(message)
+    role = str(message.pop("role", message.pop("from", ""))).lower()
+    if role not in ROLES:
+        raise ValueError(f"unknown role {role!r}")
+    content = plain_text(written if isinstance(written, Mapping) else without_nulls(written))
+    kept = {
+        key: message[key] for key in ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking") if message.get(key)
+    }
+    if "tool_calls" in kept:
+        kept["tool_calls"] = with_calls(kept["tool_calls"], lambda name: name, parsed_arguments)
+    if message.get("weight") == 0:  # as OpenAI marks an answer that is not to be learned; no template sees it
+        kept["weight"] = 0
+    return {"role": ROLES[role], "content": content, **kept}
+
+
+def parsed(value: Any) -> Any:
+    """What some data sets keep as JSON in a string, or pandas as Python's own notation. Raises ValueError where it is none."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    except ValueError:
+        if re.match(r"\s*\[?\s*\{\s*'", value):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return ast.literal_eval(value.strip())
+        raise
+
+
+def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
+    """The format of rows that hook, the script's own to_messages, reads; None where it leaves them to their columns' names.
+
+    first: a row of the data set. Raises Stop where it fails on that.
+    """
+    try:
+        if hook({name: from_cell(value) for name, value in first.items()}) is None:
+            return None
+    except Exception as error:
+        raise Stop(
+            "to_messages_failed",
+            f"to_messages fails on the first row: {type(error).__name__}: {error}",
+            "Correct to_messages in the script: it is given one row, by column, and returns messages.",
+        ) from error
+    return Format("messages", {name: name for name in first}, hook)
+
+
+def custom_turns(row: Mapping[str, Any], hook: ToMessages) -> list[dict[str, Any]]:
+    """A row's messages as the script's to_messages writes them. Raises ValueError where it fails, or leaves the row out."""
+    try:
+        turns = hook({name: from_cell(value) for name, value in row.items()})
+    except Exception as error:
+        raise ValueError(f"to_messages fails: {type(error).__name__}: {error}") from error
+    if not turns:
+        raise ValueError("to_messages leaves it out")
+    return turns
+
+
+def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
+    """One row as {"messages": [...], "tools"?: [...]}, {"prompt": str, "completion": str} or {"text": str}.
+
+    Raises ValueError with the reason where the row does not have the shape its columns promise.
+    """
+    values = {role: from_cell(row.get(column)) for role, column in layout.columns.items()}
+    if sum(map(characters, values.values())) > ROW_LIMIT:
+        raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
+    if layout.to_messages:
+        return {"messages": [normalise_message(turn) for turn in custom_turns(row, layout.to_messages)]}
+    if layout.name == "text":
+        return {"text": cell_text(values["text"])}
+    if layout.name == "alpaca":
+        question = "\n\n".join(filter(None, (cell_text(values["instruction"]), cell_text(values.get("input")))))
+        return {"prompt": question, "completion": cell_text(values["output"])}
+    if layout.name == "prompt-completion":
+        prompt, completion = map(conversation_in, (values["prompt"], values["completion"]))
+        asked = prompt.get("messages") if isinstance(prompt, Mapping) else prompt
+        if is_turns(asked) or is_turns(completion):
+            tools = prompt.get("tools") if is_turns(asked) and isinstance(prompt, Mapping) else None
+            return conversation(joined(asked if is_turns(asked) else prompt, completion), tools)
+        return {"prompt": cell_text(prompt), "completion": cell_text(completion)}
+    turns = from_columns(parsed(values["messages"]))
+    if not isinstance(turns, list) or not turns:
+        raise ValueError("the conversation is empty")
+    return conversation(turns, parsed(values.get("tools") or None) or as_tools(parsed(values.get("functions") or None)))
+
+
+def conversation(turns: list[Any], tools: Any) -> dict[str, Any]:
+    """Turns and tools as {"messages": [...], "tools"?: [...]}. Raises ValueError with the reason where a turn is none."""
+    tools = without_nulls(tools)
+    return {"messages": [normalise_message(turn) for turn in with_tool_calls(turns)], **({"tools": tools} if tools else {})}
+
+
+def from_columns(turns: Any) -> Any:
+    """Turns that are kept as a list for each of their keys, as datasets once stored them, one by one."""
+    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
+        return [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
+    return turns
+
+
+def conversation_in(value: Any) -> Any:
+    """The turns that a column keeps as JSON text, as in a table; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with contextlib.suppress(ValueError):
+            return turns if is_turns(turns := parsed(value)) else value
+    return value
+
+
+def characters(value: Any) -> int:
+    """How much text a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(characters, value.values()))
+    return sum(map(characters, value)) if isinstance(value, list) else 0
+
+
+def cell_text(value: Any) -> str:
+    """The text of a column's value; what is neither text nor parts of one is written as JSON, as an answer's fields may be."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list) and any(map(is_part, value)):
+        return plain_text(without_nulls(value))
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
+    return as_json_text(value)
+
+
+def is_no_text(value: Any) -> bool:
+    """Whether an answer is written as JSON text: it is neither text nor turns nor parts of a message."""
+    if isinstance(value, list):
+        return not is_turns(value) and not any(map(is_part, value))
+    return value is not None and not isinstance(value, str)
+
+
+def is_turns(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in value)
+    )
+
+
+def joined(prompt: Any, completion: Any) -> list[Any]:
+    """The turns of a prompt and its completion, of which one may be text, and the completion may repeat the prompt."""
+    asked = prompt if is_turns(prompt) else [{"role": "user", "content": cell_text(prompt)}]
+    answered = completion if is_turns(completion) else [{"role": "assistant", "content": cell_text(completion)}]
+    begins = [normalise_message(turn) for turn in answered[: len(asked)]] == [normalise_message(turn) for turn in asked]
+    return answered if begins else [*asked, *answered]
+
+
+ROW_LIMIT = 5_000_000  # bytes; at 4 or 5 a token the longest contexts there are
+JSON_CELL = "\x1e"  # stands before a value that was not text, as before each value of a JSON text sequence (RFC 7464)
+PART_TYPES = {*MEDIA, "text", "image_url", "input_text", "output_text", "input_image", "input_audio"}
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
+def as_cell(value: Any) -> str | None:
+    """A value as text that from_cell reads; half a character (of an emoji cut in two), which has no UTF-8, is replaced."""
+    text = value if value is None or isinstance(value, str) else JSON_CELL + json.dumps(value, ensure_ascii=False)
+    return HALF_CHARACTER.sub("\ufffd", text) if text else text
+
+
+def from_cell(value: Any) -> Any:
+    """The value that as_cell wrote; of other rows, the value as it is."""
+    if isinstance(value, str) and value.startswith(JSON_CELL):
+        with contextlib.suppress(ValueError):
+            return json.loads(value[1:])
+    return value
+
+
 # ---- training/questions.py ------------------------------------------------------------------------------------
 # Held-out rows as questions: what comes before a row's last answer, and that answer as the reference.
 
@@ -3590,6 +2645,92 @@ def two_digits(number_of_rows: int) -> int:
     """Rounded up to two digits, since it is an estimate."""
     unit = 10 ** max(len(str(number_of_rows)) - 2, 0)
     return -(-number_of_rows // unit) * unit
+
+
+# ---- training/lora.py -----------------------------------------------------------------------------------------
+# LoRA: which linear layers get an adapter, and what share of them that is.
+
+
+NO_DECODER = r"lm_head|embed|vision|visual|image|audio|multi_modal|projector"  # anywhere in a module's name
+NO_TARGET = r"router|gate|wte|wpe"  # its last part
+NOT_ADAPTED = re.compile(rf"{NO_DECODER}|(^|\.)({NO_TARGET})$")
+EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
+LORA_RANK, LORA_ALPHA = 16, 32  # where none is given, and no adapter is gone on from
+Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
+
+
+def adaptable(linears: Shapes) -> dict[str, tuple[int, int]]:
+    """The decoder's linear layers: no embedding, head, router or encoder of pictures and sound."""
+    return {name: shape for name, shape in linears.items() if not NOT_ADAPTED.search(name)}
+
+
+def rank_of(settings: TrainingSettings) -> int:
+    return LORA_RANK if settings.lora_r == AUTO else int(settings.lora_r)
+
+
+def alpha_of(settings: TrainingSettings) -> int:
+    return LORA_ALPHA if settings.lora_alpha == AUTO else int(settings.lora_alpha)
+
+
+def leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
+    """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
+    present = sorted({leaf(name) for name in adaptable(linears)})
+    if wanted == AUTO:
+        return present
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in present]:
+        raise Stop(
+            "unknown_target",
+            f"The model has no linear layer named {', '.join(unknown)}.",
+            f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
+        )
+    return names
+
+
+def target_pattern(targets: Iterable[str]) -> str:
+    """targets as one pattern over whole module names.
+
+    Unsloth narrows a list of names by its own idea of what attention and MLP are called, and loses LFM2's
+    convolutions that way; a pattern it passes to PEFT as it stands.
+    """
+    leaves = "|".join(re.escape(name) for name in targets if not re.fullmatch(NO_TARGET, name))
+    return rf"(?!.*(?:{NO_DECODER}))(?:.*\.)?(?:{leaves})"
+
+
+def lora_size(shapes: Iterable[tuple[int, int]], rank: int = 1) -> int:
+    """Trainable parameters of an adapter of this rank on linear layers of these shapes."""
+    return sum(rank * (out + into) for out, into in shapes)
+
+
+def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
+    """Share of the possible LoRA parameters (equal rank everywhere) that the adapted modules hold; 1.0 = whole."""
+    possible = adaptable(linears)
+    reached = [possible[name] for name in set(adapted) & possible.keys()]
+    return lora_size(reached) / max(lora_size(possible.values()), 1)
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    import torch
+
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
+def expert_shapes(model: Any) -> list[tuple[int, int]]:
+    """Of the experts' layers that are stacked in one tensor: an adapter reaches only linear layers that are modules."""
+    return [
+        (parameter.shape[1], math.prod(parameter.shape[2:]))
+        for name, parameter in model.named_parameters()
+        if EXPERTS.search(name) and parameter.ndim > 2
+        for _ in range(parameter.shape[0])
+    ]
 
 
 # ---- training/memory.py ---------------------------------------------------------------------------------------
@@ -4419,6 +3560,572 @@ def seen_rows(test_prompts: Sequence[str], training_prompts: Iterable[str]) -> S
 
 def plain_question(text: str) -> str:
     return PUNCTUATION.sub(" ", folded(text)).strip()
+
+
+# ---- training/encodings.py ------------------------------------------------------------------------------------
+# Local files of text as lines: unpacked, and decoded by what their bytes say, since a table does not state its encoding.
+
+
+BLOCK = 1_000_000  # bytes
+BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+GUESS = "cp1252"  # what spreadsheets and editors on Windows write, where the bytes are not UTF-8 and do not speak against it
+UNDEFINED = re.compile(b"[\x81\x8d\x8f\x90\x9d]")  # bytes that it has no character for
+# What other alphabets look like when they are read so: letters with accents in a row, and signs within words.
+UNLIKELY = re.compile(rb"[\xc0-\xff]{3,}|(?<=[A-Za-z\xa1-\xff])[\xa1-\xb3\xb5\xb6\xb8-\xbf](?=[A-Za-z\xa1-\xff])")
+
+
+def bad_line(file: Path, line: int, what: str, fix: str) -> Stop:
+    return Stop("dataset_unreadable", f"Line {line:,} of {file.name} {what}.", fix)
+
+
+def kind_of(file: Path) -> str:
+    """The ending that says what a file holds, .gz aside, in lower case: .jsonl of rows.JSONL.gz."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def is_packed(file: Path) -> bool:
+    return file.suffix.lower() == ".gz"
+
+
+def open_bytes(file: Path) -> BinaryIO:
+    """A file's content, unpacked where it is a .gz."""
+    return cast(BinaryIO, gzip.open(file, "rb")) if is_packed(file) else file.open("rb")
+
+
+def numbered_lines(file: Path, newline: str = "\n") -> Iterator[tuple[int, str]]:
+    """The lines of a file of text with their ends; newline as open takes it. Raises Stop, also at a line that is too long."""
+    with open_text(file, newline) as text:
+        for number in itertools.count(1):
+            line = text.readline(ROW_LIMIT + 1)
+            if not line and number == 1:
+                raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
+            if not line:
+                return
+            if "\0" in line:
+                raise bad_line(file, number, "is not UTF-8 text: it looks like UTF-16", recode(file, "UTF-16LE"))
+            if len(line) > ROW_LIMIT:
+                most = f"{ROW_LIMIT // 10**6} MB"
+                what = f"is longer than {most}, and no model reads that much at once"
+                raise bad_line(file, number, what, f"Split it into rows of less than {most}, or remove it.")
+            yield number, line
+
+
+@contextlib.contextmanager
+def open_text(file: Path, newline: str = "\n") -> Iterator[io.TextIOWrapper]:
+    """A file's text. Raises Stop where it cannot be unpacked or decoded."""
+    try:
+        encoding = encoding_of(file)
+        with open_bytes(file) as content, io.TextIOWrapper(content, encoding, newline=newline) as text:
+            yield text
+    except UnicodeDecodeError:
+        message = f"{file.name} is not the UTF-16 text that its first bytes promise."
+        raise Stop("dataset_unreadable", message, "Save it again, as UTF-8.") from None
+    except (EOFError, OSError, zlib.error) as error:
+        if not is_packed(file):
+            raise
+        message = f"{file.name} cannot be unpacked: {error}."
+        raise Stop("dataset_unreadable", message, "Pack or download it again: it is damaged, or no .gz file.") from None
+
+
+def encoding_of(file: Path) -> str:
+    """utf-8, as a byte order mark says, or the guess for a table or text. Raises Stop where it is none of these."""
+    with open_bytes(file) as content:
+        start = content.read(4)
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        raise bad_line(file, 1, "begins as UTF-32 text", recode(file, "UTF-32"))
+    stated = next((name for mark, name in BOMS.items() if start.startswith(mark)), "utf-8")
+    if stated == "utf-16" or not (fault := first_fault(file)):
+        return stated
+    line, byte = fault
+    western = stated == "utf-8" and may_be_guessed(file)
+    if not western or kind_of(file) in (".json", ".jsonl"):
+        fix = recode(file, "WINDOWS-1252" if western else "ITS-ENCODING")
+        raise bad_line(file, line, f"is not UTF-8 text: it holds the byte 0x{byte:02x}", fix)
+    return GUESS
+
+
+def first_fault(file: Path) -> tuple[int, int] | None:
+    """The line and the byte at which a file stops to be UTF-8; None where it does not."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    with open_bytes(file) as content:
+        while block := content.read(BLOCK):
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                # The decoder's input begins with what it kept of the block before, less than a character.
+                return line + error.object.count(b"\n", 0, error.start), error.object[error.start]
+            line += block.count(b"\n")
+    rest = decoder.getstate()[0]  # a character that the file's end cuts off
+    return (line, rest[0]) if rest else None
+
+
+def may_be_guessed(file: Path) -> bool:
+    """Whether a file reads like a language of Western Europe when it is taken for Windows-1252."""
+    accents = unlikely = 0
+    with open_bytes(file) as content:
+        while block := content.read(BLOCK):
+            if UNDEFINED.search(block):
+                return False
+            accents += sum(byte > 127 for byte in block)
+            unlikely += sum(len(run[0]) for run in UNLIKELY.finditer(block))
+    return unlikely * 10 <= accents
+
+
+def recode(file: Path, encoding: str) -> str:
+    """How to write a file as UTF-8."""
+    name, plain_name = shlex.quote(file.name), f"utf8{kind_of(file)}"
+    unpacked = f"gunzip -c {name} | iconv -f {encoding} -t UTF-8" if is_packed(file) else f"iconv -f {encoding} -t UTF-8 {name}"
+    return f"Save it as UTF-8. From a spreadsheet: save as CSV UTF-8. In a shell: {unpacked} > {plain_name}"
+
+
+# ---- training/csv_tables.py -----------------------------------------------------------------------------------
+# Rows of .csv and .tsv files: the delimiter is found, and the line that is wrong is named.
+
+
+DELIMITERS = ",;\t|"
+SAMPLE_LINES = 50
+STATED = re.compile("sep=([,;\t|:^])\r?\n?")  # the first line by which Excel is told the delimiter
+
+
+def csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Rows of a table whose first line names the columns, with the lines they begin at; every value is text. Raises Stop."""
+    csv.field_size_limit(ROW_LIMIT)
+    began = 1
+    try:
+        delimiter, skipped, lines = table_of(file)
+        # Strict: a quote that is never closed is an error, and swallows no rows.
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        began += skipped
+        columns = column_names(file, began, next(reader, []))
+        began = reader.line_num + 1 + skipped
+        for values in reader:
+            if any(values[len(columns) :]):
+                what = f"has {len(values)} cells, and there are {len(columns)} columns"
+                fix = f"Put a cell that holds {delimiter!r} between quotes, or save it again from a spreadsheet."
+                raise bad_line(file, began, what, fix)
+            if any(values):
+                yield began, {**dict.fromkeys(columns), **dict(zip(columns, values, strict=False))}
+            began = reader.line_num + 1 + skipped
+    except csv.Error as error:
+        raise bad_line(
+            file,
+            began,
+            f"begins a row whose quotes do not match: {error}",
+            'Close each cell that begins with a quote, and write a quote within it twice: "". Or save the file again from a spreadsheet.',
+        ) from None
+
+
+def table_of(file: Path) -> tuple[str, int, Iterator[str]]:
+    """A table's delimiter, how many lines stand before its columns' names, and the lines from these on. Raises Stop."""
+    lines = (line for _, line in numbered_lines(file, newline=""))
+    first = next(lines)
+    if stated := STATED.fullmatch(first):
+        return stated[1], 1, lines
+    start = [first, *itertools.islice(lines, SAMPLE_LINES - 1)]
+    return find_delimiter(start), 0, itertools.chain(start, lines)
+
+
+def find_delimiter(lines: list[str]) -> str:
+    """The character that most often divides rows into as many cells as there are columns, and of those into the most."""
+
+    def fit(mark: str) -> tuple[bool, float, int]:
+        names, *rows = [row for row in csv.reader(lines, delimiter=mark) if row] or [[]]
+        whole = rows[:-1] or rows  # the last one may be cut off
+        return len(names) > 1, sum(len(row) == len(names) for row in whole) / max(len(whole), 1), len(names)
+
+    return max(DELIMITERS, key=fit)
+
+
+def column_names(file: Path, line: int, cells: list[str]) -> list[str]:
+    """The names of a table's columns, as its first line has them. Raises Stop where one stands there twice."""
+    columns = [name.strip() or f"column {place}" for place, name in enumerate(cells, 1)]
+    if len(set(columns)) < len(columns):
+        raise bad_line(file, line, f"names a column twice: {', '.join(columns)}", "Give each column a name of its own.")
+    return columns
+
+
+# ---- training/json_readers.py ---------------------------------------------------------------------------------
+# Rows of .jsonl, .json and .txt files; the line that is wrong is named.
+
+
+DOCUMENT_LIMIT = 200_000_000  # characters of a .json file that is read whole
+NumberedRows = Iterator[tuple[int, dict[str, Any]]]
+
+
+def json_rows(file: Path) -> NumberedRows:
+    """Rows of a file with an object in each line, or of one that is a JSON document."""
+    if first_character(file) == "[":
+        yield from document_rows(file)
+        return
+    began = False
+    for number, line in numbered_lines(file):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if not began and (line.strip() == "{" or kind_of(file) == ".json"):  # an object over several lines
+                yield from document_rows(file)
+                return
+            raise broken(file, number, error) from None
+        began = True
+        yield number, require_object(file, number, value)
+    if not began:
+        raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
+
+
+def first_character(file: Path) -> str:
+    with open_text(file) as text:
+        return text.read(1000).lstrip()[:1]
+
+
+def document_rows(file: Path) -> NumberedRows:
+    """Rows of a list of objects, or of objects that stand one after the other, whatever lines they are on."""
+    with open_text(file) as opened:
+        text = opened.read(DOCUMENT_LIMIT + 1)
+    if len(text) > DOCUMENT_LIMIT:
+        raise Stop(
+            "dataset_unreadable",
+            f"{file.name} is a JSON document of more than {DOCUMENT_LIMIT // 10**6} MB, which is not read whole.",
+            f"Write a row into each line: jq -c '.[]' {shlex.quote(file.name)} > rows.jsonl",
+        )
+    at, line, decoder = space_after(text, 0), 1, json.JSONDecoder()
+    line += text.count("\n", 0, at)
+    listed = text.startswith("[", at)
+    at += listed
+    while (start := space_after(text, at)) < len(text):
+        line += text.count("\n", at, start)
+        if listed and text.startswith("]", start):
+            if (more := space_after(text, start + 1)) < len(text):
+                raise bad_line(
+                    file, line + text.count("\n", start, more), "goes on after the list of rows has ended", ROW_EXAMPLE
+                )
+            return
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise broken(file, line + text.count("\n", start, getattr(error, "pos", start)), error) from None
+        if end - start > ROW_LIMIT:
+            raise bad_line(
+                file, line, f"begins a row longer than {ROW_LIMIT // 10**6} MB", "Split it into several rows, or remove it."
+            )
+        yield line, require_object(file, line, value)
+        line += text.count("\n", start, end)
+        at = space_after(text, end)
+        line += text.count("\n", end, at)
+        if listed and text.startswith(",", at):
+            at += 1
+        elif listed and at < len(text) and text[at] != "]":
+            raise bad_line(file, line, "is where a comma or the end of the list is missing", ROW_EXAMPLE)
+    if listed:
+        raise bad_line(
+            file, line, "is the last one, and the list of rows has not ended: the file is cut off", "Write it again."
+        )
+
+
+def space_after(text: str, at: int) -> int:
+    """Where the next character that is no space stands."""
+    return re.compile(r"\s*").match(text, at).end()  # type: ignore[union-attr]
+
+
+def require_object(file: Path, line: int, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise bad_line(file, line, f"is {json.dumps(value)[:40]}, not an object with the columns of a row", ROW_EXAMPLE)
+    return value
+
+
+def broken(file: Path, line: int, error: Exception) -> Stop:
+    why = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+    return bad_line(file, line, f"is not sound JSON: {why}", "Mend or remove that line. " + ROW_EXAMPLE)
+
+
+def text_rows(file: Path) -> NumberedRows:
+    for number, line in numbered_lines(file):
+        if line.strip():
+            yield number, {"text": line.rstrip("\r\n")}
+
+
+# ---- training/workbooks.py ------------------------------------------------------------------------------------
+# Rows of a sheet of an .xlsx workbook, each cell as the text that a reader sees in it.
+
+
+WORKBOOK_LIMIT = 1_000_000_000  # bytes that a workbook may unpack to
+FORMULA, FORMULA_BYTES = re.compile(rb"<(\w{1,20}:)?f[\s>]"), 24
+AGAIN = "Open it in a spreadsheet program and save it again as .xlsx."
+NAMES_FIRST = "Write each column's name into the first row of the sheet, with no title above it and no merged cells."
+
+
+def sheet_rows(file: Path, sheet: str = "") -> Iterator[tuple[int, dict[str, str | None]]]:
+    """The rows of a sheet with their numbers, by the columns that its first row names. sheet: its name, where there are several.
+
+    Hidden rows and columns are read like others; empty rows are left out. Raises Stop.
+    """
+    with contextlib.ExitStack() as opened:
+        values = opened.enter_context(open_workbook(file, data_only=True))
+        name = choose_sheet(file, values, sheet)
+        pairs: Iterable[tuple[Any, Any]] = ((row, row) for row in cells_of(values[name]))
+        if holds_formulas(file):
+            formulas = opened.enter_context(open_workbook(file, data_only=False))
+            pairs = zip(cells_of(values[name]), cells_of(formulas[name]), strict=True)
+        columns: list[str] = []
+        for number, (shown, written) in enumerate(pairs, 1):
+            cells = [cell_shown(file, name, *pair) for pair in zip(shown, written, strict=True)]
+            if not any(cells):
+                continue
+            if not columns:
+                columns = header_names(file, name, cells)
+                continue
+            if any(cells[len(columns) :]):
+                raise unnamed(file, name, next(place for place in range(len(columns), len(cells)) if cells[place]))
+            yield number, {**dict.fromkeys(columns), **dict(zip(columns, cells, strict=False))}
+
+
+@contextlib.contextmanager
+def open_workbook(file: Path, data_only: bool) -> Iterator[Any]:
+    """A workbook, read as it is iterated over. Raises Stop where it is damaged, in whatever part."""
+    import openpyxl  # type: ignore[import-untyped]
+
+    warnings.filterwarnings("ignore", module="openpyxl")  # of styles and validations, which are not read
+    try:
+        with zipfile.ZipFile(file) as packed:
+            unpacked = sum(member.file_size for member in packed.infolist())
+        if unpacked > WORKBOOK_LIMIT:
+            what = f"unpacks to more than {WORKBOOK_LIMIT // 10**6:,} MB"
+            raise Stop("dataset_unreadable", f"{file.name} {what}.", "Save its sheet as CSV UTF-8, which is read row by row.")
+        book = openpyxl.load_workbook(file, read_only=True, data_only=data_only)
+        try:
+            yield book
+        finally:
+            book.close()
+    except Stop:
+        raise
+    except Exception as error:  # zip, XML and openpyxl each have their own
+        message = f"{file.name} cannot be read as a workbook: {type(error).__name__}: {error}"
+        raise Stop("dataset_unreadable", message, AGAIN) from error
+
+
+def holds_formulas(file: Path) -> bool:
+    with zipfile.ZipFile(file) as packed:
+        for name in packed.namelist():
+            with packed.open(name) as content:
+                before = b""
+                while "worksheets/" in name and (block := content.read(BLOCK)):
+                    if FORMULA.search(before + block):
+                        return True
+                    before = block[-FORMULA_BYTES:]
+    return False
+
+
+def choose_sheet(file: Path, book: Any, wanted: str) -> str:
+    """The sheet that is asked for, hidden or not, or the only visible one that holds anything. Raises Stop."""
+    every = [sheet.title for sheet in book.worksheets]
+    if wanted in every:
+        return wanted
+    names = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible" and holds_cells(sheet)]
+    listed = ", ".join(names or every)
+    if wanted:
+        message = f"{file.name} has no sheet {wanted!r}; it has: {', '.join(every)}."
+        raise Stop("unknown_config", message, f"Pass --dataset-config {shlex.quote((names or every)[0])}.")
+    if not names:
+        message = f"{file.name} holds no rows in a visible sheet; its sheets: {listed}."
+        raise Stop("no_rows", message, "Write the columns' names into the first row and a row of data into each below.")
+    if len(names) > 1:
+        fix = f"Pass one of them: --dataset-config {shlex.quote(names[0])}."
+        raise Stop("config_needed", f"{file.name} has more than one sheet: {listed}.", fix)
+    return names[0]
+
+
+def holds_cells(sheet: Any) -> bool:
+    return any(one.value is not None for row in cells_of(sheet) for one in row)
+
+
+def cells_of(sheet: Any) -> Iterator[tuple[Any, ...]]:
+    """All rows of a sheet, whatever size it states: some programs state a wrong one, or that of a formatted column."""
+    sheet.reset_dimensions()
+    return sheet.iter_rows()
+
+
+def cell_shown(file: Path, sheet: str, shown: Any, written: Any) -> str | None:
+    """A cell's text; None where it is empty or holds an error, #N/A say. Raises Stop at a formula without its value."""
+    value = shown.value
+    if value is None and written.data_type == "f" and shown.data_type != "str":  # that is an empty text as its value
+        message = f"Cell {written.coordinate} of sheet {sheet!r} of {file.name} holds a formula, and its value is not stored."
+        raise Stop("dataset_unreadable", message, f"{AGAIN} It stores the values.")
+    return None if shown.data_type == "e" else text_shown(value)
+
+
+def text_shown(value: Any) -> str | None:
+    """A cell's value in plain text: 3 and not 3.0, 0.3 and not 0.30000000000000004, dates as ISO 8601; None where it is blank."""
+    if isinstance(value, str):
+        text = value.replace("_x000D_\n", "\n").replace("_x000D_", "\n")  # as workbooks write a carriage return
+        return text if text.strip() else None
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.15g}"
+    if isinstance(value, datetime.datetime):
+        day = (value + datetime.timedelta(milliseconds=500)).replace(microsecond=0)
+        return str(day.date() if day.time() == datetime.time() else day)
+    if isinstance(value, datetime.timedelta):
+        seconds = round(value.total_seconds())
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return None if value is None else str(value)
+
+
+def header_names(file: Path, sheet: str, cells: list[str | None]) -> list[str]:
+    """The names of the columns. Raises Stop where one but the first, a table's index, has none, or two have the same."""
+    while cells[-1] is None:
+        cells = cells[:-1]
+    names = [(name or "").strip() for name in cells]
+    if "" in names[1:]:
+        raise unnamed(file, sheet, names.index("", 1))
+    names[0] = names[0] or "column 1"
+    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        message = f"The first row of sheet {sheet!r} of {file.name} names a column twice: {twice}."
+        raise Stop("dataset_unreadable", message, "Give each column a name of its own.")
+    return names
+
+
+def unnamed(file: Path, sheet: str, place: int) -> Stop:
+    from openpyxl.utils import get_column_letter  # type: ignore[import-untyped]
+
+    letter = get_column_letter(place + 1)
+    message = f"Column {letter} of sheet {sheet!r} of {file.name} has no name: its cell in the first row is empty or merged with another."
+    return Stop("dataset_unreadable", message, NAMES_FIRST)
+
+
+# ---- training/files.py ----------------------------------------------------------------------------------------
+# Local files of rows.
+#
+# They are read here and not by datasets: it infers one type for each column, which rows with tools, names or weights do
+# not have, and ends the process over a line that is no object. The job reads them with these functions and check.py
+# too, so that they see the same rows.
+
+
+COLUMN_LIMIT = 1_000
+
+
+def local_file(settings: DatasetSettings) -> Path | None:
+    """The file that file_rows reads; None for a Parquet file, a folder or a data set on the Hub. Raises Stop."""
+    path = Path(os.path.expanduser(settings.dataset))
+    if not path.is_file():
+        return None
+    packed = is_packed(path)
+    kind = kind_of(path)
+    if kind not in (PACKED_KINDS if packed else FILE_KINDS):
+        fix = CONVERSIONS.get(path.suffix.lower(), OTHER_KIND).format(file=shlex.quote(str(path)))
+        raise Stop("unknown_file", f"{path.name} is none of {', '.join(FILE_KINDS)} (text also as .gz).", fix)
+    require_content(path, ".gz" if packed else kind)
+    return None if kind == ".parquet" else path
+
+
+def require_content(file: Path, kind: str) -> None:
+    """Raises Stop where a file's first bytes are of another kind than its name says."""
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        found = next((one for mark, one in SIGNATURES.items() if start.startswith(mark)), None)
+        if found == OLE and "EncryptedPackage".encode("utf-16-le") in opened.read(OLE_BYTES):
+            fix = "Open it in a spreadsheet program and save it again as .xlsx, without a password."
+            raise Stop("dataset_unreadable", f"{file.name} is protected by a password.", fix)
+    expected = SIGNED.get(kind)
+    if found != expected:
+        what = f"it begins as {found or 'plain text'} does" if start else "it is empty"
+        fix = f"Rename it by what it is, or save it again as {kind}." if start else "Write it again."
+        raise Stop("dataset_unreadable", f"{file.name} is no {kind} file: {what}.", fix)
+
+
+def file_rows(file: Path, sheet: str = "") -> Iterator[dict[str, str | None]]:
+    """The rows of a local file, each value as text. Raises Stop at the first that is not sound, with its line's number."""
+    for line, row in READERS[kind_of(file)](file, sheet):
+        try:
+            yield {name: as_cell(value) for name, value in row.items()}
+        except RecursionError:
+            raise bad_line(file, line, "is nested too deeply", "Keep such a value as text.") from None
+
+
+class Scan(NamedTuple):
+    """What a local file holds, read to its end."""
+
+    columns: list[str]  # of all rows
+    rows: int
+    first: list[dict[str, str | None]]
+    read_as: dict[str, str]  # what the name does not say: encoding, delimiter, sheet
+
+
+def scan_file(file: Path, keep: int, sheet: str = "") -> Scan:
+    """Read a file to its end and keep its first rows. sheet: of a workbook that has several. Raises Stop where a row is not sound, or there is none."""
+    columns: dict[str, None] = {}
+    first: list[dict[str, str | None]] = []
+    count = 0
+    for count, row in enumerate(file_rows(file, sheet), 1):
+        columns.update(dict.fromkeys(row))
+        if len(columns) > COLUMN_LIMIT:
+            raise Stop(
+                "dataset_unreadable",
+                f"The first {count:,} rows of {file.name} have more than {COLUMN_LIMIT:,} different columns.",
+                "Give each row the same few names: " + ROW_EXAMPLE,
+            )
+        if count <= keep:
+            first.append(row)
+    if not columns:
+        raise Stop(
+            "no_rows", f"{file.name} holds no rows.", "Write a row into each line, below the names of a table's columns."
+        )
+    return Scan(list(columns), count, [{**dict.fromkeys(columns), **row} for row in first], what_is_found(file, sheet))
+
+
+def what_is_found(file: Path, sheet: str) -> dict[str, str]:
+    """What a file's name does not say of how it is read: {"sheet"} or {"encoding", "delimiter"?}. Raises Stop."""
+    kind = kind_of(file)
+    if kind in SHEETS:
+        with open_workbook(file, data_only=True) as book:
+            return {"sheet": choose_sheet(file, book, sheet)}
+    text = {"encoding": encoding_of(file)}
+    return text | {"delimiter": table_of(file)[0]} if kind in TABLES else text
+
+
+SHEETS, TABLES = (".xlsx", ".xlsm"), (".csv", ".tsv")
+READERS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, Any]]]]] = {
+    **dict.fromkeys((".jsonl", ".json"), lambda file, sheet: json_rows(file)),
+    **dict.fromkeys(TABLES, lambda file, sheet: csv_rows(file)),
+    ".txt": lambda file, sheet: text_rows(file),
+    **dict.fromkeys(SHEETS, sheet_rows),
+}
+FILE_KINDS = (*READERS, ".parquet")
+PACKED_KINDS = tuple(kind for kind in READERS if kind not in SHEETS)
+OTHER_KIND = "Save it as .jsonl, an object in each line, or as .csv or .xlsx: each row needs a question and an answer."
+SPREADSHEET = "Open it in the spreadsheet program and save it as .xlsx, with the names of the columns in the first row."
+TEXT_ALONE = (
+    "A document is no rows. Write a .csv of questions and answers about it: they teach what it says better than its text."
+)
+CONVERSIONS = {
+    ".gz": "Unpack it: gunzip {file}", ".zip": "Unpack it: unzip {file}", ".bz2": "Unpack it: bunzip2 {file}",
+    ".xz": "Unpack it: unxz {file}", ".zst": "Unpack it: unzstd {file}", ".tgz": "Unpack it: tar xf {file}",
+    ".tar": "Unpack it: tar xf {file}", ".ndjson": "Rename it: mv {file} rows.jsonl",
+    ".xls": SPREADSHEET, ".xlsb": SPREADSHEET, ".ods": SPREADSHEET, ".numbers": SPREADSHEET,
+    ".pdf": TEXT_ALONE, ".docx": TEXT_ALONE, ".md": TEXT_ALONE, ".html": TEXT_ALONE,
+}  # fmt: skip
+OLE, OLE_BYTES = "an old .xls", 50_000_000
+SIGNATURES = {
+    b"PK\x03\x04": "a .xlsx or .zip", b"\x1f\x8b": "a .gz", b"PAR1": "a .parquet", b"%PDF": "a .pdf",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE,
+}  # fmt: skip
+SIGNED = {
+    ".xlsx": SIGNATURES[b"PK\x03\x04"],
+    ".xlsm": SIGNATURES[b"PK\x03\x04"],
+    ".gz": SIGNATURES[b"\x1f\x8b"],
+    ".parquet": SIGNATURES[b"PAR1"],
+}
+
+
+def sha256_of(file: Path | str) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """What a file on this machine has instead of a revision."""
+    return "sha256:" + sha256_of(file)
 
 
 # ---- training/json_lines.py -----------------------------------------------------------------------------------

@@ -310,7 +310,7 @@ def train(settings: Settings) -> None:
         rows_per_step=effective_batch_size(settings),
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    own = lineage(METHOD, settings, train_tokens, packed, parent)
+    own = lineage(METHOD, settings, train_tokens, packed) | parent_lineage(parent)
     checkpoint = checkpoint_to_resume(settings, api, own)
     model = attach_adapter(model, settings, parent)
     began_with = trained_weights(model) if parent else {}
@@ -2275,9 +2275,11 @@ def header_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     }
 
 
-def parent_digest(parent: Parent | None) -> str | None:
-    """What tells an adapter's weights from others."""
-    return "sha256:" + sha256_of(parent.folder / WEIGHTS) if parent and parent.folder else None
+def parent_lineage(parent: Parent | None) -> dict[str, str]:
+    """What a checkpoint of a run that goes on from an adapter comes from, beside all else: the adapter's weights."""
+    if parent is None or parent.folder is None:
+        return {}
+    return {"parent": file_digest(parent.folder / WEIGHTS), "parent_name": parent.name}
 
 
 def copy_weights(model: Any, parent: Parent, places: Mapping[str, str]) -> None:
@@ -2644,14 +2646,12 @@ LINEAGE_NAMES = {
 }  # fmt: skip
 
 
-def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool, parent: Parent | None = None) -> dict[str, Any]:
+def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) -> dict[str, Any]:
     """What a checkpoint comes from, beside the settings: stored with it, since names say nothing of contents."""
     return {
         "method": method,
         "data": rows_digest(rows),
         "model": model_digest(settings),
-        "parent": parent_digest(parent),
-        "parent_name": parent and parent.name,
         "packed": packed,
         "data_revision": LAST_EVENTS.get("data", {}).get("revision"),
         "effective_batch_size": effective_batch_size(settings),

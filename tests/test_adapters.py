@@ -15,9 +15,12 @@ from pathlib import Path
 import export
 import pytest
 import sft
-from conftest import ROOT, ROWS, SFT, Commands, shape_of_a_model
+from commands import Commands
+from conftest import ROOT, ROWS, SFT
+from hubs import ADA
 from huggingface_hub import HfApi, constants
-from runs import TOKEN, Run
+from runs import Run
+from tiny_models import shape_of_a_model
 from unsloth_jobs.errors import USAGE, UserError
 from unsloth_jobs.estimate.memory import memory
 from unsloth_jobs.jobs import preflight
@@ -178,7 +181,7 @@ def test_a_step_that_changes_nothing_saves_the_adapter_as_it_was(runs, parent, t
 
 def test_from_the_check_to_the_adapter_of_an_adapter_in_four_commands(runs, parent, training_python, tmp_path):
     hub = runs.hub
-    commands = Commands(hub.env(token=TOKEN), tmp_path)
+    commands = Commands(hub.env(token=ADA), tmp_path)
 
     words = ["submit.py", str(SFT), "--flavor", "cpu-upgrade", "--timeout", "15m"]
     arguments = ["--", "--base-model", "ada/first", *ON, "--trackio-space="]
@@ -203,7 +206,7 @@ def test_from_the_check_to_the_adapter_of_an_adapter_in_four_commands(runs, pare
     [created] = [one for one in hub.journal.requests(method="POST", path=r"^/api/jobs/ada$") if one.status == 200]
     assert f"--base-model-revision={commit}" in json.dumps(created.json)
     # It loads as its card says.
-    env = {**os.environ, **hub.env(token=TOKEN)}
+    env = {**os.environ, **hub.env(token=ADA)}
     loading = [training_python, str(ROOT / "tests" / "answer.py"), "ada/first-stdlib-docs", "What does bisect.insort do?"]
     assert json.loads(subprocess.run(loading, env=env, check=True, capture_output=True, text=True).stdout)["trained"] > 0
 
@@ -365,14 +368,14 @@ def test_an_adapter_on_the_hub_is_refused_with_its_base_s_name_where_that_is_gon
         adapter = f"ada/of-{name.partition('/')[2]}"
         hub.add_repo(adapter, folder)
         with pytest.raises(UserError) as refused:
-            preflight.find_model(HfApi(hub.url, token=TOKEN), sft, settings_for(adapter))
+            preflight.find_model(HfApi(hub.url, token=ADA), sft, settings_for(adapter))
         codes[refused.value.problem.code] = refused.value.problem.message
         assert name in refused.value.problem.message
     assert list(codes) == ["not_found", "gated", "not_a_decoder"]
 
 
 def test_the_commands_refuse_a_contradiction_as_a_wrong_use(runs, parent, tmp_path):
-    commands = Commands(runs.hub.env(token=TOKEN), tmp_path)
+    commands = Commands(runs.hub.env(token=ADA), tmp_path)
     checked = commands.json("check.py", "ada/first", str(ROWS), "--lora-r", "16", code=USAGE)
     words = ["submit.py", str(SFT), "--flavor", "cpu-upgrade", "--", "--base-model", "ada/first", "--dataset", str(ROWS)]
     planned = commands.json(*words, "--output-repo", "ada/first", code=USAGE)

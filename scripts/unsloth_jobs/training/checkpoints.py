@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from .flags import as_flag
-from .parent import Parent
-from .parent_files import parent_digest
 from .report import LAST_EVENTS, Stop, emit
 from .run import this_run
 from .settings import TrainingSettings
@@ -33,14 +31,12 @@ LINEAGE_NAMES = {
 }  # fmt: skip
 
 
-def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool, parent: Parent | None = None) -> dict[str, Any]:
+def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) -> dict[str, Any]:
     """What a checkpoint comes from, beside the settings: stored with it, since names say nothing of contents."""
     return {
         "method": method,
         "data": rows_digest(rows),
         "model": model_digest(settings),
-        "parent": parent_digest(parent),
-        "parent_name": parent and parent.name,
         "packed": packed,
         "data_revision": LAST_EVENTS.get("data", {}).get("revision"),
         "effective_batch_size": effective_batch_size(settings),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter import CONFIG, TOKENIZER_FILES, WEIGHTS, download
-from .files import sha256_of
+from .files import file_digest
 from .parent import Parent, is_adapter, read_parent
 from .report import Stop, emit
 from .settings import TrainingSettings
@@ -82,9 +82,11 @@ def header_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     }
 
 
-def parent_digest(parent: Parent | None) -> str | None:
-    """What tells an adapter's weights from others."""
-    return "sha256:" + sha256_of(parent.folder / WEIGHTS) if parent and parent.folder else None
+def parent_lineage(parent: Parent | None) -> dict[str, str]:
+    """What a checkpoint of a run that goes on from an adapter comes from, beside all else: the adapter's weights."""
+    if parent is None or parent.folder is None:
+        return {}
+    return {"parent": file_digest(parent.folder / WEIGHTS), "parent_name": parent.name}
 
 
 def copy_weights(model: Any, parent: Parent, places: Mapping[str, str]) -> None:
