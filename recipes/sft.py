@@ -70,8 +70,7 @@ from unsloth_jobs.training.memory import free_memory, room_for
 from unsloth_jobs.training.merge import push_merged, require_mergeable
 from unsloth_jobs.training.models import has_bf16, load_model, require_decoder, require_local_model
 from unsloth_jobs.training.packing import Collator, can_pack, keep_rows_apart, pack
-from unsloth_jobs.training.parent import require_apart, settings_on_base, with_lora_values
-from unsloth_jobs.training.parent_files import emit_parent, find_parent, parent_lineage
+from unsloth_jobs.training.parent_files import load_tokenizer, parent_lineage, starting_point
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
 from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
@@ -131,12 +130,7 @@ def train(settings: Settings) -> None:
     # ---- what can fail for free comes first: the adapter to go on from, the repository, the rows, their columns
     require_gpu_where_paid(run_facts().get("vram_gb") or 0)
     require_mergeable(settings)
-    parent = find_parent(settings)
-    settings = with_lora_values(settings, parent)
-    if parent:
-        require_apart(settings, parent)
-        settings = settings_on_base(settings, parent)
-        emit_parent(parent)
+    settings, parent = starting_point(settings)
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
     rows = load_rows(settings)
@@ -162,16 +156,13 @@ def train(settings: Settings) -> None:
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
         import unsloth  # noqa: F401
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     require_decoder(config.to_dict())
     # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
     settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
-    name, revision = (
-        (parent.folder, None) if parent and parent.has_tokenizer else (settings.base_model, settings.base_model_revision)
-    )
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or None)
+    tokenizer = load_tokenizer(settings, parent)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
     require_supervised(masks)

@@ -234,12 +234,7 @@ def train(settings: Settings) -> None:
     # ---- what can fail for free comes first: the adapter to go on from, the repository, the rows, their columns
     require_gpu_where_paid(run_facts().get("vram_gb") or 0)
     require_mergeable(settings)
-    parent = find_parent(settings)
-    settings = with_lora_values(settings, parent)
-    if parent:
-        require_apart(settings, parent)
-        settings = settings_on_base(settings, parent)
-        emit_parent(parent)
+    settings, parent = starting_point(settings)
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
     rows = load_rows(settings)
@@ -265,16 +260,13 @@ def train(settings: Settings) -> None:
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
         import unsloth  # noqa: F401
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     require_decoder(config.to_dict())
     # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
     settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
-    name, revision = (
-        (parent.folder, None) if parent and parent.has_tokenizer else (settings.base_model, settings.base_model_revision)
-    )
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or None)
+    tokenizer = load_tokenizer(settings, parent)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
     require_supervised(masks)
@@ -2211,6 +2203,29 @@ def file_digest(file: Path) -> str:
 
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors file's, as that library has it
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}  # without either, an adapter's base has the tokenizer
+
+
+def starting_point(settings: Adapted) -> tuple[Adapted, Parent | None]:
+    """What training begins with: the settings with the whole model and the values of its LoRA, and the adapter on it, if any.
+
+    Raises Stop where --base-model names an adapter that is not gone on from, or whose place the result would take.
+    """
+    parent = find_parent(settings)
+    settings = with_lora_values(settings, parent)
+    if parent is None:
+        return settings, None
+    require_apart(settings, parent)
+    emit_parent(parent)
+    return settings_on_base(settings, parent), parent
+
+
+def load_tokenizer(settings: TrainingSettings, parent: Parent | None) -> Any:
+    """The tokenizer, chat template included, that the adapter was trained with, where it has one; else the model's."""
+    from transformers import AutoTokenizer
+
+    if parent and parent.has_tokenizer:
+        return AutoTokenizer.from_pretrained(parent.folder)
+    return AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
 
 
 def find_parent(settings: TrainingSettings) -> Parent | None:

@@ -12,12 +12,35 @@ from typing import Any
 
 from .adapter import CONFIG, TOKENIZER_FILES, WEIGHTS, download
 from .files import file_digest
-from .parent import Parent, is_adapter, read_parent
+from .parent import Adapted, Parent, is_adapter, read_parent, require_apart, settings_on_base, with_lora_values
 from .report import Stop, emit
 from .settings import TrainingSettings
 
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors file's, as that library has it
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}  # without either, an adapter's base has the tokenizer
+
+
+def starting_point(settings: Adapted) -> tuple[Adapted, Parent | None]:
+    """What training begins with: the settings with the whole model and the values of its LoRA, and the adapter on it, if any.
+
+    Raises Stop where --base-model names an adapter that is not gone on from, or whose place the result would take.
+    """
+    parent = find_parent(settings)
+    settings = with_lora_values(settings, parent)
+    if parent is None:
+        return settings, None
+    require_apart(settings, parent)
+    emit_parent(parent)
+    return settings_on_base(settings, parent), parent
+
+
+def load_tokenizer(settings: TrainingSettings, parent: Parent | None) -> Any:
+    """The tokenizer, chat template included, that the adapter was trained with, where it has one; else the model's."""
+    from transformers import AutoTokenizer
+
+    if parent and parent.has_tokenizer:
+        return AutoTokenizer.from_pretrained(parent.folder)
+    return AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
 
 
 def find_parent(settings: TrainingSettings) -> Parent | None:
