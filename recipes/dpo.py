@@ -38,7 +38,7 @@ Here, on whatever processor there is:
 Rows are prompt, chosen and rejected (text or turns), OpenAI's input, preferred_output and non_preferred_output, or for
 --loss kto prompt, completion and label. The model is compared with the one that training starts from.
 
-Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, masks,
+Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings, masks,
 questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
 code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
@@ -54,6 +54,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unsloth_jobs.training.adapter_weights import trained_weights
+from unsloth_jobs.training.attach import attach_adapter, in_full_precision
 from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, rounded
 from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
 from unsloth_jobs.training.card import card_figures, model_card
@@ -63,12 +65,12 @@ from unsloth_jobs.training.dataset import data_revision, load_rows, split_rows
 from unsloth_jobs.training.early_stopping import BestAdapter
 from unsloth_jobs.training.evidence import draw_losses, final_loss, show_evidence
 from unsloth_jobs.training.flags import parse_flags
-from unsloth_jobs.training.lora import attach_adapter, in_full_precision
 from unsloth_jobs.training.machine import hardware, peak_gb, require_gpu_where_paid, training_libraries, versions
 from unsloth_jobs.training.masks import Example, make_renderer, segments
 from unsloth_jobs.training.memory import room_for
 from unsloth_jobs.training.merge import push_merged, require_mergeable
 from unsloth_jobs.training.models import load_model, require_decoder, require_local_model
+from unsloth_jobs.training.parent_files import load_tokenizer, parent_lineage, starting_point
 from unsloth_jobs.training.preference_card import accuracy_interval, preference_table
 from unsloth_jobs.training.preference_losses import LOSSES
 from unsloth_jobs.training.preference_scores import Yardstick, warn_of_displacement, warn_of_swapped
@@ -159,9 +161,10 @@ def train(settings: Settings) -> None:
     found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
 
-    # ---- what can fail for free comes first: the repository, the rows, their columns
+    # ---- what can fail for free comes first: the adapter to go on from, the repository, the rows, their columns
     require_gpu_where_paid(run_facts().get("vram_gb") or 0)
     require_mergeable(settings)
+    settings, parent = starting_point(settings)
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
     rows = load_rows(settings)
@@ -187,14 +190,14 @@ def train(settings: Settings) -> None:
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
         import unsloth  # noqa: F401
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     require_decoder(config.to_dict())
     # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
     settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
-    tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    tokenizer = load_tokenizer(settings, parent)
     renderer, paired = make_renderer(tokenizer, layout), LOSSES[settings.loss].paired
     train_tokens, masks = encode_preferences(train_rows, renderer, layout, settings.max_seq_length, paired)
     require_preferences(masks)
@@ -225,9 +228,10 @@ def train(settings: Settings) -> None:
         rows_per_step=effective_batch_size(settings),
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    own = lineage(METHOD, settings, train_tokens, False)
+    own = lineage(METHOD, settings, train_tokens, False) | parent_lineage(parent)
     checkpoint = checkpoint_to_resume(settings, api, own)
-    model = attach_adapter(model, settings)
+    model = attach_adapter(model, settings, parent)
+    began_with = trained_weights(model) if parent else {}
 
     # ---- training, with the start's loss first: it is the yardstick, and it finds an evaluation that does not fit
     best, yardstick = BestAdapter(int(settings.early_stopping) if held_out else 0), Yardstick()
@@ -259,7 +263,7 @@ def train(settings: Settings) -> None:
     kept_step = best.step if best.weights else None
     changes = yardstick.changes(trainer.state.global_step if kept_step is None else kept_step)
     warn_of_displacement(changes)
-    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left())
+    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left(), began_with)
     reached = {name: after for name, (_, after) in changes.items() if name != "loss"}
     trainer.curves.close(losses | reached | (evaluation.as_figures() if evaluation else {}), answers)
     drawn = draw_losses(trainer.state.log_history, base_loss, kept_step, folder / "loss.png", f"loss ({settings.loss})")
@@ -274,6 +278,7 @@ def train(settings: Settings) -> None:
     emit(
         "done",
         **losses,
+        went_on_from=parent and parent.name,
         loss_name=settings.loss,
         preferences=changes,
         reward_accuracy_interval=accuracy_interval(changes, len(held_out or ())),

@@ -57,7 +57,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unsloth_jobs.training.adapter import TOKENIZER_FILES, Adapter, base_bytes, base_files, find_adapter
+from unsloth_jobs.training.adapter import TOKENIZER_FILES
+from unsloth_jobs.training.adapter_on_base import Adapter, base_bytes, base_files, find_adapter
 from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, compare_gguf
 from unsloth_jobs.training.export_cards import gguf_card, merged_card
 from unsloth_jobs.training.flags import parse_flags

@@ -37,7 +37,7 @@ Here, on whatever processor there is:
 
     uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
 
-Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, settings,
+Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings,
 masks, questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
 code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
@@ -53,6 +53,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unsloth_jobs.training.adapter_weights import trained_weights
+from unsloth_jobs.training.attach import attach_adapter, in_full_precision
 from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, rounded
 from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
 from unsloth_jobs.training.card import card_figures, model_card
@@ -62,13 +64,13 @@ from unsloth_jobs.training.dataset import data_revision, load_rows, split_rows
 from unsloth_jobs.training.early_stopping import BestAdapter, perplexity
 from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, show_evidence
 from unsloth_jobs.training.flags import parse_flags
-from unsloth_jobs.training.lora import attach_adapter, in_full_precision
 from unsloth_jobs.training.machine import hardware, peak_gb, require_gpu_where_paid, training_libraries, versions
 from unsloth_jobs.training.masks import IGNORE, Example, make_renderer, segments
 from unsloth_jobs.training.memory import free_memory, room_for
 from unsloth_jobs.training.merge import push_merged, require_mergeable
 from unsloth_jobs.training.models import load_model, require_decoder, require_local_model
 from unsloth_jobs.training.packing import Collator, can_pack, keep_rows_apart, pack
+from unsloth_jobs.training.parent_files import load_tokenizer, parent_lineage, starting_point
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
 from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
@@ -128,9 +130,10 @@ def train(settings: Settings) -> None:
     found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
 
-    # ---- what can fail for free comes first: the repository, the rows, their columns
+    # ---- what can fail for free comes first: the adapter to go on from, the repository, the rows, their columns
     require_gpu_where_paid(run_facts().get("vram_gb") or 0)
     require_mergeable(settings)
+    settings, parent = starting_point(settings)
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
     rows = load_rows(settings)
@@ -156,14 +159,14 @@ def train(settings: Settings) -> None:
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
         import unsloth  # noqa: F401
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     require_decoder(config.to_dict())
     # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
     settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
-    tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    tokenizer = load_tokenizer(settings, parent)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
     require_supervised(masks)
@@ -199,11 +202,12 @@ def train(settings: Settings) -> None:
         rows_per_step=effective_batch_size(settings),
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    own = lineage(METHOD, settings, train_tokens, packed)
+    own = lineage(METHOD, settings, train_tokens, packed) | parent_lineage(parent)
     checkpoint = checkpoint_to_resume(settings, api, own)
-    model = attach_adapter(model, settings)
+    model = attach_adapter(model, settings, parent)
+    began_with = trained_weights(model) if parent else {}
 
-    # ---- training, with the base model's loss first: it is the yardstick, and it finds an evaluation that does not fit
+    # ---- training, with the loss of what it starts from first: it is the yardstick, and it finds an evaluation that does not fit
     best = BestAdapter(int(settings.early_stopping) if eval_tokens else 0)
 
     def make_trainer(batching: Batching, kept: bool) -> Any:
@@ -229,7 +233,7 @@ def train(settings: Settings) -> None:
     stop_signal.training = False
     stop_signal.require_none(trainer.state, settings.output_repo or str(folder))
     losses = losses_of(base_loss, final_loss(trainer, best) if eval_tokens else None)
-    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left())
+    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left(), began_with)
     trainer.curves.close(losses | (evaluation.as_figures() if evaluation else {}), answers)
     kept_step = best.step if best.weights else None
     drawn = draw_losses(trainer.state.log_history, base_loss, kept_step, folder / "loss.png")
@@ -251,6 +255,7 @@ def train(settings: Settings) -> None:
         trained_steps=trained_steps,
         **trainer.timer.figures(),
         peak_gb=peak_gb(),
+        went_on_from=parent and parent.name,
         path=str(folder.resolve()),
         repo=settings.output_repo or None,
         duration_s=round(time.monotonic() - began, 1),

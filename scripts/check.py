@@ -41,11 +41,13 @@ from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, peop
 from unsloth_jobs.redaction import redact
 from unsloth_jobs.template import quiet_libraries
 from unsloth_jobs.training.dataset import held_out_of
+from unsloth_jobs.training.parent import Parent
 from unsloth_jobs.training.preference_tokens import SAME
 from unsloth_jobs.training.settled import chosen_values, why_chosen
 
 USUAL = ("utf-8", ",")  # ways to read a file that need no word
 ROW_CHARS = 2000  # of the sample row, on a terminal
+SHORT = 7  # characters of a commit that tell it from others
 
 app = application("Is this run sound?")
 
@@ -114,6 +116,17 @@ def as_json(found: Report) -> dict[str, Any]:
             "parameters": model.parameters,
             "context_length": model.context_length,
             "gated": model.gated,
+        },
+        "adapter": model
+        and model.parent
+        and {
+            "id": model.parent.name,
+            "revision": model.parent.revision,
+            "base_model_revision": model.parent.base_revision,
+            "r": model.parent.rank,
+            "alpha": model.parent.alpha,
+            "target_modules": model.parent.targets,
+            "own_tokenizer": model.parent.has_tokenizer,
         },
         "dataset": table
         and {
@@ -186,6 +199,8 @@ def show(found: Report) -> None:
     if identity := found.identity:
         facts.add_row("token", escape(f"{identity.name}, {identity.role}; can pay: {', '.join(identity.payers) or 'nobody'}"))
     if model := found.model:
+        if model.parent:
+            facts.add_row("adapter", escape(went_on(model.parent)))
         length = f", {model.context_length:,} tokens of context" if model.context_length else ""
         facts.add_row("model", escape(f"{model.id}, {model.architecture}, {model.parameters:,} parameters{length}"))
         facts.add_row("LoRA", escape(f"{found.lora.linear_share:.0%} of the linear weights: {', '.join(found.lora.targets)}"))
@@ -225,6 +240,14 @@ def compared(sample: PairSample) -> str:
         "better answers {chosen_tokens:.0f} tokens, worse ones {rejected_tokens:.0f} (means); {contradictory} contradictory, "
     )
     return (text + "{nearly_same} nearly the same, {same} the same").format(**sample.pairs, same=same)
+
+
+def went_on(parent: Parent) -> str:
+    """The adapter that training goes on from."""
+    base = parent.base + (f" at {parent.base_revision[:SHORT]}" if parent.base_revision else "")
+    name = parent.name + (f" at {parent.revision[:SHORT]}" if parent.revision else "")
+    targets = ", ".join(parent.targets)
+    return f"{name}, an adapter of {base}, r {parent.rank}, alpha {parent.alpha}, on {targets}: training goes on from it"
 
 
 def graded(grading: Grading) -> str:

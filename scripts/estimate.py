@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,6 +125,7 @@ def estimate(
         for problem in found.problems:
             show_problem(problem)
         raise typer.Exit(found.exit_code)
+    settings = found.settings
     flavors, source = current_flavors(api)
     chosen = [find_flavor(flavors, flavor)] if flavor else flavors
     chosen = [one for one in chosen if not more_than_gb or one.vram_gb / max(one.gpus, 1) > more_than_gb]
@@ -150,9 +151,8 @@ def estimate(
         min(counted.percentile(1.0), settings.max_seq_length) if counted.rows == counted.sampled else 0,
         *((found.grading.rows, found.grading.answer_tokens) if found.grading else ()),
     )
-    pinned = replace(settings, base_model_revision=model_found.revision or "", dataset_revision=found.settings.dataset_revision)
     digest = {"digest": counted.digest} if counted.digest else {}
-    ranked = rank(chosen, model_found, pinned, script, run, digest)
+    ranked = rank(chosen, model_found, found.settings, script, run, digest)
     best = cost.recommend(ranked, flavors)
     shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])
     chosen_by_run = settled(settings, model_found, shown, ranked)

@@ -43,7 +43,7 @@ Here, on whatever processor there is:
 Rows are prompt, chosen and rejected (text or turns), OpenAI's input, preferred_output and non_preferred_output, or for
 --loss kto prompt, completion and label. The model is compared with the one that training starts from.
 
-Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, data, masks,
+Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings, masks,
 questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
 code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
@@ -77,6 +77,7 @@ import shlex
 import shutil
 import signal
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -87,6 +88,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from importlib.machinery import SourceFileLoader
@@ -115,8 +117,10 @@ def setting(default: Any, help: str, number: type | None = None) -> Any:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
-    base_model_revision: str = setting("", "commit or branch of the model (default: main)")
+    base_model: str = setting(
+        "LiquidAI/LFM2.5-1.2B-Instruct", "model to tune, or LoRA adapter to go on from: Hub id or local folder"
+    )
+    base_model_revision: str = setting("", "commit or branch of that (default: main)")
     load_in_16bit: bool = setting(False, "16-bit LoRA (default: where the GPU has the room for it, and on a CPU)")
     load_in_4bit: bool = setting(False, "4-bit QLoRA: least memory, some quality (default: where 16 bits have no room)")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
@@ -150,9 +154,9 @@ class LearningSettings:
     learning_rate: float | str = setting(AUTO, "peak learning rate; auto: from model, adapter and batch size", float)
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
-    lora_r: int = setting(16, "rank of the LoRA matrices")
-    lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
-    target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
+    lora_r: int | str = setting(AUTO, "rank of the LoRA matrices; auto: 16, or that of the adapter gone on from", int)
+    lora_alpha: int | str = setting(AUTO, "LoRA scale; auto: 32, or that of the adapter gone on from", int)
+    target_modules: str = setting(AUTO, "modules that get an adapter, by comma; auto: each linear layer of the decoder, or its")
     min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of the requested modules")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
@@ -293,9 +297,10 @@ def train(settings: Settings) -> None:
     found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
 
-    # ---- what can fail for free comes first: the repository, the rows, their columns
+    # ---- what can fail for free comes first: the adapter to go on from, the repository, the rows, their columns
     require_gpu_where_paid(run_facts().get("vram_gb") or 0)
     require_mergeable(settings)
+    settings, parent = starting_point(settings)
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
     rows = load_rows(settings)
@@ -321,14 +326,14 @@ def train(settings: Settings) -> None:
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
         import unsloth  # noqa: F401
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
     require_decoder(config.to_dict())
     # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
     settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
-    tokenizer = AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    tokenizer = load_tokenizer(settings, parent)
     renderer, paired = make_renderer(tokenizer, layout), LOSSES[settings.loss].paired
     train_tokens, masks = encode_preferences(train_rows, renderer, layout, settings.max_seq_length, paired)
     require_preferences(masks)
@@ -359,9 +364,10 @@ def train(settings: Settings) -> None:
         rows_per_step=effective_batch_size(settings),
         gradient_checkpointing=settings.gradient_checkpointing,
     )
-    own = lineage(METHOD, settings, train_tokens, False)
+    own = lineage(METHOD, settings, train_tokens, False) | parent_lineage(parent)
     checkpoint = checkpoint_to_resume(settings, api, own)
-    model = attach_adapter(model, settings)
+    model = attach_adapter(model, settings, parent)
+    began_with = trained_weights(model) if parent else {}
 
     # ---- training, with the start's loss first: it is the yardstick, and it finds an evaluation that does not fit
     best, yardstick = BestAdapter(int(settings.early_stopping) if held_out else 0), Yardstick()
@@ -393,7 +399,7 @@ def train(settings: Settings) -> None:
     kept_step = best.step if best.weights else None
     changes = yardstick.changes(trainer.state.global_step if kept_step is None else kept_step)
     warn_of_displacement(changes)
-    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left())
+    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left(), began_with)
     reached = {name: after for name, (_, after) in changes.items() if name != "loss"}
     trainer.curves.close(losses | reached | (evaluation.as_figures() if evaluation else {}), answers)
     drawn = draw_losses(trainer.state.log_history, base_loss, kept_step, folder / "loss.png", f"loss ({settings.loss})")
@@ -408,6 +414,7 @@ def train(settings: Settings) -> None:
     emit(
         "done",
         **losses,
+        went_on_from=parent and parent.name,
         loss_name=settings.loss,
         preferences=changes,
         reward_accuracy_interval=accuracy_interval(changes, len(held_out or ())),
@@ -537,6 +544,42 @@ def main() -> int:
 
 # ===============================================================================================================
 # Shared code.
+
+
+# ---- training/adapter_weights.py ------------------------------------------------------------------------------
+# The weights of the adapter in memory: taken out of the model, and put back.
+
+
+def trained_weights(model: Any) -> dict[str, Any]:
+    """A copy of each weight that is trained, by its name, in the memory of the processor."""
+    return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def set_weights(model: Any, weights: Mapping[str, Any]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name in weights:
+                value.copy_(weights[name])
+
+
+@contextmanager
+def as_it_began(model: Any, began: Mapping[str, Any]) -> Iterator[None]:
+    """The model that training started from: with the adapter that it went on from, or, where there was none, bare.
+
+    began: the adapter's weights at that time; {} where there was none.
+    """
+    if not began:
+        with model.disable_adapter():
+            yield
+        return
+    tuned = {name: value.detach().cpu().clone() for name, value in model.named_parameters() if name in began}
+    set_weights(model, began)
+    try:
+        yield
+    finally:
+        set_weights(model, tuned)
 
 
 # ---- training/secrets.py --------------------------------------------------------------------------------------
@@ -676,6 +719,1681 @@ def exit_code(run: Callable[[], None], again: str) -> int:
             emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log has the traceback.")
             print_traceback()
     return 1
+
+
+# ---- training/lora.py -----------------------------------------------------------------------------------------
+# LoRA: which linear layers get an adapter, and what share of them that is.
+
+
+NO_DECODER = r"lm_head|embed|vision|visual|image|audio|multi_modal|projector"  # anywhere in a module's name
+NO_TARGET = r"router|gate|wte|wpe"  # its last part
+NOT_ADAPTED = re.compile(rf"{NO_DECODER}|(^|\.)({NO_TARGET})$")
+EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
+LORA_RANK, LORA_ALPHA = 16, 32  # where none is given, and no adapter is gone on from
+Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
+
+
+def adaptable(linears: Shapes) -> dict[str, tuple[int, int]]:
+    """The decoder's linear layers: no embedding, head, router or encoder of pictures and sound."""
+    return {name: shape for name, shape in linears.items() if not NOT_ADAPTED.search(name)}
+
+
+def rank_of(settings: TrainingSettings) -> int:
+    return LORA_RANK if settings.lora_r == AUTO else int(settings.lora_r)
+
+
+def alpha_of(settings: TrainingSettings) -> int:
+    return LORA_ALPHA if settings.lora_alpha == AUTO else int(settings.lora_alpha)
+
+
+def leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
+    """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
+    present = sorted({leaf(name) for name in adaptable(linears)})
+    if wanted == AUTO:
+        return present
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in present]:
+        raise Stop(
+            "unknown_target",
+            f"The model has no linear layer named {', '.join(unknown)}.",
+            f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
+        )
+    return names
+
+
+def target_pattern(targets: Iterable[str]) -> str:
+    """targets as one pattern over whole module names.
+
+    Unsloth narrows a list of names by its own idea of what attention and MLP are called, and loses LFM2's
+    convolutions that way; a pattern it passes to PEFT as it stands.
+    """
+    leaves = "|".join(re.escape(name) for name in targets if not re.fullmatch(NO_TARGET, name))
+    return rf"(?!.*(?:{NO_DECODER}))(?:.*\.)?(?:{leaves})"
+
+
+def lora_size(shapes: Iterable[tuple[int, int]], rank: int = 1) -> int:
+    """Trainable parameters of an adapter of this rank on linear layers of these shapes."""
+    return sum(rank * (out + into) for out, into in shapes)
+
+
+def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
+    """Share of the possible LoRA parameters (equal rank everywhere) that the adapted modules hold; 1.0 = whole."""
+    possible = adaptable(linears)
+    reached = [possible[name] for name in set(adapted) & possible.keys()]
+    return lora_size(reached) / max(lora_size(possible.values()), 1)
+
+
+def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
+    import torch
+
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
+def expert_shapes(model: Any) -> list[tuple[int, int]]:
+    """Of the experts' layers that are stacked in one tensor: an adapter reaches only linear layers that are modules."""
+    return [
+        (parameter.shape[1], math.prod(parameter.shape[2:]))
+        for name, parameter in model.named_parameters()
+        if EXPERTS.search(name) and parameter.ndim > 2
+        for _ in range(parameter.shape[0])
+    ]
+
+
+# ---- training/adapter.py --------------------------------------------------------------------------------------
+# The files of an adapter.
+
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TOKENIZER_FILES = [
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template*", "additional_chat_templates/*",
+]  # fmt: skip
+
+
+def download(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """Files of a model repository, here. Raises Stop where it cannot be read."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise Stop(
+            "not_found",
+            f"{repo} cannot be read: {error}",
+            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
+        ) from error
+
+
+# ---- training/flags.py ----------------------------------------------------------------------------------------
+# Settings as flags: a dataclass whose fields are the flags of a script.
+
+
+Settled = TypeVar("Settled")
+
+
+def parse_flags(
+    kind: type[Settled], problems: Callable[[Settled], Iterable[str]], about: str | None, argv: list[str] | None
+) -> Settled:
+    """The dataclass `kind` from flags named after its fields, over its defaults. about: the text of --help.
+
+    Raises SystemExit(2) on a flag or a value that is not one, or where problems finds one.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for item in fields(kind):  # type: ignore[arg-type]  # a TypeVar cannot be bound to "any dataclass"
+        flag, default, text = as_flag_name(item.name), item.default, item.metadata["help"]
+        text += f" [{default}]" if default not in ("", False) else ""
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        else:
+            number = item.metadata["number"]
+            read = number_or_auto(number) if number else type(default)
+            parser.add_argument(flag, type=read, default=default, metavar=read.__name__, help=text)
+    settings = kind(**vars(parser.parse_args(argv)))
+    for problem in problems(settings):
+        parser.error(problem)
+    return settings
+
+
+def number_or_auto(number: type) -> Callable[[str], Any]:
+    """What reads the value of a flag that takes a number, or the word auto."""
+
+    def read(text: str) -> Any:
+        return text if text == AUTO else number(text)
+
+    read.__name__ = f"{number.__name__}|{AUTO}"  # argparse names it in its messages
+    return read
+
+
+def as_flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, bool):
+        return as_flag_name(name) if value else as_flag_name(f"no_{name}")
+    return f"{as_flag_name(name)} {shlex.quote(str(value))}"
+
+
+# ---- training/run.py ------------------------------------------------------------------------------------------
+# The run as it was submitted: its plan, its price, its timeout, and whether it must stop before its last step.
+
+
+def this_run() -> dict[str, Any]:
+    """What tells one submission from another, also of the same plan: the job keeps its id when it is started again."""
+    return {"plan_id": run_facts().get("plan_id"), "job_id": os.environ.get("JOB_ID")}
+
+
+def run_facts() -> dict[str, Any]:
+    """What submit.py passed on about this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
+    try:
+        return json.loads(os.environ.get("UNSLOTH_JOBS_RUN", "{}"))
+    except ValueError:
+        return {}
+
+
+def billed_since() -> float:
+    """Epoch seconds at which this job began: what the local backend states, or when uv began to install its libraries."""
+    import psutil
+
+    if started := run_facts().get("started"):
+        return started
+    process = psutil.Process()
+    parent = process.parent()
+    return (parent if parent and parent.name().startswith("uv") else process).create_time()
+
+
+class StopSignal:
+    """Whether the run must end before its last step: its timeout is near, or it was cancelled (SIGTERM, Ctrl-C)."""
+
+    MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
+    CHECKS_EVERY_S = 1.0
+    SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.training = False
+        self.signalled_at = 0.0
+        timeout = run_facts().get("timeout_s")
+        self.deadline = billed_since() + timeout if timeout else None
+        least, most = self.MARGINS_S
+        self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+
+    def on_signal(self, number: int, _: Any) -> None:
+        if self.reason == "cancelled":  # uv passes on what a whole group of processes was sent already
+            if number == signal.SIGINT and time.monotonic() > self.signalled_at + self.SAME_SIGNAL_S:
+                raise KeyboardInterrupt  # Ctrl-C once more: at once, whatever is lost
+            return
+        self.reason, self.signalled_at = "cancelled", time.monotonic()
+        if not self.training:  # nothing new has been learned that could be saved
+            raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
+
+    def due(self, saving_s: float) -> bool:
+        """Whether to stop now, when what comes before the next such question takes this many seconds."""
+        if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
+            self.reason = "deadline"
+        return bool(self.reason)
+
+    def seconds_left(self) -> float:
+        """Until the run must begin to end; infinite without a timeout."""
+        return math.inf if self.deadline is None else self.deadline - self.margin - time.time()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; False where the machine is taken away before, or may be any moment."""
+        until = time.time() + seconds
+        if self.deadline and until > self.deadline:
+            return False
+        while self.reason != "cancelled" and (left := until - time.time()) > 0:
+            time.sleep(min(left, self.CHECKS_EVERY_S))
+        return self.reason != "cancelled"
+
+    def require_none(self, state: Any, where: str) -> None:
+        """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
+        if state.global_step >= state.max_steps or self.reason == "early_stopped":
+            return
+        code = self.reason or "stopped"
+        why = {"deadline": "Its timeout was near", "cancelled": "It was ended from outside"}.get(
+            self.reason, "For no known reason"
+        )
+        raise Stop(
+            code,
+            f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
+            "Submit the same command with --resume at its end: it goes on from there.",
+        )
+
+
+def cost_usd() -> float | None:
+    """Dollars of this job up to now, at the price it was submitted at; None where that is unknown, or nothing."""
+    price = run_facts().get("usd_per_minute")
+    return round((time.time() - billed_since()) / 60 * price, 4) if price else None
+
+
+def run_name(settings: TrainingSettings) -> str:
+    """The run's name, and its repository's where none is given: model and data set, as the Hub allows names."""
+    data = Path(settings.dataset)
+    if data.is_file():
+        data = Path(re.sub(r"(?i)\.gz$", "", data.name)).with_suffix("")
+    parts = (Path(settings.base_model).name, data.name)
+    return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]
+
+
+# ---- training/parent.py ---------------------------------------------------------------------------------------
+# An adapter that training goes on from: --base-model names it, and what it is decides rank, alpha and targets.
+
+
+BASE_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)  # the oldest models have no owner
+PART = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")  # of an adapter, as PEFT names its tensors
+# Values in adapter_config.json that make an adapter more than two small matrices beside each of its linear layers.
+EXTRAS = {
+    "use_dora": "DoRA", "modules_to_save": "layers that were trained whole", "trainable_token_indices": "trained tokens",
+    "target_parameters": "LoRA on stacked experts", "rank_pattern": "ranks that differ from layer to layer",
+    "alpha_pattern": "alphas that differ from layer to layer", "lora_bias": "biases", "use_qalora": "QALoRA",
+    "layer_replication": "repeated layers", "alora_invocation_tokens": "an activated LoRA", "use_bdlora": "BD-LoRA",
+}  # fmt: skip
+QUOTED = 100  # characters of a name in an adapter's files
+PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # initialisations that leave the base's weights alone
+Adapted = TypeVar("Adapted", bound=TrainingSettings)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A LoRA adapter that training goes on from.
+
+    revision and base_revision: commits or branches, None for a folder and where the adapter does not say. rank, alpha, and
+    scaled_by_root (rsLoRA) as PEFT has them; modules: shape (out, in) of each layer that it adapts, by the name in its file.
+    folder: where its files are, on the machine that trains.
+    """
+
+    name: str
+    revision: str | None
+    base: str
+    base_revision: str | None
+    rank: int
+    alpha: int
+    scaled_by_root: bool
+    modules: dict[str, tuple[int, int]]
+    has_tokenizer: bool
+    folder: Path | None = None
+
+    @property
+    def targets(self) -> list[str]:
+        return sorted({leaf(name) for name in self.modules})
+
+    @property
+    def merging(self) -> str:
+        """How it becomes a whole model, which a new adapter can be trained on."""
+        merged = "the folder that it makes" if Path(self.name).exists() else f"{self.name}-merged"
+        export = f"templates/export.py --adapter {shlex.quote(self.name)} --quantizations none"
+        return f"merge it first (uv run {export}), then pass --base-model {merged}."
+
+
+def is_adapter(files: set[str]) -> bool:
+    """Whether a repository or folder with these files is an adapter: then it is one, also beside a merged model."""
+    whole = {"model.safetensors", "model.safetensors.index.json"} & files and "config.json" in files
+    return CONFIG in files and (WEIGHTS in files or not whole)
+
+
+def read_parent(
+    name: str,
+    revision: str | None,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    has_tokenizer: bool,
+    folder: Path | None = None,
+) -> Parent:
+    """An adapter from its adapter_config.json and the shapes of its tensors. Raises Stop where training cannot go on from it."""
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not (BASE_ID.fullmatch(base) or (revision is None and Path(base).is_dir())):
+        raise Stop(
+            "adapter_without_base",
+            f"{name} is an adapter, and does not name the model that it was trained on by an id on the Hub.",
+            f"Write that id into its {CONFIG}, as base_model_name_or_path.",
+        )
+    kind = str(config.get("peft_type"))
+    if kind != "LORA":
+        raise Stop(
+            "unsupported_adapter",
+            f"{name} is an adapter of another kind ({quotation(kind, QUOTED)}), and only a LoRA adapter is gone on from here.",
+            f"To train a new LoRA on its base, without what this one learned: --base-model {base}",
+        )
+    rank, alpha = whole_number(config.get("r")), whole_number(config.get("lora_alpha"))
+    if rank is None or alpha is None:
+        raise Stop("bad_adapter", f"{name}: rank and alpha in its {CONFIG} are no whole numbers.", "Name another adapter.")
+    stated = config.get("revision")
+    base_revision = stated if isinstance(stated, str) and re.fullmatch(r"[\w./-]+", stated) else None
+    modules, others = modules_of(shapes, rank)
+    found = Parent(
+        name, revision, base, base_revision, rank, alpha, bool(config.get("use_rslora")), modules, has_tokenizer, folder
+    )
+    extras = [title for key, title in EXTRAS.items() if config.get(key)]
+    extras += ["biases"] if config.get("bias") not in (None, "none") else []
+    extras += ["an initialisation that changes the base"] if config.get("init_lora_weights") not in PLAIN_STARTS else []
+    if extras or others or not modules:
+        tensors = f"such as {quotation(others[0], QUOTED)}" if others else "and no other"
+        what = ", ".join(extras) or f"tensors that are no LoRA matrices of rank {rank}, {tensors}"
+        message = f"{name} is no plain LoRA: it has {what}. Such an adapter is not gone on from here."
+        raise Stop("unsupported_adapter", message, f"To train on what it learned, {found.merging}")
+    return found
+
+
+def whole_number(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and float(value).is_integer() and value >= 1 else None
+
+
+def modules_of(shapes: Mapping[str, tuple[int, ...]], rank: int) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Shape (out, in) of each layer that has both its LoRA matrices among these tensors, and the tensors that are no such pair."""
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    others = []
+    for name, shape in shapes.items():
+        if match := PART.fullmatch(name):
+            parts.setdefault(match[1], {})[match[2]] = shape
+        else:
+            others.append(name)
+    modules = {}
+    for name, pair in parts.items():
+        down, up = pair.get("A", ()), pair.get("B", ())
+        if len(down) == len(up) == 2 and down[0] == up[1] == rank:
+            modules[name] = (up[0], down[1])
+        else:
+            others.append(name)
+    return modules, others
+
+
+def placed(parent: Parent, linears: Shapes) -> dict[str, str]:
+    """The name in its file of each layer that an adapter is for, by the layer's name in the model. Raises Stop on a misfit.
+
+    What stands before a layer's number may differ between the two: transformers has renamed that of some models.
+    """
+    there = {within_stack(name): name for name in adaptable(linears)}
+    names = {there.get(within_stack(name), ""): name for name in parent.modules}
+    wrong = [name for name, shape in parent.modules.items() if linears.get(there.get(within_stack(name), "")) != shape]
+    if wrong or len(names) < len(parent.modules):
+        wrong = wrong or list(parent.modules)
+        raise Stop(
+            "adapter_not_of_base",
+            f"{parent.name} does not fit {parent.base}: {len(wrong)} of its {len(parent.modules)} layers are not among those "
+            f"that get an adapter here, in the same shape, such as {quotation(wrong[0], QUOTED)}.",
+            f"If it is of another model, correct base_model_name_or_path in its {CONFIG}. If not, {parent.merging}",
+        )
+    return names
+
+
+def within_stack(name: str) -> str:
+    """A module's name from its layer's number on."""
+    found = re.search(r"\d+\..*", name)
+    return found[0] if found else name
+
+
+def with_lora_values(settings: Adapted, parent: Parent | None) -> Adapted:
+    """The settings with rank, alpha and targets: as given, the adapter's, or the defaults. Raises Stop on two that differ."""
+    if parent is None:
+        return replace(settings, lora_r=rank_of(settings), lora_alpha=alpha_of(settings))
+    values = {"lora_r": parent.rank, "lora_alpha": parent.alpha}
+    wrong = [name for name, value in values.items() if getattr(settings, name) not in (AUTO, value)]
+    asked = {name.strip() for name in settings.target_modules.split(",")}
+    wrong += ["target_modules"] if asked not in ({AUTO}, set(parent.targets)) else []
+    if wrong:
+        given = " ".join(as_flag(name, getattr(settings, name)) for name in wrong)
+        theirs = f"rank {parent.rank}, alpha {parent.alpha}, on {', '.join(parent.targets)}"
+        raise Stop(
+            "adapter_conflict",
+            f"Training goes on from the adapter {parent.name} ({theirs}), which {given} contradicts.",
+            f"Leave that out, to take the adapter's. For a new adapter on what it learned, {parent.merging}",
+        )
+    return replace(settings, lora_r=parent.rank, lora_alpha=parent.alpha, target_modules=",".join(parent.targets))
+
+
+def settings_on_base(settings: Adapted, parent: Parent) -> Adapted:
+    """The settings of a run that goes on from an adapter, with the model under it: what is loaded, merged and named as base."""
+    return replace(
+        settings, run_name=run_name(settings), base_model=parent.base, base_model_revision=parent.base_revision or ""
+    )
+
+
+def require_apart(settings: TrainingSettings, parent: Parent) -> None:
+    """Raises Stop where the result would replace the adapter that it goes on from, unless that is pinned by its commit."""
+    if settings.output_repo == parent.name and not settings.base_model_revision:
+        pinned = f" --base-model-revision {parent.revision}" if parent.revision else ""
+        raise Stop(
+            "parent_replaced",
+            f"The result would replace {parent.name}, the adapter that it goes on from.",
+            f"Name another --output-repo. Or, to replace it and keep it in the history: --base-model {parent.name}{pinned}",
+        )
+    if parent.folder and Path(settings.save_local).resolve() == parent.folder.resolve():
+        message = f"The result would replace the files in {parent.name}, the adapter that it goes on from."
+        raise Stop("parent_replaced", message, "Name another --save-local.")
+
+
+# ---- training/columns.py --------------------------------------------------------------------------------------
+# Column names become roles: how the rows of a data set are laid out.
+
+
+ROLES = {
+    "system": "system", "developer": "developer",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool", "function": "tool",
+}  # fmt: skip
+PAIRS = (
+    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
+    ("input", "output"),
+)  # fmt: skip
+PREFERENCE = {"chosen", "rejected"}
+OPENAI_PREFERRED = ("preferred_output", "preferred_completion")
+ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
+MEDIA_VALUE = re.compile(
+    r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
+)
+MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
+
+ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | dict[str, Any] | None]
+
+
+class Format(NamedTuple):
+    """How the rows of a data set are read: a name and, by role, the columns that are used."""
+
+    name: str
+    columns: dict[str, str]
+    to_messages: ToMessages | None = None  # the script's own, where it reads these rows
+
+
+def detect_format(
+    columns: Iterable[str], prompt_column: str = "", completion_column: str = "", media: Iterable[str] = ()
+) -> Format:
+    """Find how to read a data set from its column names, and those known to hold media. Raises Stop where no reading is certain."""
+    columns = list(columns)
+    seen = [name for name in columns if name in MEDIA or name in media]
+    if prompt_column:
+        missing = [name for name in (prompt_column, completion_column) if name not in columns]
+        if missing:
+            raise Stop(
+                "unknown_column",
+                f"The data set has no column {missing[0]!r}; it has: {', '.join(columns)}.",
+                "Name columns that exist with --prompt-column and --completion-column.",
+            )
+        seen = [name for name in (prompt_column, completion_column) if name in media]
+    if seen:
+        raise Stop(
+            "unknown_columns",
+            f"The rows hold pictures or sound ({', '.join(seen)}), and only text can be learned.",
+            "Choose a data set of text. Where the text alone is enough, name its two columns with --prompt-column and "
+            "--completion-column, or save a copy of the rows without pictures and sound.",
+        )
+    if prompt_column:
+        return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
+    tools: dict[str, str] = {name: name for name in ("tools", "functions") if name in columns}
+    for name in ("messages", "conversations", "conversation"):
+        if name in columns:
+            return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
+    if "instruction" in columns and ("output" in columns or "response" in columns):
+        answer = "output" if "output" in columns else "response"
+        extra = {"input": "input"} if "input" in columns else {}
+        return Format("alpaca", {"instruction": "instruction", **extra, "output": answer})
+    for prompt, completion in PAIRS:
+        if prompt in columns and completion in columns:
+            return Format("prompt-completion", {"prompt": prompt, "completion": completion})
+    if "text" in columns:
+        return Format("text", {"text": "text"})
+    if set(columns) >= PREFERENCE:
+        imitate = "--prompt-column prompt --completion-column chosen" if "prompt" in columns else ""
+        raise preference_data("(chosen, rejected)", imitate)
+    if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
+        imitate = f"--prompt-column input --completion-column {preferred}"
+        raise preference_data(f"as OpenAI's DPO files do ({preferred}, non_{preferred})", imitate)
+    known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
+    raise Stop(
+        "unknown_columns",
+        f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
+        naming_hint(columns),
+    )
+
+
+def preference_data(which: str, imitate: str) -> Stop:
+    """What to say of preferences where answers to imitate are asked for. imitate: the flags that name the better ones."""
+    return Stop(
+        "preference_data",
+        f"The rows hold preferences {which}, not answers to imitate.",
+        "To learn them use templates/dpo.py in the place of this script: check.py ... --script templates/dpo.py."
+        + (f" To imitate the better answers: {imitate}." if imitate else ""),
+    )
+
+
+def naming_hint(columns: list[str]) -> str:
+    if len(columns) == 1 and (delimiter := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        return f"The file seems to be separated by {delimiter!r}: save it with commas."
+    if len(columns) < 2:
+        return "Each row needs a question and an answer: messages, or two columns."
+    if {"role", "content"} <= {*columns} or {"from", "value"} <= {*columns}:
+        return "Each turn stands alone. Put a conversation's turns into one row: " + ROW_EXAMPLE
+    if any(map(reads_like_a_cell, columns)):
+        return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
+    # Names come from the data set, and a fix is pasted into a shell.
+    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, likeliest(columns)))
+    return f"Name the two columns, such as: {named}. Or fill in to_messages(row) in a copy of the template."
+
+
+def likeliest(columns: list[str]) -> list[str]:
+    """The two columns that sound most like a question and its answer: the first two where none do."""
+    answer = next((name for name in columns if SOUNDS_LIKE_AN_ANSWER.search(name)), "")
+    question = next((name for name in columns if SOUNDS_LIKE_A_QUESTION.search(name) and name != answer), "")
+    return [question, answer] if question and answer else columns[:2]
+
+
+def reads_like_a_cell(name: str) -> bool:
+    """Whether what should be a column's name is rather a sentence or a number, as in a table without names."""
+    return len(name) > 40 or len(name.split()) > 3 or bool(re.search(r"[?!.]$|^[\d.,]+$", name))
+
+
+SOUNDS_LIKE_A_QUESTION = re.compile("question|ticket|request|prompt|input|message|problem|query|body|text", re.IGNORECASE)
+SOUNDS_LIKE_AN_ANSWER = re.compile("answer|reply|response|output|solution|resolution|completion", re.IGNORECASE)
+ROW_EXAMPLE = (
+    'Write an object into each line: {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
+)
+
+
+def media_columns(features: Mapping[str, Any] | None) -> list[str]:
+    """The columns whose type is pictures, sound or video, alone or in a list."""
+    return [name for name, feature in (features or {}).items() if holds_media(feature)]
+
+
+def media_values(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a row that hold the name or the content of a picture, a sound or a video."""
+    return [name for name, value in row.items() if isinstance(value, str) and MEDIA_VALUE.fullmatch(value.strip())]
+
+
+def holds_media(feature: Any) -> bool:
+    if isinstance(feature, Mapping):
+        return any(map(holds_media, feature.values()))
+    if within := getattr(feature, "feature", None):
+        return holds_media(within)
+    return type(feature).__name__ in ("Image", "Audio", "Video", "Pdf", "Nifti")
+
+
+# ---- training/tool_calls.py -----------------------------------------------------------------------------------
+# Tool calls in messages: their names and arguments, and whether a rendering shows them.
+
+
+def parsed_arguments(arguments: Any) -> Any:
+    """The arguments of a tool call as a mapping, where they are the JSON text of one, as OpenAI writes them."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        mapping = json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError):
+        return arguments
+    return mapping if isinstance(mapping, Mapping) else arguments
+
+
+def with_calls(calls: Any, name: Callable[[Any], Any], arguments: Callable[[Any], Any]) -> Any:
+    """Tool calls with their names and arguments replaced. What is no tool call stays."""
+
+    def replaced(call: Any) -> Any:
+        if not isinstance(call, Mapping):
+            return call
+        if isinstance(call.get("function"), Mapping):
+            return {**call, "function": replaced(call["function"])}
+        changed = {key: change(call[key]) for key, change in (("name", name), ("arguments", arguments)) if key in call}
+        return {**call, **changed}
+
+    return [replaced(call) for call in calls] if isinstance(calls, list) else calls
+
+
+def as_tools(functions: Any) -> Any:
+    """The functions of OpenAI's older files as the tools of its newer ones."""
+    return [{"type": "function", "function": one} for one in functions] if isinstance(functions, list) else functions
+
+
+def with_tool_calls(turns: list[Any]) -> list[Any]:
+    """Messages with the `function_call` of OpenAI's older files as a tool call, and with an id that its answer names."""
+    changed, calls, last = [], 0, ""
+    for turn in turns:
+        if isinstance(turn, Mapping) and isinstance(turn.get("function_call"), Mapping):
+            calls += 1
+            last = f"call{calls:05}"  # nine characters: some chat templates want as many
+            call = {"id": last, "type": "function", "function": turn["function_call"]}
+            turn = {**turn, "tool_calls": [call]}
+        elif isinstance(turn, Mapping) and turn.get("role") == "function" and last:
+            turn = {**turn, "tool_call_id": last}
+        changed.append(turn)
+    return changed
+
+
+def arguments_of(message: Mapping[str, Any]) -> list[Any]:
+    found: list[Any] = []
+    with_calls(message.get("tool_calls"), lambda name: name, lambda value: found.append(value))
+    return found
+
+
+def json_text(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else value
+
+
+def shows_call(call: Mapping[str, Any], written: str) -> bool:
+    function = call["function"] if isinstance(call.get("function"), Mapping) else call
+    words, numbers = words_and_numbers(function.get("arguments"))
+    name = str(function.get("name", ""))
+    named = name in written if name else True
+    return all(word in written for word in words) and (named or bool(numbers) and all(one in written for one in numbers))
+
+
+def words_and_numbers(value: Any) -> tuple[list[str], list[str]]:
+    """What must stand in any rendering of a JSON value: of each text its longest plain word, since the rest may be
+    escaped, and the numbers.
+    """
+    if isinstance(value, Mapping | list):
+        found = [words_and_numbers(item) for item in (value.values() if isinstance(value, Mapping) else value)]
+        return [word for words, _ in found for word in words], [number for _, numbers in found for number in numbers]
+    if isinstance(value, str):
+        return [max(re.findall("[A-Za-z0-9]+", value), key=len, default="")], []
+    return [], [json.dumps(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+# ---- training/rows.py -----------------------------------------------------------------------------------------
+# A row, whatever its columns are called, as {"messages", "tools"?}, {"prompt", "completion"} or {"text"}.
+
+
+def without_nulls(value: Any) -> Any:
+    """Arrow fills each absent key with None, and chat templates take `defined` for `present`: drop them."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def plain_text(content: Any) -> str:
+    """The text of a message; an object is written as JSON. Raises ValueError on pictures or sound, and on what is no text."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, Mapping):
+        return plain_text([content]) if is_part(content) else as_json_text(content)
+    if not isinstance(content, list):
+        raise ValueError(f"a message's content is {type(content).__name__}, not text")
+    for part in content:
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            kind = (part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"a message holds {kind}, and {ONLY_TEXT}")
+    return "".join(part["text"] for part in content)
+
+
+def is_part(value: Any) -> bool:
+    """Whether a value is a part of a message: text, a picture, sound."""
+    return isinstance(value, Mapping) and str(value.get("type")) in PART_TYPES
+
+
+def as_json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def normalise_message(message: Any) -> dict[str, Any]:
+    """A turn as {"role", "content"} and what else chat templates read. Raises ValueError with the reason."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a turn is {type(message).__name__}, not a message with a role")
+    written = next((message[key] for key in ("content", "value", "refusal") if message.get(key) is not None), None)
+    message = without_nulls(message)
+    role = str(message.pop("role", message.pop("from", ""))).lower()
+    if role not in ROLES:
+        raise ValueError(f"unknown role {role!r}")
+    content = plain_text(written if isinstance(written, Mapping) else without_nulls(written))
+    kept = {
+        key: message[key] for key in ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking") if message.get(key)
+    }
+    if "tool_calls" in kept:
+        kept["tool_calls"] = with_calls(kept["tool_calls"], lambda name: name, parsed_arguments)
+    if message.get("weight") == 0:  # as OpenAI marks an answer that is not to be learned; no template sees it
+        kept["weight"] = 0
+    return {"role": ROLES[role], "content": content, **kept}
+
+
+def parsed(value: Any) -> Any:
+    """What some data sets keep as JSON in a string, or pandas as Python's own notation. Raises ValueError where it is none."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    except ValueError:
+        if re.match(r"\s*\[?\s*\{\s*'", value):
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return ast.literal_eval(value.strip())
+        raise
+
+
+def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
+    """The format of rows that hook, the script's own to_messages, reads; None where it leaves them to their columns' names.
+
+    first: a row of the data set. Raises Stop where it fails on that.
+    """
+    try:
+        if hook({name: from_cell(value) for name, value in first.items()}) is None:
+            return None
+    except Exception as error:
+        raise Stop(
+            "to_messages_failed",
+            f"to_messages fails on the first row: {type(error).__name__}: {error}",
+            "Correct to_messages in the script: it is given one row, by column, and returns messages.",
+        ) from error
+    return Format("messages", {name: name for name in first}, hook)
+
+
+def custom_row(row: Mapping[str, Any], hook: ToMessages) -> dict[str, Any]:
+    """A row as the script's to_messages writes it: messages alone, beside their tools, or a prompt and its completion.
+
+    Raises ValueError where it fails, or leaves the row out.
+    """
+    try:
+        made = hook({name: from_cell(value) for name, value in row.items()})
+    except Exception as error:
+        raise ValueError(f"to_messages fails: {type(error).__name__}: {error}") from error
+    if not made:
+        raise ValueError("to_messages leaves it out")
+    if isinstance(made, Mapping) and "completion" in made:
+        return {"prompt": cell_text(made.get("prompt")), "completion": cell_text(made["completion"])}
+    turns, tools = (made["messages"], made.get("tools")) if isinstance(made, Mapping) else (made, None)
+    return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
+
+
+def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
+    """One row as {"messages": [...], "tools"?: [...]}, {"prompt": str, "completion": str} or {"text": str}.
+
+    Raises ValueError with the reason where the row does not have the shape its columns promise.
+    """
+    values = {role: from_cell(row.get(column)) for role, column in layout.columns.items()}
+    if sum(map(characters, values.values())) > ROW_LIMIT:
+        raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
+    if layout.to_messages:
+        return custom_row(row, layout.to_messages)
+    if layout.name == "text":
+        return {"text": cell_text(values["text"])}
+    if layout.name == "alpaca":
+        question = "\n\n".join(filter(None, (cell_text(values["instruction"]), cell_text(values.get("input")))))
+        return {"prompt": question, "completion": cell_text(values["output"])}
+    if layout.name == "prompt-completion":
+        prompt, completion = map(conversation_in, (values["prompt"], values["completion"]))
+        asked = prompt.get("messages") if isinstance(prompt, Mapping) else prompt
+        if is_turns(asked) or is_turns(completion):
+            tools = prompt.get("tools") if is_turns(asked) and isinstance(prompt, Mapping) else None
+            return conversation(joined(asked if is_turns(asked) else prompt, completion), tools)
+        return {"prompt": cell_text(prompt), "completion": cell_text(completion)}
+    turns = from_columns(parsed(values["messages"]))
+    if not isinstance(turns, list) or not turns:
+        raise ValueError("the conversation is empty")
+    return conversation(turns, parsed(values.get("tools") or None) or as_tools(parsed(values.get("functions") or None)))
+
+
+def conversation(turns: list[Any], tools: Any) -> dict[str, Any]:
+    """Turns and tools as {"messages": [...], "tools"?: [...]}. Raises ValueError with the reason where a turn is none."""
+    tools = without_nulls(tools)
+    return {"messages": [normalise_message(turn) for turn in with_tool_calls(turns)], **({"tools": tools} if tools else {})}
+
+
+def from_columns(turns: Any) -> Any:
+    """Turns that are kept as a list for each of their keys, as datasets once stored them, one by one."""
+    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
+        return [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
+    return turns
+
+
+def conversation_in(value: Any) -> Any:
+    """The turns that a column keeps as JSON text, as in a table; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with contextlib.suppress(ValueError):
+            return turns if is_turns(turns := parsed(value)) else value
+    return value
+
+
+def characters(value: Any) -> int:
+    """How much text a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(characters, value.values()))
+    return sum(map(characters, value)) if isinstance(value, list) else 0
+
+
+def cell_text(value: Any) -> str:
+    """The text of a column's value; what is neither text nor parts of one is written as JSON, as an answer's fields may be."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list) and any(map(is_part, value)):
+        return plain_text(without_nulls(value))
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
+    return as_json_text(value)
+
+
+def is_no_text(value: Any) -> bool:
+    """Whether an answer is written as JSON text: it is neither text nor turns nor parts of a message."""
+    if isinstance(value, list):
+        return not is_turns(value) and not any(map(is_part, value))
+    return value is not None and not isinstance(value, str)
+
+
+def is_turns(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in value)
+    )
+
+
+def joined(prompt: Any, completion: Any) -> list[Any]:
+    """The turns of a prompt and its completion, of which one may be text, and the completion may repeat the prompt."""
+    asked = prompt if is_turns(prompt) else [{"role": "user", "content": cell_text(prompt)}]
+    answered = completion if is_turns(completion) else [{"role": "assistant", "content": cell_text(completion)}]
+    begins = [normalise_message(turn) for turn in answered[: len(asked)]] == [normalise_message(turn) for turn in asked]
+    return answered if begins else [*asked, *answered]
+
+
+ROW_LIMIT = 5_000_000  # bytes; at 4 or 5 a token the longest contexts there are
+JSON_CELL = "\x1e"  # stands before a value that was not text, as before each value of a JSON text sequence (RFC 7464)
+PART_TYPES = {*MEDIA, "text", "image_url", "input_text", "output_text", "input_image", "input_audio"}
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+
+
+def as_cell(value: Any) -> str | None:
+    """A value as text that from_cell reads; half a character (of an emoji cut in two), which has no UTF-8, is replaced."""
+    text = value if value is None or isinstance(value, str) else JSON_CELL + json.dumps(value, ensure_ascii=False)
+    return HALF_CHARACTER.sub("\ufffd", text) if text else text
+
+
+def from_cell(value: Any) -> Any:
+    """The value that as_cell wrote; of other rows, the value as it is."""
+    if isinstance(value, str) and value.startswith(JSON_CELL):
+        with contextlib.suppress(ValueError):
+            return json.loads(value[1:])
+    return value
+
+
+# ---- training/encodings.py ------------------------------------------------------------------------------------
+# Local files of text as lines: unpacked, and decoded by what their bytes say, since a table does not state its encoding.
+
+
+BLOCK = 1_000_000  # bytes
+BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+GUESS = "cp1252"  # what spreadsheets and editors on Windows write, where the bytes are not UTF-8 and do not speak against it
+UNDEFINED = re.compile(b"[\x81\x8d\x8f\x90\x9d]")  # bytes that it has no character for
+# What other alphabets look like when they are read so: letters with accents in a row, and signs within words.
+UNLIKELY = re.compile(rb"[\xc0-\xff]{3,}|(?<=[A-Za-z\xa1-\xff])[\xa1-\xb3\xb5\xb6\xb8-\xbf](?=[A-Za-z\xa1-\xff])")
+
+
+def bad_line(file: Path, line: int, what: str, fix: str) -> Stop:
+    return Stop("dataset_unreadable", f"Line {line:,} of {file.name} {what}.", fix)
+
+
+def kind_of(file: Path) -> str:
+    """The ending that says what a file holds, .gz aside, in lower case: .jsonl of rows.JSONL.gz."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def is_packed(file: Path) -> bool:
+    return file.suffix.lower() == ".gz"
+
+
+def open_bytes(file: Path) -> BinaryIO:
+    """A file's content, unpacked where it is a .gz."""
+    return cast(BinaryIO, gzip.open(file, "rb")) if is_packed(file) else file.open("rb")
+
+
+def numbered_lines(file: Path, newline: str = "\n") -> Iterator[tuple[int, str]]:
+    """The lines of a file of text with their ends; newline as open takes it. Raises Stop, also at a line that is too long."""
+    with open_text(file, newline) as text:
+        for number in itertools.count(1):
+            line = text.readline(ROW_LIMIT + 1)
+            if not line and number == 1:
+                raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
+            if not line:
+                return
+            if "\0" in line:
+                raise bad_line(file, number, "is not UTF-8 text: it looks like UTF-16", recode(file, "UTF-16LE"))
+            if len(line) > ROW_LIMIT:
+                most = f"{ROW_LIMIT // 10**6} MB"
+                what = f"is longer than {most}, and no model reads that much at once"
+                raise bad_line(file, number, what, f"Split it into rows of less than {most}, or remove it.")
+            yield number, line
+
+
+@contextlib.contextmanager
+def open_text(file: Path, newline: str = "\n") -> Iterator[io.TextIOWrapper]:
+    """A file's text. Raises Stop where it cannot be unpacked or decoded."""
+    try:
+        encoding = encoding_of(file)
+        with open_bytes(file) as content, io.TextIOWrapper(content, encoding, newline=newline) as text:
+            yield text
+    except UnicodeDecodeError:
+        message = f"{file.name} is not the UTF-16 text that its first bytes promise."
+        raise Stop("dataset_unreadable", message, "Save it again, as UTF-8.") from None
+    except (EOFError, OSError, zlib.error) as error:
+        if not is_packed(file):
+            raise
+        message = f"{file.name} cannot be unpacked: {error}."
+        raise Stop("dataset_unreadable", message, "Pack or download it again: it is damaged, or no .gz file.") from None
+
+
+def encoding_of(file: Path) -> str:
+    """utf-8, as a byte order mark says, or the guess for a table or text. Raises Stop where it is none of these."""
+    with open_bytes(file) as content:
+        start = content.read(4)
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        raise bad_line(file, 1, "begins as UTF-32 text", recode(file, "UTF-32"))
+    stated = next((name for mark, name in BOMS.items() if start.startswith(mark)), "utf-8")
+    if stated == "utf-16" or not (fault := first_fault(file)):
+        return stated
+    line, byte = fault
+    western = stated == "utf-8" and may_be_guessed(file)
+    if not western or kind_of(file) in (".json", ".jsonl"):
+        fix = recode(file, "WINDOWS-1252" if western else "ITS-ENCODING")
+        raise bad_line(file, line, f"is not UTF-8 text: it holds the byte 0x{byte:02x}", fix)
+    return GUESS
+
+
+def first_fault(file: Path) -> tuple[int, int] | None:
+    """The line and the byte at which a file stops to be UTF-8; None where it does not."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    with open_bytes(file) as content:
+        while block := content.read(BLOCK):
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                # The decoder's input begins with what it kept of the block before, less than a character.
+                return line + error.object.count(b"\n", 0, error.start), error.object[error.start]
+            line += block.count(b"\n")
+    rest = decoder.getstate()[0]  # a character that the file's end cuts off
+    return (line, rest[0]) if rest else None
+
+
+def may_be_guessed(file: Path) -> bool:
+    """Whether a file reads like a language of Western Europe when it is taken for Windows-1252."""
+    accents = unlikely = 0
+    with open_bytes(file) as content:
+        while block := content.read(BLOCK):
+            if UNDEFINED.search(block):
+                return False
+            accents += sum(byte > 127 for byte in block)
+            unlikely += sum(len(run[0]) for run in UNLIKELY.finditer(block))
+    return unlikely * 10 <= accents
+
+
+def recode(file: Path, encoding: str) -> str:
+    """How to write a file as UTF-8."""
+    name, plain_name = shlex.quote(file.name), f"utf8{kind_of(file)}"
+    unpacked = f"gunzip -c {name} | iconv -f {encoding} -t UTF-8" if is_packed(file) else f"iconv -f {encoding} -t UTF-8 {name}"
+    return f"Save it as UTF-8. From a spreadsheet: save as CSV UTF-8. In a shell: {unpacked} > {plain_name}"
+
+
+# ---- training/csv_tables.py -----------------------------------------------------------------------------------
+# Rows of .csv and .tsv files: the delimiter is found, and the line that is wrong is named.
+
+
+DELIMITERS = ",;\t|"
+SAMPLE_LINES = 50
+STATED = re.compile("sep=([,;\t|:^])\r?\n?")  # the first line by which Excel is told the delimiter
+
+
+def csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Rows of a table whose first line names the columns, with the lines they begin at; every value is text. Raises Stop."""
+    csv.field_size_limit(ROW_LIMIT)
+    began = 1
+    try:
+        delimiter, skipped, lines = table_of(file)
+        # Strict: a quote that is never closed is an error, and swallows no rows.
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        began += skipped
+        columns = column_names(file, began, next(reader, []))
+        began = reader.line_num + 1 + skipped
+        for values in reader:
+            if any(values[len(columns) :]):
+                what = f"has {len(values)} cells, and there are {len(columns)} columns"
+                fix = f"Put a cell that holds {delimiter!r} between quotes, or save it again from a spreadsheet."
+                raise bad_line(file, began, what, fix)
+            if any(values):
+                yield began, {**dict.fromkeys(columns), **dict(zip(columns, values, strict=False))}
+            began = reader.line_num + 1 + skipped
+    except csv.Error as error:
+        raise bad_line(
+            file,
+            began,
+            f"begins a row whose quotes do not match: {error}",
+            'Close each cell that begins with a quote, and write a quote within it twice: "". Or save the file again from a spreadsheet.',
+        ) from None
+
+
+def table_of(file: Path) -> tuple[str, int, Iterator[str]]:
+    """A table's delimiter, how many lines stand before its columns' names, and the lines from these on. Raises Stop."""
+    lines = (line for _, line in numbered_lines(file, newline=""))
+    first = next(lines)
+    if stated := STATED.fullmatch(first):
+        return stated[1], 1, lines
+    start = [first, *itertools.islice(lines, SAMPLE_LINES - 1)]
+    return find_delimiter(start), 0, itertools.chain(start, lines)
+
+
+def find_delimiter(lines: list[str]) -> str:
+    """The character that most often divides rows into as many cells as there are columns, and of those into the most."""
+
+    def fit(mark: str) -> tuple[bool, float, int]:
+        names, *rows = [row for row in csv.reader(lines, delimiter=mark) if row] or [[]]
+        whole = rows[:-1] or rows  # the last one may be cut off
+        return len(names) > 1, sum(len(row) == len(names) for row in whole) / max(len(whole), 1), len(names)
+
+    return max(DELIMITERS, key=fit)
+
+
+def column_names(file: Path, line: int, cells: list[str]) -> list[str]:
+    """The names of a table's columns, as its first line has them. Raises Stop where one stands there twice."""
+    columns = [name.strip() or f"column {place}" for place, name in enumerate(cells, 1)]
+    if len(set(columns)) < len(columns):
+        raise bad_line(file, line, f"names a column twice: {', '.join(columns)}", "Give each column a name of its own.")
+    return columns
+
+
+# ---- training/json_readers.py ---------------------------------------------------------------------------------
+# Rows of .jsonl, .json and .txt files; the line that is wrong is named.
+
+
+DOCUMENT_LIMIT = 200_000_000  # characters of a .json file that is read whole
+NumberedRows = Iterator[tuple[int, dict[str, Any]]]
+
+
+def json_rows(file: Path) -> NumberedRows:
+    """Rows of a file with an object in each line, or of one that is a JSON document."""
+    if first_character(file) == "[":
+        yield from document_rows(file)
+        return
+    began = False
+    for number, line in numbered_lines(file):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if not began and (line.strip() == "{" or kind_of(file) == ".json"):  # an object over several lines
+                yield from document_rows(file)
+                return
+            raise broken(file, number, error) from None
+        began = True
+        yield number, require_object(file, number, value)
+    if not began:
+        raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
+
+
+def first_character(file: Path) -> str:
+    with open_text(file) as text:
+        return text.read(1000).lstrip()[:1]
+
+
+def document_rows(file: Path) -> NumberedRows:
+    """Rows of a list of objects, or of objects that stand one after the other, whatever lines they are on."""
+    with open_text(file) as opened:
+        text = opened.read(DOCUMENT_LIMIT + 1)
+    if len(text) > DOCUMENT_LIMIT:
+        raise Stop(
+            "dataset_unreadable",
+            f"{file.name} is a JSON document of more than {DOCUMENT_LIMIT // 10**6} MB, which is not read whole.",
+            f"Write a row into each line: jq -c '.[]' {shlex.quote(file.name)} > rows.jsonl",
+        )
+    at, line, decoder = space_after(text, 0), 1, json.JSONDecoder()
+    line += text.count("\n", 0, at)
+    listed = text.startswith("[", at)
+    at += listed
+    while (start := space_after(text, at)) < len(text):
+        line += text.count("\n", at, start)
+        if listed and text.startswith("]", start):
+            if (more := space_after(text, start + 1)) < len(text):
+                raise bad_line(
+                    file, line + text.count("\n", start, more), "goes on after the list of rows has ended", ROW_EXAMPLE
+                )
+            return
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise broken(file, line + text.count("\n", start, getattr(error, "pos", start)), error) from None
+        if end - start > ROW_LIMIT:
+            raise bad_line(
+                file, line, f"begins a row longer than {ROW_LIMIT // 10**6} MB", "Split it into several rows, or remove it."
+            )
+        yield line, require_object(file, line, value)
+        line += text.count("\n", start, end)
+        at = space_after(text, end)
+        line += text.count("\n", end, at)
+        if listed and text.startswith(",", at):
+            at += 1
+        elif listed and at < len(text) and text[at] != "]":
+            raise bad_line(file, line, "is where a comma or the end of the list is missing", ROW_EXAMPLE)
+    if listed:
+        raise bad_line(
+            file, line, "is the last one, and the list of rows has not ended: the file is cut off", "Write it again."
+        )
+
+
+def space_after(text: str, at: int) -> int:
+    """Where the next character that is no space stands."""
+    return re.compile(r"\s*").match(text, at).end()  # type: ignore[union-attr]
+
+
+def require_object(file: Path, line: int, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise bad_line(file, line, f"is {json.dumps(value)[:40]}, not an object with the columns of a row", ROW_EXAMPLE)
+    return value
+
+
+def broken(file: Path, line: int, error: Exception) -> Stop:
+    why = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+    return bad_line(file, line, f"is not sound JSON: {why}", "Mend or remove that line. " + ROW_EXAMPLE)
+
+
+def text_rows(file: Path) -> NumberedRows:
+    for number, line in numbered_lines(file):
+        if line.strip():
+            yield number, {"text": line.rstrip("\r\n")}
+
+
+# ---- training/workbooks.py ------------------------------------------------------------------------------------
+# Rows of a sheet of an .xlsx workbook, each cell as the text that a reader sees in it.
+
+
+WORKBOOK_LIMIT = 1_000_000_000  # bytes that a workbook may unpack to
+FORMULA, FORMULA_BYTES = re.compile(rb"<(\w{1,20}:)?f[\s>]"), 24
+AGAIN = "Open it in a spreadsheet program and save it again as .xlsx."
+NAMES_FIRST = "Write each column's name into the first row of the sheet, with no title above it and no merged cells."
+
+
+def sheet_rows(file: Path, sheet: str = "") -> Iterator[tuple[int, dict[str, str | None]]]:
+    """The rows of a sheet with their numbers, by the columns that its first row names. sheet: its name, where there are several.
+
+    Hidden rows and columns are read like others; empty rows are left out. Raises Stop.
+    """
+    with contextlib.ExitStack() as opened:
+        values = opened.enter_context(open_workbook(file, data_only=True))
+        name = choose_sheet(file, values, sheet)
+        pairs: Iterable[tuple[Any, Any]] = ((row, row) for row in cells_of(values[name]))
+        if holds_formulas(file):
+            formulas = opened.enter_context(open_workbook(file, data_only=False))
+            pairs = zip(cells_of(values[name]), cells_of(formulas[name]), strict=True)
+        columns: list[str] = []
+        for number, (shown, written) in enumerate(pairs, 1):
+            cells = [cell_shown(file, name, *pair) for pair in zip(shown, written, strict=True)]
+            if not any(cells):
+                continue
+            if not columns:
+                columns = header_names(file, name, cells)
+                continue
+            if any(cells[len(columns) :]):
+                raise unnamed(file, name, next(place for place in range(len(columns), len(cells)) if cells[place]))
+            yield number, {**dict.fromkeys(columns), **dict(zip(columns, cells, strict=False))}
+
+
+@contextlib.contextmanager
+def open_workbook(file: Path, data_only: bool) -> Iterator[Any]:
+    """A workbook, read as it is iterated over. Raises Stop where it is damaged, in whatever part."""
+    import openpyxl  # type: ignore[import-untyped]
+
+    warnings.filterwarnings("ignore", module="openpyxl")  # of styles and validations, which are not read
+    try:
+        with zipfile.ZipFile(file) as packed:
+            unpacked = sum(member.file_size for member in packed.infolist())
+        if unpacked > WORKBOOK_LIMIT:
+            what = f"unpacks to more than {WORKBOOK_LIMIT // 10**6:,} MB"
+            raise Stop("dataset_unreadable", f"{file.name} {what}.", "Save its sheet as CSV UTF-8, which is read row by row.")
+        book = openpyxl.load_workbook(file, read_only=True, data_only=data_only)
+        try:
+            yield book
+        finally:
+            book.close()
+    except Stop:
+        raise
+    except Exception as error:  # zip, XML and openpyxl each have their own
+        message = f"{file.name} cannot be read as a workbook: {type(error).__name__}: {error}"
+        raise Stop("dataset_unreadable", message, AGAIN) from error
+
+
+def holds_formulas(file: Path) -> bool:
+    with zipfile.ZipFile(file) as packed:
+        for name in packed.namelist():
+            with packed.open(name) as content:
+                before = b""
+                while "worksheets/" in name and (block := content.read(BLOCK)):
+                    if FORMULA.search(before + block):
+                        return True
+                    before = block[-FORMULA_BYTES:]
+    return False
+
+
+def choose_sheet(file: Path, book: Any, wanted: str) -> str:
+    """The sheet that is asked for, hidden or not, or the only visible one that holds anything. Raises Stop."""
+    every = [sheet.title for sheet in book.worksheets]
+    if wanted in every:
+        return wanted
+    names = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible" and holds_cells(sheet)]
+    listed = ", ".join(names or every)
+    if wanted:
+        message = f"{file.name} has no sheet {wanted!r}; it has: {', '.join(every)}."
+        raise Stop("unknown_config", message, f"Pass --dataset-config {shlex.quote((names or every)[0])}.")
+    if not names:
+        message = f"{file.name} holds no rows in a visible sheet; its sheets: {listed}."
+        raise Stop("no_rows", message, "Write the columns' names into the first row and a row of data into each below.")
+    if len(names) > 1:
+        fix = f"Pass one of them: --dataset-config {shlex.quote(names[0])}."
+        raise Stop("config_needed", f"{file.name} has more than one sheet: {listed}.", fix)
+    return names[0]
+
+
+def holds_cells(sheet: Any) -> bool:
+    return any(one.value is not None for row in cells_of(sheet) for one in row)
+
+
+def cells_of(sheet: Any) -> Iterator[tuple[Any, ...]]:
+    """All rows of a sheet, whatever size it states: some programs state a wrong one, or that of a formatted column."""
+    sheet.reset_dimensions()
+    return sheet.iter_rows()
+
+
+def cell_shown(file: Path, sheet: str, shown: Any, written: Any) -> str | None:
+    """A cell's text; None where it is empty or holds an error, #N/A say. Raises Stop at a formula without its value."""
+    value = shown.value
+    if value is None and written.data_type == "f" and shown.data_type != "str":  # that is an empty text as its value
+        message = f"Cell {written.coordinate} of sheet {sheet!r} of {file.name} holds a formula, and its value is not stored."
+        raise Stop("dataset_unreadable", message, f"{AGAIN} It stores the values.")
+    return None if shown.data_type == "e" else text_shown(value)
+
+
+def text_shown(value: Any) -> str | None:
+    """A cell's value in plain text: 3 and not 3.0, 0.3 and not 0.30000000000000004, dates as ISO 8601; None where it is blank."""
+    if isinstance(value, str):
+        text = value.replace("_x000D_\n", "\n").replace("_x000D_", "\n")  # as workbooks write a carriage return
+        return text if text.strip() else None
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.15g}"
+    if isinstance(value, datetime.datetime):
+        day = (value + datetime.timedelta(milliseconds=500)).replace(microsecond=0)
+        return str(day.date() if day.time() == datetime.time() else day)
+    if isinstance(value, datetime.timedelta):
+        seconds = round(value.total_seconds())
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return None if value is None else str(value)
+
+
+def header_names(file: Path, sheet: str, cells: list[str | None]) -> list[str]:
+    """The names of the columns. Raises Stop where one but the first, a table's index, has none, or two have the same."""
+    while cells[-1] is None:
+        cells = cells[:-1]
+    names = [(name or "").strip() for name in cells]
+    if "" in names[1:]:
+        raise unnamed(file, sheet, names.index("", 1))
+    names[0] = names[0] or "column 1"
+    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        message = f"The first row of sheet {sheet!r} of {file.name} names a column twice: {twice}."
+        raise Stop("dataset_unreadable", message, "Give each column a name of its own.")
+    return names
+
+
+def unnamed(file: Path, sheet: str, place: int) -> Stop:
+    from openpyxl.utils import get_column_letter  # type: ignore[import-untyped]
+
+    letter = get_column_letter(place + 1)
+    message = f"Column {letter} of sheet {sheet!r} of {file.name} has no name: its cell in the first row is empty or merged with another."
+    return Stop("dataset_unreadable", message, NAMES_FIRST)
+
+
+# ---- training/files.py ----------------------------------------------------------------------------------------
+# Local files of rows.
+#
+# They are read here and not by datasets: it infers one type for each column, which rows with tools, names or weights do
+# not have, and ends the process over a line that is no object. The job reads them with these functions and check.py
+# too, so that they see the same rows.
+
+
+COLUMN_LIMIT = 1_000
+
+
+def local_file(settings: DatasetSettings) -> Path | None:
+    """The file that file_rows reads; None for a Parquet file, a folder or a data set on the Hub. Raises Stop."""
+    path = Path(os.path.expanduser(settings.dataset))
+    if not path.is_file():
+        return None
+    packed = is_packed(path)
+    kind = kind_of(path)
+    if kind not in (PACKED_KINDS if packed else FILE_KINDS):
+        fix = CONVERSIONS.get(path.suffix.lower(), OTHER_KIND).format(file=shlex.quote(str(path)))
+        raise Stop("unknown_file", f"{path.name} is none of {', '.join(FILE_KINDS)} (text also as .gz).", fix)
+    require_content(path, ".gz" if packed else kind)
+    return None if kind == ".parquet" else path
+
+
+def require_content(file: Path, kind: str) -> None:
+    """Raises Stop where a file's first bytes are of another kind than its name says."""
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        found = next((one for mark, one in SIGNATURES.items() if start.startswith(mark)), None)
+        if found == OLE and "EncryptedPackage".encode("utf-16-le") in opened.read(OLE_BYTES):
+            fix = "Open it in a spreadsheet program and save it again as .xlsx, without a password."
+            raise Stop("dataset_unreadable", f"{file.name} is protected by a password.", fix)
+    expected = SIGNED.get(kind)
+    if found != expected:
+        what = f"it begins as {found or 'plain text'} does" if start else "it is empty"
+        fix = f"Rename it by what it is, or save it again as {kind}." if start else "Write it again."
+        raise Stop("dataset_unreadable", f"{file.name} is no {kind} file: {what}.", fix)
+
+
+def file_rows(file: Path, sheet: str = "") -> Iterator[dict[str, str | None]]:
+    """The rows of a local file, each value as text. Raises Stop at the first that is not sound, with its line's number."""
+    for line, row in READERS[kind_of(file)](file, sheet):
+        try:
+            yield {name: as_cell(value) for name, value in row.items()}
+        except RecursionError:
+            raise bad_line(file, line, "is nested too deeply", "Keep such a value as text.") from None
+
+
+class Scan(NamedTuple):
+    """What a local file holds, read to its end."""
+
+    columns: list[str]  # of all rows
+    rows: int
+    first: list[dict[str, str | None]]
+    read_as: dict[str, str]  # what the name does not say: encoding, delimiter, sheet
+
+
+def scan_file(file: Path, keep: int, sheet: str = "") -> Scan:
+    """Read a file to its end and keep its first rows. sheet: of a workbook that has several. Raises Stop where a row is not sound, or there is none."""
+    columns: dict[str, None] = {}
+    first: list[dict[str, str | None]] = []
+    count = 0
+    for count, row in enumerate(file_rows(file, sheet), 1):
+        columns.update(dict.fromkeys(row))
+        if len(columns) > COLUMN_LIMIT:
+            raise Stop(
+                "dataset_unreadable",
+                f"The first {count:,} rows of {file.name} have more than {COLUMN_LIMIT:,} different columns.",
+                "Give each row the same few names: " + ROW_EXAMPLE,
+            )
+        if count <= keep:
+            first.append(row)
+    if not columns:
+        raise Stop(
+            "no_rows", f"{file.name} holds no rows.", "Write a row into each line, below the names of a table's columns."
+        )
+    return Scan(list(columns), count, [{**dict.fromkeys(columns), **row} for row in first], what_is_found(file, sheet))
+
+
+def what_is_found(file: Path, sheet: str) -> dict[str, str]:
+    """What a file's name does not say of how it is read: {"sheet"} or {"encoding", "delimiter"?}. Raises Stop."""
+    kind = kind_of(file)
+    if kind in SHEETS:
+        with open_workbook(file, data_only=True) as book:
+            return {"sheet": choose_sheet(file, book, sheet)}
+    text = {"encoding": encoding_of(file)}
+    return text | {"delimiter": table_of(file)[0]} if kind in TABLES else text
+
+
+SHEETS, TABLES = (".xlsx", ".xlsm"), (".csv", ".tsv")
+READERS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, Any]]]]] = {
+    **dict.fromkeys((".jsonl", ".json"), lambda file, sheet: json_rows(file)),
+    **dict.fromkeys(TABLES, lambda file, sheet: csv_rows(file)),
+    ".txt": lambda file, sheet: text_rows(file),
+    **dict.fromkeys(SHEETS, sheet_rows),
+}
+FILE_KINDS = (*READERS, ".parquet")
+PACKED_KINDS = tuple(kind for kind in READERS if kind not in SHEETS)
+OTHER_KIND = "Save it as .jsonl, an object in each line, or as .csv or .xlsx: each row needs a question and an answer."
+SPREADSHEET = "Open it in the spreadsheet program and save it as .xlsx, with the names of the columns in the first row."
+TEXT_ALONE = (
+    "A document is no rows. Write a .csv of questions and answers about it: they teach what it says better than its text."
+)
+CONVERSIONS = {
+    ".gz": "Unpack it: gunzip {file}", ".zip": "Unpack it: unzip {file}", ".bz2": "Unpack it: bunzip2 {file}",
+    ".xz": "Unpack it: unxz {file}", ".zst": "Unpack it: unzstd {file}", ".tgz": "Unpack it: tar xf {file}",
+    ".tar": "Unpack it: tar xf {file}", ".ndjson": "Rename it: mv {file} rows.jsonl",
+    ".xls": SPREADSHEET, ".xlsb": SPREADSHEET, ".ods": SPREADSHEET, ".numbers": SPREADSHEET,
+    ".pdf": TEXT_ALONE, ".docx": TEXT_ALONE, ".md": TEXT_ALONE, ".html": TEXT_ALONE,
+}  # fmt: skip
+OLE, OLE_BYTES = "an old .xls", 50_000_000
+SIGNATURES = {
+    b"PK\x03\x04": "a .xlsx or .zip", b"\x1f\x8b": "a .gz", b"PAR1": "a .parquet", b"%PDF": "a .pdf",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE,
+}  # fmt: skip
+SIGNED = {
+    ".xlsx": SIGNATURES[b"PK\x03\x04"],
+    ".xlsm": SIGNATURES[b"PK\x03\x04"],
+    ".gz": SIGNATURES[b"\x1f\x8b"],
+    ".parquet": SIGNATURES[b"PAR1"],
+}
+
+
+def sha256_of(file: Path | str) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """What a file on this machine has instead of a revision."""
+    return "sha256:" + sha256_of(file)
+
+
+# ---- training/parent_files.py ---------------------------------------------------------------------------------
+# The files of the adapter that training goes on from, and its weights in the model.
+
+
+LONGEST_HEADER = 100_000_000  # bytes of a safetensors file's, as that library has it
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}  # without either, an adapter's base has the tokenizer
+
+
+def starting_point(settings: Adapted) -> tuple[Adapted, Parent | None]:
+    """What training begins with: the settings with the whole model and the values of its LoRA, and the adapter on it, if any.
+
+    Raises Stop where --base-model names an adapter that is not gone on from, or whose place the result would take.
+    """
+    parent = find_parent(settings)
+    settings = with_lora_values(settings, parent)
+    if parent is None:
+        return settings, None
+    require_apart(settings, parent)
+    emit_parent(parent)
+    return settings_on_base(settings, parent), parent
+
+
+def load_tokenizer(settings: TrainingSettings, parent: Parent | None) -> Any:
+    """The tokenizer, chat template included, that the adapter was trained with, where it has one; else the model's."""
+    from transformers import AutoTokenizer
+
+    if parent and parent.has_tokenizer:
+        return AutoTokenizer.from_pretrained(parent.folder)
+    return AutoTokenizer.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+
+
+def find_parent(settings: TrainingSettings) -> Parent | None:
+    """The adapter that --base-model names, its few files here; None where it is a whole model. Raises Stop."""
+    name, revision = settings.base_model, None
+    folder = Path(os.path.expanduser(name))
+    if not folder.is_dir():
+        if not holds_adapter_config(name, settings.base_model_revision):
+            return None
+        folder = download(name, settings.base_model_revision or None, [CONFIG, WEIGHTS, "config.json", *TOKENIZER_FILES])
+        revision = folder.name  # a snapshot is named after its commit
+    files = {path.name for path in folder.iterdir()}
+    if not is_adapter(files):
+        return None
+    if WEIGHTS not in files:
+        raise no_weights(name)
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+        shapes = {tensor: shape for tensor, (_, shape) in header_of(folder / WEIGHTS).items()}
+        found = read_parent(name, revision, config, shapes, files >= TOKENIZER, folder)
+        nested = find_parent(replace(settings, base_model=found.base, base_model_revision=found.base_revision or ""))
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Stop("bad_adapter", f"The files of {name} cannot be read: {error}", "Push the adapter again.") from error
+    if nested:
+        raise on_adapter(found)
+    return found
+
+
+def holds_adapter_config(repo: str, revision: str) -> bool:
+    """Whether there is one. What else the Hub says of a model is told where that is loaded."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        hf_hub_download(repo, CONFIG, revision=revision or None)
+    except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
+        return False
+    return True
+
+
+def on_adapter(parent: Parent) -> Stop:
+    message = (
+        f"{parent.name} is an adapter on {parent.base}, which is an adapter itself: the two are not gone on from together."
+    )
+    return Stop("unsupported_adapter", message, f"Name a model that both were merged into, or {parent.base} alone.")
+
+
+def no_weights(name: str) -> Stop:
+    fix = "Push the adapter again with PEFT's save_pretrained, which writes that file."
+    return Stop("adapter_repo", f"{name} holds {CONFIG} and no {WEIGHTS}: it is neither an adapter nor a model.", fix)
+
+
+def header_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor in a safetensors file. Raises ValueError and others on what is none."""
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        if size > min(path.stat().st_size, LONGEST_HEADER):
+            raise ValueError("its header is longer than the file")
+        header = json.loads(file.read(size))
+    return {
+        name: (str(facts["dtype"]), tuple(map(int, facts["shape"]))) for name, facts in header.items() if name != "__metadata__"
+    }
+
+
+def parent_lineage(parent: Parent | None) -> dict[str, str]:
+    """What a checkpoint of a run that goes on from an adapter comes from, beside all else: the adapter's weights."""
+    if parent is None or parent.folder is None:
+        return {}
+    return {"parent": file_digest(parent.folder / WEIGHTS), "parent_name": parent.name}
+
+
+def copy_weights(model: Any, parent: Parent, places: Mapping[str, str]) -> None:
+    """The adapter's matrices into a model that has new ones in each place, by the layer's name in the model."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(str((parent.folder or Path()) / WEIGHTS))
+    with torch.no_grad():
+        for place, name in places.items():
+            layer = model.get_submodule(f"base_model.model.{place}")
+            for part in ("lora_A", "lora_B"):
+                getattr(layer, part)["default"].weight.copy_(weights[f"base_model.model.{name}.{part}.weight"])
+
+
+def emit_parent(parent: Parent) -> None:
+    """What training goes on from, and what `base` means in the losses, answers and grades of this run."""
+    emit(
+        "parent",
+        adapter=parent.name,
+        revision=parent.revision,
+        base_model=parent.base,
+        base_model_revision=parent.base_revision,
+        lora_r=parent.rank,
+        lora_alpha=parent.alpha,
+        target_modules=parent.targets,
+        message="`base` in this run's losses, answers and grades is this adapter as it was when training began.",
+    )
+
+
+# ---- training/attach.py ---------------------------------------------------------------------------------------
+# LoRA in the model: attached anew, or with the weights of the adapter that training goes on from.
+
+
+def with_lora(model: Any, settings: TrainingSettings, pattern: str, scaled_by_root: bool = False) -> Any:
+    """The model with LoRA on each module whose name the regular expression matches."""
+    options = {
+        "r": rank_of(settings),
+        "lora_alpha": alpha_of(settings),
+        "use_rslora": scaled_by_root,
+        "lora_dropout": 0,
+        "bias": "none",
+    }
+    if settings.backend == "trl":
+        from peft import LoraConfig, get_peft_model
+        from transformers import set_seed
+
+        set_seed(settings.seed)
+        model = get_peft_model(model, LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **options))
+        if settings.gradient_checkpointing == "offload":
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel.get_peft_model(
+        model,
+        target_modules=pattern,
+        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing == "offload" else False,
+        random_state=settings.seed,
+        **options,
+    )
+
+
+def in_full_precision(model: Any) -> None:
+    """Make the adapter fp32 where a library made it less: small updates are lost in 16 bits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def attach_adapter(model: Any, settings: TrainingSettings, parent: Parent | None = None) -> Any:
+    """The model with LoRA on each target, new or as in the adapter that training goes on from.
+
+    Raises Stop when it reaches less than min_coverage of the targets, or does not fit the model.
+    """
+    linears = linear_shapes(model)
+    everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
+    targets = parent.targets if parent else lora_targets(linears, settings.target_modules)
+    alike = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
+    places = placed(parent, linears) if parent else {}
+    asked = {name: linears[name] for name in places} or alike
+    pattern = target_pattern(targets) if asked.keys() == alike.keys() else "|".join(map(re.escape, asked))
+    model = with_lora(model, settings, pattern, parent is not None and parent.scaled_by_root)
+    in_full_precision(model)
+    if parent:
+        copy_weights(model, parent, places)
+    if settings.base_model_revision and not Path(settings.base_model).exists():
+        model.peft_config["default"].revision = settings.base_model_revision  # saved with the adapter
+    prefix = "base_model.model."
+    adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    reached = [linears[name] for name in set(adapted) & linears.keys()]
+    share, of_all = coverage(asked, adapted), lora_size(reached) / max(everything, 1)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    emit(
+        "coverage",
+        coverage=round(of_all, 4),  # as check.py's
+        of_asked=round(share, 4),
+        of_all_linear=round(of_all, 4),
+        target_modules=targets,
+        modules=len(adapted),
+        trainable=trainable,
+        expected_trainable=lora_size(asked.values(), rank_of(settings)),
+    )
+    if share < settings.min_coverage:
+        missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
+        raise Stop(
+            "low_coverage",
+            f"The adapter reaches {share:.0%} of the requested modules; without one: {missing}.",
+            "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
+        )
+    return model
 
 
 # ---- training/steps.py ----------------------------------------------------------------------------------------
@@ -916,165 +2634,6 @@ def rounded(length: int) -> int:
     return math.ceil(length / 64) * 64
 
 
-# ---- training/flags.py ----------------------------------------------------------------------------------------
-# Settings as flags: a dataclass whose fields are the flags of a script.
-
-
-Settled = TypeVar("Settled")
-
-
-def parse_flags(
-    kind: type[Settled], problems: Callable[[Settled], Iterable[str]], about: str | None, argv: list[str] | None
-) -> Settled:
-    """The dataclass `kind` from flags named after its fields, over its defaults. about: the text of --help.
-
-    Raises SystemExit(2) on a flag or a value that is not one, or where problems finds one.
-    """
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    for item in fields(kind):  # type: ignore[arg-type]  # a TypeVar cannot be bound to "any dataclass"
-        flag, default, text = as_flag_name(item.name), item.default, item.metadata["help"]
-        text += f" [{default}]" if default not in ("", False) else ""
-        if isinstance(default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
-        else:
-            number = item.metadata["number"]
-            read = number_or_auto(number) if number else type(default)
-            parser.add_argument(flag, type=read, default=default, metavar=read.__name__, help=text)
-    settings = kind(**vars(parser.parse_args(argv)))
-    for problem in problems(settings):
-        parser.error(problem)
-    return settings
-
-
-def number_or_auto(number: type) -> Callable[[str], Any]:
-    """What reads the value of a flag that takes a number, or the word auto."""
-
-    def read(text: str) -> Any:
-        return text if text == AUTO else number(text)
-
-    read.__name__ = f"{number.__name__}|{AUTO}"  # argparse names it in its messages
-    return read
-
-
-def as_flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def as_flag(name: str, value: Any) -> str:
-    """A setting as it is typed."""
-    if isinstance(value, bool):
-        return as_flag_name(name) if value else as_flag_name(f"no_{name}")
-    return f"{as_flag_name(name)} {shlex.quote(str(value))}"
-
-
-# ---- training/run.py ------------------------------------------------------------------------------------------
-# The run as it was submitted: its plan, its price, its timeout, and whether it must stop before its last step.
-
-
-def this_run() -> dict[str, Any]:
-    """What tells one submission from another, also of the same plan: the job keeps its id when it is started again."""
-    return {"plan_id": run_facts().get("plan_id"), "job_id": os.environ.get("JOB_ID")}
-
-
-def run_facts() -> dict[str, Any]:
-    """What submit.py passed on about this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
-    try:
-        return json.loads(os.environ.get("UNSLOTH_JOBS_RUN", "{}"))
-    except ValueError:
-        return {}
-
-
-def billed_since() -> float:
-    """Epoch seconds at which this job began: what the local backend states, or when uv began to install its libraries."""
-    import psutil
-
-    if started := run_facts().get("started"):
-        return started
-    process = psutil.Process()
-    parent = process.parent()
-    return (parent if parent and parent.name().startswith("uv") else process).create_time()
-
-
-class StopSignal:
-    """Whether the run must end before its last step: its timeout is near, or it was cancelled (SIGTERM, Ctrl-C)."""
-
-    MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
-    CHECKS_EVERY_S = 1.0
-    SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self.training = False
-        self.signalled_at = 0.0
-        timeout = run_facts().get("timeout_s")
-        self.deadline = billed_since() + timeout if timeout else None
-        least, most = self.MARGINS_S
-        self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
-
-    def listen(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.on_signal)
-
-    def on_signal(self, number: int, _: Any) -> None:
-        if self.reason == "cancelled":  # uv passes on what a whole group of processes was sent already
-            if number == signal.SIGINT and time.monotonic() > self.signalled_at + self.SAME_SIGNAL_S:
-                raise KeyboardInterrupt  # Ctrl-C once more: at once, whatever is lost
-            return
-        self.reason, self.signalled_at = "cancelled", time.monotonic()
-        if not self.training:  # nothing new has been learned that could be saved
-            raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
-
-    def due(self, saving_s: float) -> bool:
-        """Whether to stop now, when what comes before the next such question takes this many seconds."""
-        if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
-            self.reason = "deadline"
-        return bool(self.reason)
-
-    def seconds_left(self) -> float:
-        """Until the run must begin to end; infinite without a timeout."""
-        return math.inf if self.deadline is None else self.deadline - self.margin - time.time()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait; False where the machine is taken away before, or may be any moment."""
-        until = time.time() + seconds
-        if self.deadline and until > self.deadline:
-            return False
-        while self.reason != "cancelled" and (left := until - time.time()) > 0:
-            time.sleep(min(left, self.CHECKS_EVERY_S))
-        return self.reason != "cancelled"
-
-    def require_none(self, state: Any, where: str) -> None:
-        """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
-        if state.global_step >= state.max_steps or self.reason == "early_stopped":
-            return
-        code = self.reason or "stopped"
-        why = {"deadline": "Its timeout was near", "cancelled": "It was ended from outside"}.get(
-            self.reason, "For no known reason"
-        )
-        raise Stop(
-            code,
-            f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
-            "Submit the same command with --resume at its end: it goes on from there.",
-        )
-
-
-def cost_usd() -> float | None:
-    """Dollars of this job up to now, at the price it was submitted at; None where that is unknown, or nothing."""
-    price = run_facts().get("usd_per_minute")
-    return round((time.time() - billed_since()) / 60 * price, 4) if price else None
-
-
-def run_name(settings: TrainingSettings) -> str:
-    """The run's name, and its repository's where none is given: model and data set, as the Hub allows names."""
-    data = Path(settings.dataset)
-    if data.is_file():
-        data = Path(re.sub(r"(?i)\.gz$", "", data.name)).with_suffix("")
-    parts = (Path(settings.base_model).name, data.name)
-    return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]
-
-
 # ---- training/checkpoints.py ----------------------------------------------------------------------------------
 # Checkpoints: what each was trained from, and which may be resumed.
 
@@ -1091,6 +2650,7 @@ RESUME_MUST_MATCH = (
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
     "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
+    "parent": "the adapter that it goes on from",
 }  # fmt: skip
 
 
@@ -1188,12 +2748,16 @@ def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[
             f"The checkpoint was trained with other settings ({', '.join(changed)}), so it cannot be resumed.",
             f"Pass what it began with: {flags}. Or, {fix}." if flags else f"{fix[0].upper()}{fix[1:]}.",
         )
-    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own[name]]:
-        data = [as_flag("dataset", began.get("dataset")), as_flag("dataset_revision", theirs.get("data_revision"))]
+    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own.get(name)]:
+        began_with = [as_flag("dataset", began.get("dataset"))]
+        if revision := theirs.get("data_revision"):
+            began_with.append(as_flag("dataset_revision", revision))
+        if LINEAGE_NAMES["parent"] in changed:
+            began_with.append(as_flag("base_model", theirs.get("parent_name") or began.get("base_model")))
         raise Stop(
             "resume_mismatch",
             f"The checkpoint is another run's: {' and '.join(changed)} differ, so it cannot be resumed.",
-            f"It began with {' '.join(data[: 2 if theirs.get('data_revision') else 1])}. Or, {fix}.",
+            f"It began with {' '.join(began_with)}. Or, {fix}.",
         )
 
 
@@ -1322,19 +2886,13 @@ class BestAdapter:
     def keep_if_better(self, model: Any, state: Any, loss: float) -> bool:
         """Take the adapter where it is the best so far; whether the loss has not fallen for too long."""
         if loss < self.loss:
-            trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
-            self.weights = {name: value.detach().cpu().clone() for name, value in trained}
+            self.weights = trained_weights(model)
             self.loss, self.step = loss, state.global_step
         # Counted by step, since after running out of memory some evaluations are made a second time.
         return sum("eval_loss" in entry and entry["step"] > self.step for entry in state.log_history) >= self.patience
 
     def restore(self, model: Any) -> None:
-        import torch
-
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                if name in self.weights:
-                    value.copy_(self.weights[name])
+        set_weights(model, self.weights)
 
 
 def perplexity(loss: float) -> float:
@@ -1561,146 +3119,6 @@ def trackio_callback() -> Any:
     return Guarded()
 
 
-# ---- training/lora.py -----------------------------------------------------------------------------------------
-# LoRA: which linear layers get an adapter, what share of them that is, and attaching it.
-
-
-NO_DECODER = r"lm_head|embed|vision|visual|image|audio|multi_modal|projector"  # anywhere in a module's name
-NO_TARGET = r"router|gate|wte|wpe"  # its last part
-NOT_ADAPTED = re.compile(rf"{NO_DECODER}|(^|\.)({NO_TARGET})$")
-EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
-Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
-
-
-def adaptable(linears: Shapes) -> dict[str, tuple[int, int]]:
-    """The decoder's linear layers: no embedding, head, router or encoder of pictures and sound."""
-    return {name: shape for name, shape in linears.items() if not NOT_ADAPTED.search(name)}
-
-
-def leaf(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
-
-
-def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
-    """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
-    present = sorted({leaf(name) for name in adaptable(linears)})
-    if wanted == "auto":
-        return present
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in present]:
-        raise Stop(
-            "unknown_target",
-            f"The model has no linear layer named {', '.join(unknown)}.",
-            f"Pass --target-modules {shlex.quote(','.join(present))}, or leave it at auto.",
-        )
-    return names
-
-
-def target_pattern(targets: Iterable[str]) -> str:
-    """targets as one pattern over whole module names.
-
-    Unsloth narrows a list of names by its own idea of what attention and MLP are called, and loses LFM2's
-    convolutions that way; a pattern it passes to PEFT as it stands.
-    """
-    leaves = "|".join(re.escape(name) for name in targets if not re.fullmatch(NO_TARGET, name))
-    return rf"(?!.*(?:{NO_DECODER}))(?:.*\.)?(?:{leaves})"
-
-
-def lora_size(shapes: Iterable[tuple[int, int]], rank: int = 1) -> int:
-    """Trainable parameters of an adapter of this rank on linear layers of these shapes."""
-    return sum(rank * (out + into) for out, into in shapes)
-
-
-def coverage(linears: Shapes, adapted: Iterable[str]) -> float:
-    """Share of the possible LoRA parameters (equal rank everywhere) that the adapted modules hold; 1.0 = whole."""
-    possible = adaptable(linears)
-    reached = [possible[name] for name in set(adapted) & possible.keys()]
-    return lora_size(reached) / max(lora_size(possible.values()), 1)
-
-
-def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
-    import torch
-
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-
-
-def expert_shapes(model: Any) -> list[tuple[int, int]]:
-    """Of the experts' layers that are stacked in one tensor: an adapter reaches only linear layers that are modules."""
-    return [
-        (parameter.shape[1], math.prod(parameter.shape[2:]))
-        for name, parameter in model.named_parameters()
-        if EXPERTS.search(name) and parameter.ndim > 2
-        for _ in range(parameter.shape[0])
-    ]
-
-
-def with_lora(model: Any, settings: TrainingSettings, pattern: str) -> Any:
-    """The model with LoRA on each module whose name the regular expression matches."""
-    options = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "lora_dropout": 0, "bias": "none"}
-    if settings.backend == "trl":
-        from peft import LoraConfig, get_peft_model
-        from transformers import set_seed
-
-        set_seed(settings.seed)
-        model = get_peft_model(model, LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **options))
-        if settings.gradient_checkpointing == "offload":
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return model
-    from unsloth import FastLanguageModel
-
-    return FastLanguageModel.get_peft_model(
-        model,
-        target_modules=pattern,
-        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing == "offload" else False,
-        random_state=settings.seed,
-        **options,
-    )
-
-
-def in_full_precision(model: Any) -> None:
-    """Make the adapter fp32 where a library made it less: small updates are lost in 16 bits."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def attach_adapter(model: Any, settings: TrainingSettings) -> Any:
-    """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
-    linears = linear_shapes(model)
-    everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
-    targets = lora_targets(linears, settings.target_modules)
-    asked = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
-    model = with_lora(model, settings, target_pattern(targets))
-    in_full_precision(model)
-    prefix = "base_model.model."
-    adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
-    reached = [linears[name] for name in set(adapted) & linears.keys()]
-    share, of_all = coverage(asked, adapted), lora_size(reached) / max(everything, 1)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    emit(
-        "coverage",
-        coverage=round(of_all, 4),  # as check.py's
-        of_asked=round(share, 4),
-        of_all_linear=round(of_all, 4),
-        target_modules=targets,
-        modules=len(adapted),
-        trainable=trainable,
-        expected_trainable=lora_size(asked.values(), settings.lora_r),
-    )
-    if share < settings.min_coverage:
-        missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
-        raise Stop(
-            "low_coverage",
-            f"The adapter reaches {share:.0%} of the requested modules; without one: {missing}.",
-            "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
-        )
-    return model
-
-
 # ---- training/memory.py ---------------------------------------------------------------------------------------
 # GPU memory: what activations and logits take, and whether they are kept or recomputed (gradient checkpointing).
 
@@ -1770,230 +3188,6 @@ def recompute_activations(model: Any) -> None:
     else:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-# ---- training/columns.py --------------------------------------------------------------------------------------
-# Column names become roles: how the rows of a data set are laid out.
-
-
-ROLES = {
-    "system": "system", "developer": "developer",
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "tool": "tool", "ipython": "tool", "observation": "tool", "function_response": "tool", "function": "tool",
-}  # fmt: skip
-PAIRS = (
-    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
-    ("input", "output"),
-)  # fmt: skip
-PREFERENCE = {"chosen", "rejected"}
-OPENAI_PREFERRED = ("preferred_output", "preferred_completion")
-ONLY_TEXT = "only text can be learned"  # the end of each reason that a picture or a sound gives
-MEDIA_VALUE = re.compile(
-    r"\S+\.(png|jpe?g|webp|gif|bmp|tiff?|wav|mp3|flac|ogg|m4a|mp4|webm|mov)(\?\S*)?|data:(image|audio|video)/\S+", re.IGNORECASE
-)
-MEDIA = {"image", "images", "audio", "audios", "video", "videos"}
-
-ToMessages = Callable[[dict[str, Any]], list[dict[str, Any]] | dict[str, Any] | None]
-
-
-class Format(NamedTuple):
-    """How the rows of a data set are read: a name and, by role, the columns that are used."""
-
-    name: str
-    columns: dict[str, str]
-    to_messages: ToMessages | None = None  # the script's own, where it reads these rows
-
-
-def detect_format(
-    columns: Iterable[str], prompt_column: str = "", completion_column: str = "", media: Iterable[str] = ()
-) -> Format:
-    """Find how to read a data set from its column names, and those known to hold media. Raises Stop where no reading is certain."""
-    columns = list(columns)
-    seen = [name for name in columns if name in MEDIA or name in media]
-    if prompt_column:
-        missing = [name for name in (prompt_column, completion_column) if name not in columns]
-        if missing:
-            raise Stop(
-                "unknown_column",
-                f"The data set has no column {missing[0]!r}; it has: {', '.join(columns)}.",
-                "Name columns that exist with --prompt-column and --completion-column.",
-            )
-        seen = [name for name in (prompt_column, completion_column) if name in media]
-    if seen:
-        raise Stop(
-            "unknown_columns",
-            f"The rows hold pictures or sound ({', '.join(seen)}), and only text can be learned.",
-            "Choose a data set of text. Where the text alone is enough, name its two columns with --prompt-column and "
-            "--completion-column, or save a copy of the rows without pictures and sound.",
-        )
-    if prompt_column:
-        return Format("prompt-completion", {"prompt": prompt_column, "completion": completion_column})
-    tools: dict[str, str] = {name: name for name in ("tools", "functions") if name in columns}
-    for name in ("messages", "conversations", "conversation"):
-        if name in columns:
-            return Format("sharegpt" if name != "messages" else "messages", {"messages": name, **tools})
-    if "instruction" in columns and ("output" in columns or "response" in columns):
-        answer = "output" if "output" in columns else "response"
-        extra = {"input": "input"} if "input" in columns else {}
-        return Format("alpaca", {"instruction": "instruction", **extra, "output": answer})
-    for prompt, completion in PAIRS:
-        if prompt in columns and completion in columns:
-            return Format("prompt-completion", {"prompt": prompt, "completion": completion})
-    if "text" in columns:
-        return Format("text", {"text": "text"})
-    if set(columns) >= PREFERENCE:
-        imitate = "--prompt-column prompt --completion-column chosen" if "prompt" in columns else ""
-        raise preference_data("(chosen, rejected)", imitate)
-    if "input" in columns and (preferred := next((name for name in OPENAI_PREFERRED if name in columns), None)):
-        imitate = f"--prompt-column input --completion-column {preferred}"
-        raise preference_data(f"as OpenAI's DPO files do ({preferred}, non_{preferred})", imitate)
-    known = ["messages", "conversations", "instruction + output", *(" + ".join(pair) for pair in PAIRS), "text"]
-    raise Stop(
-        "unknown_columns",
-        f"No known layout in the columns {', '.join(columns) or '(none)'}. Known: {', '.join(known)}.",
-        naming_hint(columns),
-    )
-
-
-def preference_data(which: str, imitate: str) -> Stop:
-    """What to say of preferences where answers to imitate are asked for. imitate: the flags that name the better ones."""
-    return Stop(
-        "preference_data",
-        f"The rows hold preferences {which}, not answers to imitate.",
-        "To learn them use templates/dpo.py in the place of this script: check.py ... --script templates/dpo.py."
-        + (f" To imitate the better answers: {imitate}." if imitate else ""),
-    )
-
-
-def naming_hint(columns: list[str]) -> str:
-    if len(columns) == 1 and (delimiter := next((mark for mark in ";\t|" if mark in columns[0]), None)):
-        return f"The file seems to be separated by {delimiter!r}: save it with commas."
-    if len(columns) < 2:
-        return "Each row needs a question and an answer: messages, or two columns."
-    if {"role", "content"} <= {*columns} or {"from", "value"} <= {*columns}:
-        return "Each turn stands alone. Put a conversation's turns into one row: " + ROW_EXAMPLE
-    if any(map(reads_like_a_cell, columns)):
-        return "The first line seems to be a row: put a line with the columns' names above it, such as question,answer."
-    # Names come from the data set, and a fix is pasted into a shell.
-    named = "--prompt-column {} --completion-column {}".format(*map(shlex.quote, likeliest(columns)))
-    return f"Name the two columns, such as: {named}. Or fill in to_messages(row) in a copy of the template."
-
-
-def likeliest(columns: list[str]) -> list[str]:
-    """The two columns that sound most like a question and its answer: the first two where none do."""
-    answer = next((name for name in columns if SOUNDS_LIKE_AN_ANSWER.search(name)), "")
-    question = next((name for name in columns if SOUNDS_LIKE_A_QUESTION.search(name) and name != answer), "")
-    return [question, answer] if question and answer else columns[:2]
-
-
-def reads_like_a_cell(name: str) -> bool:
-    """Whether what should be a column's name is rather a sentence or a number, as in a table without names."""
-    return len(name) > 40 or len(name.split()) > 3 or bool(re.search(r"[?!.]$|^[\d.,]+$", name))
-
-
-SOUNDS_LIKE_A_QUESTION = re.compile("question|ticket|request|prompt|input|message|problem|query|body|text", re.IGNORECASE)
-SOUNDS_LIKE_AN_ANSWER = re.compile("answer|reply|response|output|solution|resolution|completion", re.IGNORECASE)
-ROW_EXAMPLE = (
-    'Write an object into each line: {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}'
-)
-
-
-def media_columns(features: Mapping[str, Any] | None) -> list[str]:
-    """The columns whose type is pictures, sound or video, alone or in a list."""
-    return [name for name, feature in (features or {}).items() if holds_media(feature)]
-
-
-def media_values(row: Mapping[str, Any]) -> list[str]:
-    """The columns of a row that hold the name or the content of a picture, a sound or a video."""
-    return [name for name, value in row.items() if isinstance(value, str) and MEDIA_VALUE.fullmatch(value.strip())]
-
-
-def holds_media(feature: Any) -> bool:
-    if isinstance(feature, Mapping):
-        return any(map(holds_media, feature.values()))
-    if within := getattr(feature, "feature", None):
-        return holds_media(within)
-    return type(feature).__name__ in ("Image", "Audio", "Video", "Pdf", "Nifti")
-
-
-# ---- training/tool_calls.py -----------------------------------------------------------------------------------
-# Tool calls in messages: their names and arguments, and whether a rendering shows them.
-
-
-def parsed_arguments(arguments: Any) -> Any:
-    """The arguments of a tool call as a mapping, where they are the JSON text of one, as OpenAI writes them."""
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        mapping = json.loads(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError):
-        return arguments
-    return mapping if isinstance(mapping, Mapping) else arguments
-
-
-def with_calls(calls: Any, name: Callable[[Any], Any], arguments: Callable[[Any], Any]) -> Any:
-    """Tool calls with their names and arguments replaced. What is no tool call stays."""
-
-    def replaced(call: Any) -> Any:
-        if not isinstance(call, Mapping):
-            return call
-        if isinstance(call.get("function"), Mapping):
-            return {**call, "function": replaced(call["function"])}
-        changed = {key: change(call[key]) for key, change in (("name", name), ("arguments", arguments)) if key in call}
-        return {**call, **changed}
-
-    return [replaced(call) for call in calls] if isinstance(calls, list) else calls
-
-
-def as_tools(functions: Any) -> Any:
-    """The functions of OpenAI's older files as the tools of its newer ones."""
-    return [{"type": "function", "function": one} for one in functions] if isinstance(functions, list) else functions
-
-
-def with_tool_calls(turns: list[Any]) -> list[Any]:
-    """Messages with the `function_call` of OpenAI's older files as a tool call, and with an id that its answer names."""
-    changed, calls, last = [], 0, ""
-    for turn in turns:
-        if isinstance(turn, Mapping) and isinstance(turn.get("function_call"), Mapping):
-            calls += 1
-            last = f"call{calls:05}"  # nine characters: some chat templates want as many
-            call = {"id": last, "type": "function", "function": turn["function_call"]}
-            turn = {**turn, "tool_calls": [call]}
-        elif isinstance(turn, Mapping) and turn.get("role") == "function" and last:
-            turn = {**turn, "tool_call_id": last}
-        changed.append(turn)
-    return changed
-
-
-def arguments_of(message: Mapping[str, Any]) -> list[Any]:
-    found: list[Any] = []
-    with_calls(message.get("tool_calls"), lambda name: name, lambda value: found.append(value))
-    return found
-
-
-def json_text(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else value
-
-
-def shows_call(call: Mapping[str, Any], written: str) -> bool:
-    function = call["function"] if isinstance(call.get("function"), Mapping) else call
-    words, numbers = words_and_numbers(function.get("arguments"))
-    name = str(function.get("name", ""))
-    named = name in written if name else True
-    return all(word in written for word in words) and (named or bool(numbers) and all(one in written for one in numbers))
-
-
-def words_and_numbers(value: Any) -> tuple[list[str], list[str]]:
-    """What must stand in any rendering of a JSON value: of each text its longest plain word, since the rest may be
-    escaped, and the numbers.
-    """
-    if isinstance(value, Mapping | list):
-        found = [words_and_numbers(item) for item in (value.values() if isinstance(value, Mapping) else value)]
-        return [word for words, _ in found for word in words], [number for _, numbers in found for number in numbers]
-    if isinstance(value, str):
-        return [max(re.findall("[A-Za-z0-9]+", value), key=len, default="")], []
-    return [], [json.dumps(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 # ---- training/trace.py ----------------------------------------------------------------------------------------
@@ -2638,222 +3832,6 @@ def make_renderer(tokenizer: Any, layout: Format) -> Renderer:
             f"A question and an answer cannot be rendered with this model's chat template: {error}",
             "Choose another version of this model: its template is not for plain conversations.",
         ) from error
-
-
-# ---- training/rows.py -----------------------------------------------------------------------------------------
-# A row, whatever its columns are called, as {"messages", "tools"?}, {"prompt", "completion"} or {"text"}.
-
-
-def without_nulls(value: Any) -> Any:
-    """Arrow fills each absent key with None, and chat templates take `defined` for `present`: drop them."""
-    if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
-
-
-def plain_text(content: Any) -> str:
-    """The text of a message; an object is written as JSON. Raises ValueError on pictures or sound, and on what is no text."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    if isinstance(content, Mapping):
-        return plain_text([content]) if is_part(content) else as_json_text(content)
-    if not isinstance(content, list):
-        raise ValueError(f"a message's content is {type(content).__name__}, not text")
-    for part in content:
-        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
-            kind = (part.get("type") or ", ".join(map(str, part))) if isinstance(part, Mapping) else type(part).__name__
-            raise ValueError(f"a message holds {kind}, and {ONLY_TEXT}")
-    return "".join(part["text"] for part in content)
-
-
-def is_part(value: Any) -> bool:
-    """Whether a value is a part of a message: text, a picture, sound."""
-    return isinstance(value, Mapping) and str(value.get("type")) in PART_TYPES
-
-
-def as_json_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def normalise_message(message: Any) -> dict[str, Any]:
-    """A turn as {"role", "content"} and what else chat templates read. Raises ValueError with the reason."""
-    if not isinstance(message, Mapping):
-        raise ValueError(f"a turn is {type(message).__name__}, not a message with a role")
-    written = next((message[key] for key in ("content", "value", "refusal") if message.get(key) is not None), None)
-    message = without_nulls(message)
-    role = str(message.pop("role", message.pop("from", ""))).lower()
-    if role not in ROLES:
-        raise ValueError(f"unknown role {role!r}")
-    content = plain_text(written if isinstance(written, Mapping) else without_nulls(written))
-    kept = {
-        key: message[key] for key in ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking") if message.get(key)
-    }
-    if "tool_calls" in kept:
-        kept["tool_calls"] = with_calls(kept["tool_calls"], lambda name: name, parsed_arguments)
-    if message.get("weight") == 0:  # as OpenAI marks an answer that is not to be learned; no template sees it
-        kept["weight"] = 0
-    return {"role": ROLES[role], "content": content, **kept}
-
-
-def parsed(value: Any) -> Any:
-    """What some data sets keep as JSON in a string, or pandas as Python's own notation. Raises ValueError where it is none."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except RecursionError:
-        raise ValueError("its JSON is nested too deeply") from None
-    except ValueError:
-        if re.match(r"\s*\[?\s*\{\s*'", value):
-            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-                return ast.literal_eval(value.strip())
-        raise
-
-
-def custom_format(hook: ToMessages, first: Mapping[str, Any]) -> Format | None:
-    """The format of rows that hook, the script's own to_messages, reads; None where it leaves them to their columns' names.
-
-    first: a row of the data set. Raises Stop where it fails on that.
-    """
-    try:
-        if hook({name: from_cell(value) for name, value in first.items()}) is None:
-            return None
-    except Exception as error:
-        raise Stop(
-            "to_messages_failed",
-            f"to_messages fails on the first row: {type(error).__name__}: {error}",
-            "Correct to_messages in the script: it is given one row, by column, and returns messages.",
-        ) from error
-    return Format("messages", {name: name for name in first}, hook)
-
-
-def custom_row(row: Mapping[str, Any], hook: ToMessages) -> dict[str, Any]:
-    """A row as the script's to_messages writes it: messages alone, beside their tools, or a prompt and its completion.
-
-    Raises ValueError where it fails, or leaves the row out.
-    """
-    try:
-        made = hook({name: from_cell(value) for name, value in row.items()})
-    except Exception as error:
-        raise ValueError(f"to_messages fails: {type(error).__name__}: {error}") from error
-    if not made:
-        raise ValueError("to_messages leaves it out")
-    if isinstance(made, Mapping) and "completion" in made:
-        return {"prompt": cell_text(made.get("prompt")), "completion": cell_text(made["completion"])}
-    turns, tools = (made["messages"], made.get("tools")) if isinstance(made, Mapping) else (made, None)
-    return {"messages": [normalise_message(turn) for turn in turns], **({"tools": tools} if tools else {})}
-
-
-def normalise_row(row: Mapping[str, Any], layout: Format) -> dict[str, Any]:
-    """One row as {"messages": [...], "tools"?: [...]}, {"prompt": str, "completion": str} or {"text": str}.
-
-    Raises ValueError with the reason where the row does not have the shape its columns promise.
-    """
-    values = {role: from_cell(row.get(column)) for role, column in layout.columns.items()}
-    if sum(map(characters, values.values())) > ROW_LIMIT:
-        raise ValueError(f"longer than {ROW_LIMIT // 10**6} MB")
-    if layout.to_messages:
-        return custom_row(row, layout.to_messages)
-    if layout.name == "text":
-        return {"text": cell_text(values["text"])}
-    if layout.name == "alpaca":
-        question = "\n\n".join(filter(None, (cell_text(values["instruction"]), cell_text(values.get("input")))))
-        return {"prompt": question, "completion": cell_text(values["output"])}
-    if layout.name == "prompt-completion":
-        prompt, completion = map(conversation_in, (values["prompt"], values["completion"]))
-        asked = prompt.get("messages") if isinstance(prompt, Mapping) else prompt
-        if is_turns(asked) or is_turns(completion):
-            tools = prompt.get("tools") if is_turns(asked) and isinstance(prompt, Mapping) else None
-            return conversation(joined(asked if is_turns(asked) else prompt, completion), tools)
-        return {"prompt": cell_text(prompt), "completion": cell_text(completion)}
-    turns = from_columns(parsed(values["messages"]))
-    if not isinstance(turns, list) or not turns:
-        raise ValueError("the conversation is empty")
-    return conversation(turns, parsed(values.get("tools") or None) or as_tools(parsed(values.get("functions") or None)))
-
-
-def conversation(turns: list[Any], tools: Any) -> dict[str, Any]:
-    """Turns and tools as {"messages": [...], "tools"?: [...]}. Raises ValueError with the reason where a turn is none."""
-    tools = without_nulls(tools)
-    return {"messages": [normalise_message(turn) for turn in with_tool_calls(turns)], **({"tools": tools} if tools else {})}
-
-
-def from_columns(turns: Any) -> Any:
-    """Turns that are kept as a list for each of their keys, as datasets once stored them, one by one."""
-    if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
-        return [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
-    return turns
-
-
-def conversation_in(value: Any) -> Any:
-    """The turns that a column keeps as JSON text, as in a table; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        with contextlib.suppress(ValueError):
-            return turns if is_turns(turns := parsed(value)) else value
-    return value
-
-
-def characters(value: Any) -> int:
-    """How much text a value holds."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(characters, value.values()))
-    return sum(map(characters, value)) if isinstance(value, list) else 0
-
-
-def cell_text(value: Any) -> str:
-    """The text of a column's value; what is neither text nor parts of one is written as JSON, as an answer's fields may be."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, list) and any(map(is_part, value)):
-        return plain_text(without_nulls(value))
-    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        raise ValueError(f"a column holds a picture or sound, and {ONLY_TEXT}")
-    return as_json_text(value)
-
-
-def is_no_text(value: Any) -> bool:
-    """Whether an answer is written as JSON text: it is neither text nor turns nor parts of a message."""
-    if isinstance(value, list):
-        return not is_turns(value) and not any(map(is_part, value))
-    return value is not None and not isinstance(value, str)
-
-
-def is_turns(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, Mapping) and {"role", "from"} & turn.keys() for turn in value)
-    )
-
-
-def joined(prompt: Any, completion: Any) -> list[Any]:
-    """The turns of a prompt and its completion, of which one may be text, and the completion may repeat the prompt."""
-    asked = prompt if is_turns(prompt) else [{"role": "user", "content": cell_text(prompt)}]
-    answered = completion if is_turns(completion) else [{"role": "assistant", "content": cell_text(completion)}]
-    begins = [normalise_message(turn) for turn in answered[: len(asked)]] == [normalise_message(turn) for turn in asked]
-    return answered if begins else [*asked, *answered]
-
-
-ROW_LIMIT = 5_000_000  # bytes; at 4 or 5 a token the longest contexts there are
-JSON_CELL = "\x1e"  # stands before a value that was not text, as before each value of a JSON text sequence (RFC 7464)
-PART_TYPES = {*MEDIA, "text", "image_url", "input_text", "output_text", "input_image", "input_audio"}
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-
-
-def as_cell(value: Any) -> str | None:
-    """A value as text that from_cell reads; half a character (of an emoji cut in two), which has no UTF-8, is replaced."""
-    text = value if value is None or isinstance(value, str) else JSON_CELL + json.dumps(value, ensure_ascii=False)
-    return HALF_CHARACTER.sub("\ufffd", text) if text else text
-
-
-def from_cell(value: Any) -> Any:
-    """The value that as_cell wrote; of other rows, the value as it is."""
-    if isinstance(value, str) and value.startswith(JSON_CELL):
-        with contextlib.suppress(ValueError):
-            return json.loads(value[1:])
-    return value
 
 
 # ---- training/questions.py ------------------------------------------------------------------------------------
@@ -3819,572 +4797,6 @@ def plain_question(text: str) -> str:
     return PUNCTUATION.sub(" ", folded(text)).strip()
 
 
-# ---- training/encodings.py ------------------------------------------------------------------------------------
-# Local files of text as lines: unpacked, and decoded by what their bytes say, since a table does not state its encoding.
-
-
-BLOCK = 1_000_000  # bytes
-BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-GUESS = "cp1252"  # what spreadsheets and editors on Windows write, where the bytes are not UTF-8 and do not speak against it
-UNDEFINED = re.compile(b"[\x81\x8d\x8f\x90\x9d]")  # bytes that it has no character for
-# What other alphabets look like when they are read so: letters with accents in a row, and signs within words.
-UNLIKELY = re.compile(rb"[\xc0-\xff]{3,}|(?<=[A-Za-z\xa1-\xff])[\xa1-\xb3\xb5\xb6\xb8-\xbf](?=[A-Za-z\xa1-\xff])")
-
-
-def bad_line(file: Path, line: int, what: str, fix: str) -> Stop:
-    return Stop("dataset_unreadable", f"Line {line:,} of {file.name} {what}.", fix)
-
-
-def kind_of(file: Path) -> str:
-    """The ending that says what a file holds, .gz aside, in lower case: .jsonl of rows.JSONL.gz."""
-    return Path(file.name.lower().removesuffix(".gz")).suffix
-
-
-def is_packed(file: Path) -> bool:
-    return file.suffix.lower() == ".gz"
-
-
-def open_bytes(file: Path) -> BinaryIO:
-    """A file's content, unpacked where it is a .gz."""
-    return cast(BinaryIO, gzip.open(file, "rb")) if is_packed(file) else file.open("rb")
-
-
-def numbered_lines(file: Path, newline: str = "\n") -> Iterator[tuple[int, str]]:
-    """The lines of a file of text with their ends; newline as open takes it. Raises Stop, also at a line that is too long."""
-    with open_text(file, newline) as text:
-        for number in itertools.count(1):
-            line = text.readline(ROW_LIMIT + 1)
-            if not line and number == 1:
-                raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
-            if not line:
-                return
-            if "\0" in line:
-                raise bad_line(file, number, "is not UTF-8 text: it looks like UTF-16", recode(file, "UTF-16LE"))
-            if len(line) > ROW_LIMIT:
-                most = f"{ROW_LIMIT // 10**6} MB"
-                what = f"is longer than {most}, and no model reads that much at once"
-                raise bad_line(file, number, what, f"Split it into rows of less than {most}, or remove it.")
-            yield number, line
-
-
-@contextlib.contextmanager
-def open_text(file: Path, newline: str = "\n") -> Iterator[io.TextIOWrapper]:
-    """A file's text. Raises Stop where it cannot be unpacked or decoded."""
-    try:
-        encoding = encoding_of(file)
-        with open_bytes(file) as content, io.TextIOWrapper(content, encoding, newline=newline) as text:
-            yield text
-    except UnicodeDecodeError:
-        message = f"{file.name} is not the UTF-16 text that its first bytes promise."
-        raise Stop("dataset_unreadable", message, "Save it again, as UTF-8.") from None
-    except (EOFError, OSError, zlib.error) as error:
-        if not is_packed(file):
-            raise
-        message = f"{file.name} cannot be unpacked: {error}."
-        raise Stop("dataset_unreadable", message, "Pack or download it again: it is damaged, or no .gz file.") from None
-
-
-def encoding_of(file: Path) -> str:
-    """utf-8, as a byte order mark says, or the guess for a table or text. Raises Stop where it is none of these."""
-    with open_bytes(file) as content:
-        start = content.read(4)
-    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise bad_line(file, 1, "begins as UTF-32 text", recode(file, "UTF-32"))
-    stated = next((name for mark, name in BOMS.items() if start.startswith(mark)), "utf-8")
-    if stated == "utf-16" or not (fault := first_fault(file)):
-        return stated
-    line, byte = fault
-    western = stated == "utf-8" and may_be_guessed(file)
-    if not western or kind_of(file) in (".json", ".jsonl"):
-        fix = recode(file, "WINDOWS-1252" if western else "ITS-ENCODING")
-        raise bad_line(file, line, f"is not UTF-8 text: it holds the byte 0x{byte:02x}", fix)
-    return GUESS
-
-
-def first_fault(file: Path) -> tuple[int, int] | None:
-    """The line and the byte at which a file stops to be UTF-8; None where it does not."""
-    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
-    with open_bytes(file) as content:
-        while block := content.read(BLOCK):
-            try:
-                decoder.decode(block)
-            except UnicodeDecodeError as error:
-                # The decoder's input begins with what it kept of the block before, less than a character.
-                return line + error.object.count(b"\n", 0, error.start), error.object[error.start]
-            line += block.count(b"\n")
-    rest = decoder.getstate()[0]  # a character that the file's end cuts off
-    return (line, rest[0]) if rest else None
-
-
-def may_be_guessed(file: Path) -> bool:
-    """Whether a file reads like a language of Western Europe when it is taken for Windows-1252."""
-    accents = unlikely = 0
-    with open_bytes(file) as content:
-        while block := content.read(BLOCK):
-            if UNDEFINED.search(block):
-                return False
-            accents += sum(byte > 127 for byte in block)
-            unlikely += sum(len(run[0]) for run in UNLIKELY.finditer(block))
-    return unlikely * 10 <= accents
-
-
-def recode(file: Path, encoding: str) -> str:
-    """How to write a file as UTF-8."""
-    name, plain_name = shlex.quote(file.name), f"utf8{kind_of(file)}"
-    unpacked = f"gunzip -c {name} | iconv -f {encoding} -t UTF-8" if is_packed(file) else f"iconv -f {encoding} -t UTF-8 {name}"
-    return f"Save it as UTF-8. From a spreadsheet: save as CSV UTF-8. In a shell: {unpacked} > {plain_name}"
-
-
-# ---- training/csv_tables.py -----------------------------------------------------------------------------------
-# Rows of .csv and .tsv files: the delimiter is found, and the line that is wrong is named.
-
-
-DELIMITERS = ",;\t|"
-SAMPLE_LINES = 50
-STATED = re.compile("sep=([,;\t|:^])\r?\n?")  # the first line by which Excel is told the delimiter
-
-
-def csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Rows of a table whose first line names the columns, with the lines they begin at; every value is text. Raises Stop."""
-    csv.field_size_limit(ROW_LIMIT)
-    began = 1
-    try:
-        delimiter, skipped, lines = table_of(file)
-        # Strict: a quote that is never closed is an error, and swallows no rows.
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        began += skipped
-        columns = column_names(file, began, next(reader, []))
-        began = reader.line_num + 1 + skipped
-        for values in reader:
-            if any(values[len(columns) :]):
-                what = f"has {len(values)} cells, and there are {len(columns)} columns"
-                fix = f"Put a cell that holds {delimiter!r} between quotes, or save it again from a spreadsheet."
-                raise bad_line(file, began, what, fix)
-            if any(values):
-                yield began, {**dict.fromkeys(columns), **dict(zip(columns, values, strict=False))}
-            began = reader.line_num + 1 + skipped
-    except csv.Error as error:
-        raise bad_line(
-            file,
-            began,
-            f"begins a row whose quotes do not match: {error}",
-            'Close each cell that begins with a quote, and write a quote within it twice: "". Or save the file again from a spreadsheet.',
-        ) from None
-
-
-def table_of(file: Path) -> tuple[str, int, Iterator[str]]:
-    """A table's delimiter, how many lines stand before its columns' names, and the lines from these on. Raises Stop."""
-    lines = (line for _, line in numbered_lines(file, newline=""))
-    first = next(lines)
-    if stated := STATED.fullmatch(first):
-        return stated[1], 1, lines
-    start = [first, *itertools.islice(lines, SAMPLE_LINES - 1)]
-    return find_delimiter(start), 0, itertools.chain(start, lines)
-
-
-def find_delimiter(lines: list[str]) -> str:
-    """The character that most often divides rows into as many cells as there are columns, and of those into the most."""
-
-    def fit(mark: str) -> tuple[bool, float, int]:
-        names, *rows = [row for row in csv.reader(lines, delimiter=mark) if row] or [[]]
-        whole = rows[:-1] or rows  # the last one may be cut off
-        return len(names) > 1, sum(len(row) == len(names) for row in whole) / max(len(whole), 1), len(names)
-
-    return max(DELIMITERS, key=fit)
-
-
-def column_names(file: Path, line: int, cells: list[str]) -> list[str]:
-    """The names of a table's columns, as its first line has them. Raises Stop where one stands there twice."""
-    columns = [name.strip() or f"column {place}" for place, name in enumerate(cells, 1)]
-    if len(set(columns)) < len(columns):
-        raise bad_line(file, line, f"names a column twice: {', '.join(columns)}", "Give each column a name of its own.")
-    return columns
-
-
-# ---- training/json_readers.py ---------------------------------------------------------------------------------
-# Rows of .jsonl, .json and .txt files; the line that is wrong is named.
-
-
-DOCUMENT_LIMIT = 200_000_000  # characters of a .json file that is read whole
-NumberedRows = Iterator[tuple[int, dict[str, Any]]]
-
-
-def json_rows(file: Path) -> NumberedRows:
-    """Rows of a file with an object in each line, or of one that is a JSON document."""
-    if first_character(file) == "[":
-        yield from document_rows(file)
-        return
-    began = False
-    for number, line in numbered_lines(file):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if not began and (line.strip() == "{" or kind_of(file) == ".json"):  # an object over several lines
-                yield from document_rows(file)
-                return
-            raise broken(file, number, error) from None
-        began = True
-        yield number, require_object(file, number, value)
-    if not began:
-        raise Stop("dataset_unreadable", f"{file.name} is empty.", "Write a row into each line of it.")
-
-
-def first_character(file: Path) -> str:
-    with open_text(file) as text:
-        return text.read(1000).lstrip()[:1]
-
-
-def document_rows(file: Path) -> NumberedRows:
-    """Rows of a list of objects, or of objects that stand one after the other, whatever lines they are on."""
-    with open_text(file) as opened:
-        text = opened.read(DOCUMENT_LIMIT + 1)
-    if len(text) > DOCUMENT_LIMIT:
-        raise Stop(
-            "dataset_unreadable",
-            f"{file.name} is a JSON document of more than {DOCUMENT_LIMIT // 10**6} MB, which is not read whole.",
-            f"Write a row into each line: jq -c '.[]' {shlex.quote(file.name)} > rows.jsonl",
-        )
-    at, line, decoder = space_after(text, 0), 1, json.JSONDecoder()
-    line += text.count("\n", 0, at)
-    listed = text.startswith("[", at)
-    at += listed
-    while (start := space_after(text, at)) < len(text):
-        line += text.count("\n", at, start)
-        if listed and text.startswith("]", start):
-            if (more := space_after(text, start + 1)) < len(text):
-                raise bad_line(
-                    file, line + text.count("\n", start, more), "goes on after the list of rows has ended", ROW_EXAMPLE
-                )
-            return
-        try:
-            value, end = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError) as error:
-            raise broken(file, line + text.count("\n", start, getattr(error, "pos", start)), error) from None
-        if end - start > ROW_LIMIT:
-            raise bad_line(
-                file, line, f"begins a row longer than {ROW_LIMIT // 10**6} MB", "Split it into several rows, or remove it."
-            )
-        yield line, require_object(file, line, value)
-        line += text.count("\n", start, end)
-        at = space_after(text, end)
-        line += text.count("\n", end, at)
-        if listed and text.startswith(",", at):
-            at += 1
-        elif listed and at < len(text) and text[at] != "]":
-            raise bad_line(file, line, "is where a comma or the end of the list is missing", ROW_EXAMPLE)
-    if listed:
-        raise bad_line(
-            file, line, "is the last one, and the list of rows has not ended: the file is cut off", "Write it again."
-        )
-
-
-def space_after(text: str, at: int) -> int:
-    """Where the next character that is no space stands."""
-    return re.compile(r"\s*").match(text, at).end()  # type: ignore[union-attr]
-
-
-def require_object(file: Path, line: int, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise bad_line(file, line, f"is {json.dumps(value)[:40]}, not an object with the columns of a row", ROW_EXAMPLE)
-    return value
-
-
-def broken(file: Path, line: int, error: Exception) -> Stop:
-    why = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
-    return bad_line(file, line, f"is not sound JSON: {why}", "Mend or remove that line. " + ROW_EXAMPLE)
-
-
-def text_rows(file: Path) -> NumberedRows:
-    for number, line in numbered_lines(file):
-        if line.strip():
-            yield number, {"text": line.rstrip("\r\n")}
-
-
-# ---- training/workbooks.py ------------------------------------------------------------------------------------
-# Rows of a sheet of an .xlsx workbook, each cell as the text that a reader sees in it.
-
-
-WORKBOOK_LIMIT = 1_000_000_000  # bytes that a workbook may unpack to
-FORMULA, FORMULA_BYTES = re.compile(rb"<(\w{1,20}:)?f[\s>]"), 24
-AGAIN = "Open it in a spreadsheet program and save it again as .xlsx."
-NAMES_FIRST = "Write each column's name into the first row of the sheet, with no title above it and no merged cells."
-
-
-def sheet_rows(file: Path, sheet: str = "") -> Iterator[tuple[int, dict[str, str | None]]]:
-    """The rows of a sheet with their numbers, by the columns that its first row names. sheet: its name, where there are several.
-
-    Hidden rows and columns are read like others; empty rows are left out. Raises Stop.
-    """
-    with contextlib.ExitStack() as opened:
-        values = opened.enter_context(open_workbook(file, data_only=True))
-        name = choose_sheet(file, values, sheet)
-        pairs: Iterable[tuple[Any, Any]] = ((row, row) for row in cells_of(values[name]))
-        if holds_formulas(file):
-            formulas = opened.enter_context(open_workbook(file, data_only=False))
-            pairs = zip(cells_of(values[name]), cells_of(formulas[name]), strict=True)
-        columns: list[str] = []
-        for number, (shown, written) in enumerate(pairs, 1):
-            cells = [cell_shown(file, name, *pair) for pair in zip(shown, written, strict=True)]
-            if not any(cells):
-                continue
-            if not columns:
-                columns = header_names(file, name, cells)
-                continue
-            if any(cells[len(columns) :]):
-                raise unnamed(file, name, next(place for place in range(len(columns), len(cells)) if cells[place]))
-            yield number, {**dict.fromkeys(columns), **dict(zip(columns, cells, strict=False))}
-
-
-@contextlib.contextmanager
-def open_workbook(file: Path, data_only: bool) -> Iterator[Any]:
-    """A workbook, read as it is iterated over. Raises Stop where it is damaged, in whatever part."""
-    import openpyxl  # type: ignore[import-untyped]
-
-    warnings.filterwarnings("ignore", module="openpyxl")  # of styles and validations, which are not read
-    try:
-        with zipfile.ZipFile(file) as packed:
-            unpacked = sum(member.file_size for member in packed.infolist())
-        if unpacked > WORKBOOK_LIMIT:
-            what = f"unpacks to more than {WORKBOOK_LIMIT // 10**6:,} MB"
-            raise Stop("dataset_unreadable", f"{file.name} {what}.", "Save its sheet as CSV UTF-8, which is read row by row.")
-        book = openpyxl.load_workbook(file, read_only=True, data_only=data_only)
-        try:
-            yield book
-        finally:
-            book.close()
-    except Stop:
-        raise
-    except Exception as error:  # zip, XML and openpyxl each have their own
-        message = f"{file.name} cannot be read as a workbook: {type(error).__name__}: {error}"
-        raise Stop("dataset_unreadable", message, AGAIN) from error
-
-
-def holds_formulas(file: Path) -> bool:
-    with zipfile.ZipFile(file) as packed:
-        for name in packed.namelist():
-            with packed.open(name) as content:
-                before = b""
-                while "worksheets/" in name and (block := content.read(BLOCK)):
-                    if FORMULA.search(before + block):
-                        return True
-                    before = block[-FORMULA_BYTES:]
-    return False
-
-
-def choose_sheet(file: Path, book: Any, wanted: str) -> str:
-    """The sheet that is asked for, hidden or not, or the only visible one that holds anything. Raises Stop."""
-    every = [sheet.title for sheet in book.worksheets]
-    if wanted in every:
-        return wanted
-    names = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible" and holds_cells(sheet)]
-    listed = ", ".join(names or every)
-    if wanted:
-        message = f"{file.name} has no sheet {wanted!r}; it has: {', '.join(every)}."
-        raise Stop("unknown_config", message, f"Pass --dataset-config {shlex.quote((names or every)[0])}.")
-    if not names:
-        message = f"{file.name} holds no rows in a visible sheet; its sheets: {listed}."
-        raise Stop("no_rows", message, "Write the columns' names into the first row and a row of data into each below.")
-    if len(names) > 1:
-        fix = f"Pass one of them: --dataset-config {shlex.quote(names[0])}."
-        raise Stop("config_needed", f"{file.name} has more than one sheet: {listed}.", fix)
-    return names[0]
-
-
-def holds_cells(sheet: Any) -> bool:
-    return any(one.value is not None for row in cells_of(sheet) for one in row)
-
-
-def cells_of(sheet: Any) -> Iterator[tuple[Any, ...]]:
-    """All rows of a sheet, whatever size it states: some programs state a wrong one, or that of a formatted column."""
-    sheet.reset_dimensions()
-    return sheet.iter_rows()
-
-
-def cell_shown(file: Path, sheet: str, shown: Any, written: Any) -> str | None:
-    """A cell's text; None where it is empty or holds an error, #N/A say. Raises Stop at a formula without its value."""
-    value = shown.value
-    if value is None and written.data_type == "f" and shown.data_type != "str":  # that is an empty text as its value
-        message = f"Cell {written.coordinate} of sheet {sheet!r} of {file.name} holds a formula, and its value is not stored."
-        raise Stop("dataset_unreadable", message, f"{AGAIN} It stores the values.")
-    return None if shown.data_type == "e" else text_shown(value)
-
-
-def text_shown(value: Any) -> str | None:
-    """A cell's value in plain text: 3 and not 3.0, 0.3 and not 0.30000000000000004, dates as ISO 8601; None where it is blank."""
-    if isinstance(value, str):
-        text = value.replace("_x000D_\n", "\n").replace("_x000D_", "\n")  # as workbooks write a carriage return
-        return text if text.strip() else None
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.15g}"
-    if isinstance(value, datetime.datetime):
-        day = (value + datetime.timedelta(milliseconds=500)).replace(microsecond=0)
-        return str(day.date() if day.time() == datetime.time() else day)
-    if isinstance(value, datetime.timedelta):
-        seconds = round(value.total_seconds())
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    return None if value is None else str(value)
-
-
-def header_names(file: Path, sheet: str, cells: list[str | None]) -> list[str]:
-    """The names of the columns. Raises Stop where one but the first, a table's index, has none, or two have the same."""
-    while cells[-1] is None:
-        cells = cells[:-1]
-    names = [(name or "").strip() for name in cells]
-    if "" in names[1:]:
-        raise unnamed(file, sheet, names.index("", 1))
-    names[0] = names[0] or "column 1"
-    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
-        message = f"The first row of sheet {sheet!r} of {file.name} names a column twice: {twice}."
-        raise Stop("dataset_unreadable", message, "Give each column a name of its own.")
-    return names
-
-
-def unnamed(file: Path, sheet: str, place: int) -> Stop:
-    from openpyxl.utils import get_column_letter  # type: ignore[import-untyped]
-
-    letter = get_column_letter(place + 1)
-    message = f"Column {letter} of sheet {sheet!r} of {file.name} has no name: its cell in the first row is empty or merged with another."
-    return Stop("dataset_unreadable", message, NAMES_FIRST)
-
-
-# ---- training/files.py ----------------------------------------------------------------------------------------
-# Local files of rows.
-#
-# They are read here and not by datasets: it infers one type for each column, which rows with tools, names or weights do
-# not have, and ends the process over a line that is no object. The job reads them with these functions and check.py
-# too, so that they see the same rows.
-
-
-COLUMN_LIMIT = 1_000
-
-
-def local_file(settings: DatasetSettings) -> Path | None:
-    """The file that file_rows reads; None for a Parquet file, a folder or a data set on the Hub. Raises Stop."""
-    path = Path(os.path.expanduser(settings.dataset))
-    if not path.is_file():
-        return None
-    packed = is_packed(path)
-    kind = kind_of(path)
-    if kind not in (PACKED_KINDS if packed else FILE_KINDS):
-        fix = CONVERSIONS.get(path.suffix.lower(), OTHER_KIND).format(file=shlex.quote(str(path)))
-        raise Stop("unknown_file", f"{path.name} is none of {', '.join(FILE_KINDS)} (text also as .gz).", fix)
-    require_content(path, ".gz" if packed else kind)
-    return None if kind == ".parquet" else path
-
-
-def require_content(file: Path, kind: str) -> None:
-    """Raises Stop where a file's first bytes are of another kind than its name says."""
-    with file.open("rb") as opened:
-        start = opened.read(8)
-        found = next((one for mark, one in SIGNATURES.items() if start.startswith(mark)), None)
-        if found == OLE and "EncryptedPackage".encode("utf-16-le") in opened.read(OLE_BYTES):
-            fix = "Open it in a spreadsheet program and save it again as .xlsx, without a password."
-            raise Stop("dataset_unreadable", f"{file.name} is protected by a password.", fix)
-    expected = SIGNED.get(kind)
-    if found != expected:
-        what = f"it begins as {found or 'plain text'} does" if start else "it is empty"
-        fix = f"Rename it by what it is, or save it again as {kind}." if start else "Write it again."
-        raise Stop("dataset_unreadable", f"{file.name} is no {kind} file: {what}.", fix)
-
-
-def file_rows(file: Path, sheet: str = "") -> Iterator[dict[str, str | None]]:
-    """The rows of a local file, each value as text. Raises Stop at the first that is not sound, with its line's number."""
-    for line, row in READERS[kind_of(file)](file, sheet):
-        try:
-            yield {name: as_cell(value) for name, value in row.items()}
-        except RecursionError:
-            raise bad_line(file, line, "is nested too deeply", "Keep such a value as text.") from None
-
-
-class Scan(NamedTuple):
-    """What a local file holds, read to its end."""
-
-    columns: list[str]  # of all rows
-    rows: int
-    first: list[dict[str, str | None]]
-    read_as: dict[str, str]  # what the name does not say: encoding, delimiter, sheet
-
-
-def scan_file(file: Path, keep: int, sheet: str = "") -> Scan:
-    """Read a file to its end and keep its first rows. sheet: of a workbook that has several. Raises Stop where a row is not sound, or there is none."""
-    columns: dict[str, None] = {}
-    first: list[dict[str, str | None]] = []
-    count = 0
-    for count, row in enumerate(file_rows(file, sheet), 1):
-        columns.update(dict.fromkeys(row))
-        if len(columns) > COLUMN_LIMIT:
-            raise Stop(
-                "dataset_unreadable",
-                f"The first {count:,} rows of {file.name} have more than {COLUMN_LIMIT:,} different columns.",
-                "Give each row the same few names: " + ROW_EXAMPLE,
-            )
-        if count <= keep:
-            first.append(row)
-    if not columns:
-        raise Stop(
-            "no_rows", f"{file.name} holds no rows.", "Write a row into each line, below the names of a table's columns."
-        )
-    return Scan(list(columns), count, [{**dict.fromkeys(columns), **row} for row in first], what_is_found(file, sheet))
-
-
-def what_is_found(file: Path, sheet: str) -> dict[str, str]:
-    """What a file's name does not say of how it is read: {"sheet"} or {"encoding", "delimiter"?}. Raises Stop."""
-    kind = kind_of(file)
-    if kind in SHEETS:
-        with open_workbook(file, data_only=True) as book:
-            return {"sheet": choose_sheet(file, book, sheet)}
-    text = {"encoding": encoding_of(file)}
-    return text | {"delimiter": table_of(file)[0]} if kind in TABLES else text
-
-
-SHEETS, TABLES = (".xlsx", ".xlsm"), (".csv", ".tsv")
-READERS: dict[str, Callable[[Path, str], Iterator[tuple[int, dict[str, Any]]]]] = {
-    **dict.fromkeys((".jsonl", ".json"), lambda file, sheet: json_rows(file)),
-    **dict.fromkeys(TABLES, lambda file, sheet: csv_rows(file)),
-    ".txt": lambda file, sheet: text_rows(file),
-    **dict.fromkeys(SHEETS, sheet_rows),
-}
-FILE_KINDS = (*READERS, ".parquet")
-PACKED_KINDS = tuple(kind for kind in READERS if kind not in SHEETS)
-OTHER_KIND = "Save it as .jsonl, an object in each line, or as .csv or .xlsx: each row needs a question and an answer."
-SPREADSHEET = "Open it in the spreadsheet program and save it as .xlsx, with the names of the columns in the first row."
-TEXT_ALONE = (
-    "A document is no rows. Write a .csv of questions and answers about it: they teach what it says better than its text."
-)
-CONVERSIONS = {
-    ".gz": "Unpack it: gunzip {file}", ".zip": "Unpack it: unzip {file}", ".bz2": "Unpack it: bunzip2 {file}",
-    ".xz": "Unpack it: unxz {file}", ".zst": "Unpack it: unzstd {file}", ".tgz": "Unpack it: tar xf {file}",
-    ".tar": "Unpack it: tar xf {file}", ".ndjson": "Rename it: mv {file} rows.jsonl",
-    ".xls": SPREADSHEET, ".xlsb": SPREADSHEET, ".ods": SPREADSHEET, ".numbers": SPREADSHEET,
-    ".pdf": TEXT_ALONE, ".docx": TEXT_ALONE, ".md": TEXT_ALONE, ".html": TEXT_ALONE,
-}  # fmt: skip
-OLE, OLE_BYTES = "an old .xls", 50_000_000
-SIGNATURES = {
-    b"PK\x03\x04": "a .xlsx or .zip", b"\x1f\x8b": "a .gz", b"PAR1": "a .parquet", b"%PDF": "a .pdf",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE,
-}  # fmt: skip
-SIGNED = {
-    ".xlsx": SIGNATURES[b"PK\x03\x04"],
-    ".xlsm": SIGNATURES[b"PK\x03\x04"],
-    ".gz": SIGNATURES[b"\x1f\x8b"],
-    ".parquet": SIGNATURES[b"PAR1"],
-}
-
-
-def sha256_of(file: Path | str) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def file_digest(file: Path) -> str:
-    """What a file on this machine has instead of a revision."""
-    return "sha256:" + sha256_of(file)
-
-
 # ---- training/json_lines.py -----------------------------------------------------------------------------------
 # JSON files of a data set, looked through before datasets reads them: pyarrow ends the process over some of their lines.
 
@@ -4929,18 +5341,24 @@ def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None
 
 
 def show_evidence(
-    model: Any, tokenizer: Any, chosen: QuestionSet, settings: TrainingSettings, seconds: float
+    model: Any,
+    tokenizer: Any,
+    chosen: QuestionSet,
+    settings: TrainingSettings,
+    seconds: float,
+    began: Mapping[str, Any] | None = None,
 ) -> tuple[Evaluation | None, list[dict[str, str]]]:
     """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
 
-    None without a grader, or where nothing could be answered. seconds: that are left for it.
+    None without a grader, or where nothing could be answered. seconds: that are left for it. began: the weights of the
+    adapter that training went on from, which is the base then.
     """
     evaluation, samples = None, []
     try:
         prepare_for_inference(model, settings.backend)
         if chosen.grader and chosen.questions:
             limit = answer_limit((question.reference for question in chosen.questions), tokenizer)
-            contenders = base_and_tuned(model, tokenizer, limit)
+            contenders = base_and_tuned(model, tokenizer, limit, began)
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())
@@ -4948,7 +5366,7 @@ def show_evidence(
                     write_answers(evaluation, Path(settings.save_local) / ANSWERS_FILE)
             else:
                 emit("warning", code="no_grading", message="The time did not suffice to answer a question.")
-        samples = samples_of(evaluation) if evaluation else sample_answers(model, tokenizer, chosen.questions[:ANSWERS])
+        samples = samples_of(evaluation) if evaluation else sample_answers(model, tokenizer, chosen.questions[:ANSWERS], began)
         for sample in samples:
             emit("sample", **sample)
     except Exception as error:
@@ -4956,14 +5374,16 @@ def show_evidence(
     return evaluation, samples
 
 
-def base_and_tuned(model: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Answering]:
-    """The model without its adapter, and with it."""
+def base_and_tuned(
+    model: Any, tokenizer: Any, max_new_tokens: int, began: Mapping[str, Any] | None = None
+) -> dict[str, Answering]:
+    """The model that training started from, and what it has become."""
 
     def as_tuned(questions: Sequence[Question], until: float) -> list[Answer | None]:
         return answer_all(model, tokenizer, questions, max_new_tokens, until)
 
     def as_base(questions: Sequence[Question], until: float) -> list[Answer | None]:
-        with model.disable_adapter():
+        with as_it_began(model, began or {}):
             return as_tuned(questions, until)
 
     return {"base": as_base, "tuned": as_tuned}
@@ -4979,9 +5399,11 @@ def prepare_for_inference(model: Any, backend: str) -> None:
         model.eval()
 
 
-def sample_answers(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[dict[str, str]]:
+def sample_answers(
+    model: Any, tokenizer: Any, questions: Sequence[Question], began: Mapping[str, Any] | None = None
+) -> list[dict[str, str]]:
     """Some questions, with the answers of base and tuned model."""
-    answering = base_and_tuned(model, tokenizer, ANSWER_TOKENS)
+    answering = base_and_tuned(model, tokenizer, ANSWER_TOKENS, began)
     base, tuned = (answer(questions, math.inf) for answer in answering.values())
     return [
         as_sample(question, said, learned)
@@ -5188,11 +5610,12 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
     """How the adapter was made, by title, from the events; None where it does not apply. seconds: of the run."""
     facts, data, masks, reach = run_facts(), LAST_EVENTS["data"], LAST_EVENTS["masks"], LAST_EVENTS["coverage"]
     return {
+        "Went on from": parent_line(),
         "Base model revision": settings.base_model_revision or None,
         "Data set revision": data["revision"],
         "Rows": f"{masks['rows_kept']:,} trained on, {data['eval_rows']:,} held out, {masks['rows_without_answer']:,} left out",
         "Supervised share": f"{masks['supervised_fraction']:.1%} of the tokens; the rest is read, not learned",
-        "LoRA": f"rank {settings.lora_r}, alpha {settings.lora_alpha}, on a base in {16 if settings.load_in_16bit else 4} bits",
+        "LoRA": f"rank {rank_of(settings)}, alpha {alpha_of(settings)}, on a base in {16 if settings.load_in_16bit else 4} bits",
         "LoRA coverage": f"{reach['coverage']:.1%} of all linear layers: {reach['modules']} modules, "
         f"{reach['trainable']:,} trainable parameters",
         "Batches": batch_line(settings),
@@ -5209,6 +5632,14 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
         "Plan": facts.get("plan_id"),
         "Script": f"sha256 {sha256_of(__file__)}",
     }
+
+
+def parent_line() -> str | None:
+    """The adapter that training went on from, with its commit; of a path on the training machine, the last part."""
+    if not (parent := LAST_EVENTS.get("parent")):
+        return None
+    name = parent["adapter"] if parent["revision"] else Path(parent["adapter"]).name
+    return f"the adapter `{name}`" + (f" at {parent['revision']}" if parent["revision"] else "")
 
 
 def batch_line(settings: TrainingSettings) -> str:
@@ -5269,6 +5700,7 @@ def model_card(
         datasets=None if data.exists() else [settings.dataset],
         tags=[*(["unsloth"] if settings.backend == "unsloth" else []), "trl", method, "lora", "hf_jobs"],
     )
+    went_on = parent_line()
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {Path(where).name}",
@@ -5276,6 +5708,7 @@ def model_card(
         f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with {LIBRARY[settings.backend]} on "
         f"`{data.name if data.exists() else data}`.",
         "## What training changed",
+        f"*Base* is what this training began with: {went_on}. It is not the bare model." if went_on else "",
         measured or card_losses(losses),
         card_grades(evaluation, settings.card_samples) if evaluation else "",
         f"![Training and held-out loss over the steps]({picture})" if picture else "",
@@ -5299,7 +5732,7 @@ def card_losses(losses: Mapping[str, float | None]) -> str:
     return markdown_table({name: change.format(**losses) for name, change in changes.items()})
 
 
-GRADED = {"base": "Base model", "tuned": "This adapter"}
+GRADED = {"base": "Base", "tuned": "This adapter"}
 
 
 def card_grades(evaluation: Evaluation, quoted_beside: bool) -> str:
@@ -5496,8 +5929,8 @@ def require_local_model(settings: TrainingSettings) -> None:
     model = settings.base_model
     folder = Path(os.path.expanduser(model))
     named_as_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
-    if (named_as_path or folder.exists()) and not (folder / "config.json").is_file():
-        what = "holds no config.json" if folder.is_dir() else "does not exist"
+    if (named_as_path or folder.exists()) and not any((folder / name).is_file() for name in ("config.json", CONFIG)):
+        what = "holds no config.json and no adapter" if folder.is_dir() else "does not exist"
         fix = "Correct --base-model: a folder with config.json and weights, or a Hub id such as LiquidAI/LFM2.5-1.2B-Instruct."
         raise Stop("no_model", f"The model {model} {what}.", fix)
 
@@ -6556,15 +6989,14 @@ def train_with_oom_retry(
     kept: bool,
     ways: Callable[[], Iterable[Batching]],
 ) -> tuple[Any, float | None]:
-    """Train, from a checkpoint where there is one: the trainer that came to the end, and the base model's loss before.
+    """Train, from a checkpoint where there is one: the trainer that came to the end, and the loss before.
 
     Out of GPU memory a step is computed in smaller micro-batches, then with gradient checkpointing; it still sees the same
     rows, and training goes on from the newest checkpoint. Raises Stop where one row does not fit.
     """
     import torch
 
-    trainable = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
-    first = {name: value.detach().cpu().clone() for name, value in trainable.items()}
+    first = trained_weights(trainer.model)
     base_loss = trainer.evaluate().get("eval_loss")
     while True:
         try:
@@ -6581,9 +7013,7 @@ def train_with_oom_retry(
         if kept and not keeps:
             recompute_activations(model)
         kept = keeps
-        with torch.no_grad():
-            for name, value in trainable.items():  # where no checkpoint was reached, training begins again
-                value.copy_(first[name])
+        set_weights(model, first)  # where no checkpoint was reached, training begins again
         trainer = make_trainer(batching, kept)
         if not evaluates:
             trainer.eval_dataset = None
@@ -6607,7 +7037,7 @@ def training_problems(settings: TrainingSettings) -> Iterable[str]:
         "max_graded",
         "grading_seconds",
     ):
-        if getattr(settings, name) < 1:
+        if getattr(settings, name) != AUTO and getattr(settings, name) < 1:
             yield f"{as_flag_name(name)} must be at least 1, not {getattr(settings, name)}"
     for name in ("num_epochs", "learning_rate", "save_steps"):
         if getattr(settings, name) != AUTO and not 0 < getattr(settings, name) < math.inf:
@@ -6682,7 +7112,7 @@ def learning_rate_for(settings: TrainingSettings, config: Mapping[str, Any]) -> 
     if settings.learning_rate != AUTO:
         return float(settings.learning_rate)
     # An adapter's step is alpha/r times the sum over its r ranks: it grows with alpha, and rank itself drops out.
-    rate = RATE * width_factor(config) * (ALPHA / settings.lora_alpha) * rows_factor(effective_batch_size(settings))
+    rate = RATE * width_factor(config) * (ALPHA / alpha_of(settings)) * rows_factor(effective_batch_size(settings))
     return float(f"{min(rate, LARGEST):.1e}")
 
 
@@ -6706,7 +7136,7 @@ def hidden_size(config: Mapping[str, Any]) -> int:
 def why_learning_rate(settings: TrainingSettings, config: Mapping[str, Any]) -> str:
     return (
         f"learning rate {learning_rate_for(settings, config):g} for a hidden size of {hidden_size(config):,}, "
-        f"LoRA alpha {settings.lora_alpha} and {effective_batch_size(settings)} rows a step"
+        f"LoRA alpha {alpha_of(settings)} and {effective_batch_size(settings)} rows a step"
     )
 
 

@@ -77,6 +77,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from importlib.machinery import SourceFileLoader
@@ -105,8 +106,10 @@ def setting(default: Any, help: str, number: type | None = None) -> Any:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
-    base_model_revision: str = setting("", "commit or branch of the model (default: main)")
+    base_model: str = setting(
+        "LiquidAI/LFM2.5-1.2B-Instruct", "model to tune, or LoRA adapter to go on from: Hub id or local folder"
+    )
+    base_model_revision: str = setting("", "commit or branch of that (default: main)")
     load_in_16bit: bool = setting(False, "16-bit LoRA (default: where the GPU has the room for it, and on a CPU)")
     load_in_4bit: bool = setting(False, "4-bit QLoRA: least memory, some quality (default: where 16 bits have no room)")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
@@ -140,9 +143,9 @@ class LearningSettings:
     learning_rate: float | str = setting(AUTO, "peak learning rate; auto: from model, adapter and batch size", float)
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
-    lora_r: int = setting(16, "rank of the LoRA matrices")
-    lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
-    target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
+    lora_r: int | str = setting(AUTO, "rank of the LoRA matrices; auto: 16, or that of the adapter gone on from", int)
+    lora_alpha: int | str = setting(AUTO, "LoRA scale; auto: 32, or that of the adapter gone on from", int)
+    target_modules: str = setting(AUTO, "modules that get an adapter, by comma; auto: each linear layer of the decoder, or its")
     min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of the requested modules")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
@@ -728,7 +731,7 @@ def holds_media(feature: Any) -> bool:
 
 
 # ---- training/adapter.py --------------------------------------------------------------------------------------
-# An adapter and the model under it.
+# The files of an adapter.
 
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -736,37 +739,6 @@ TOKENIZER_FILES = [
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template*", "additional_chat_templates/*",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter on this machine's disk and what it says of its base. fingerprint: of all that its merge depends on."""
-
-    folder: Path
-    base: str
-    base_revision: str | None
-    fingerprint: str
-
-
-def find_adapter(name: str, revision: str, base_model: str, base_model_revision: str) -> Adapter:
-    """The adapter's own few files, downloaded where name is no folder. What is "" is found: the newest, the base it names.
-
-    Raises Stop where they are not a LoRA adapter on a model that can be read.
-    """
-    folder = Path(os.path.expanduser(name))
-    if not folder.is_dir():
-        folder = download(name, revision or None, [WEIGHTS, CONFIG, "README.md"])
-    if missing := [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]:
-        raise Stop("no_adapter", f"{name} has no {missing[0]}.", "Pass what templates/sft.py made.")
-    config = json.loads((folder / CONFIG).read_text("utf-8"))
-    if config.get("peft_type") != "LORA":
-        raise Stop("not_lora", f"The adapter is {config.get('peft_type')}, not LORA.", "Only LoRA adapters can be merged here.")
-    base = base_model or config.get("base_model_name_or_path") or ""
-    if not Path(base).is_dir() and base.count("/") != 1:
-        raise Stop("no_base_model", f"The adapter's base model {base!r} is not on this machine.", "Pass --base-model.")
-    base_revision = base_model_revision or (None if base_model else config.get("revision"))
-    content = (folder / WEIGHTS).read_bytes() + f"{base}@{base_revision}".encode()
-    return Adapter(folder, base, base_revision, hashlib.sha256(content).hexdigest())
 
 
 def download(repo: str, revision: str | None, patterns: list[str]) -> Path:
@@ -782,33 +754,6 @@ def download(repo: str, revision: str | None, patterns: list[str]) -> Path:
             f"{repo} cannot be read: {error}",
             "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
         ) from error
-
-
-def base_files(adapter: Adapter) -> Path:
-    """The base's configuration and tokenizer, without its weights. Raises Stop where those cannot be merged into."""
-    folder = Path(adapter.base)
-    if not folder.is_dir():
-        folder = download(adapter.base, adapter.base_revision, ["config.json", "generation_config.json", *TOKENIZER_FILES])
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    if quantized := config.get("quantization_config"):
-        raise Stop(
-            "quantized_base",
-            f"The weights of {adapter.base} are quantised ({quantized.get('quant_method')}); merging needs 16 bits.",
-            "Pass the original 16-bit model as --base-model.",
-        )
-    return folder
-
-
-def base_bytes(adapter: Adapter) -> int:
-    """The size of the base's weights."""
-    from huggingface_hub import HfApi
-
-    if Path(adapter.base).is_dir():
-        return sum(path.stat().st_size for path in Path(adapter.base).glob("model*.safetensors"))
-    files = HfApi().model_info(adapter.base, revision=adapter.base_revision, files_metadata=True).siblings
-    return sum(
-        file.size or 0 for file in files or () if file.rfilename.startswith("model") and file.rfilename.endswith(".safetensors")
-    )
 
 
 # ---- training/flags.py ----------------------------------------------------------------------------------------
@@ -1082,6 +1027,7 @@ RESUME_MUST_MATCH = (
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
     "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
+    "parent": "the adapter that it goes on from",
 }  # fmt: skip
 
 
@@ -1179,12 +1125,16 @@ def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[
             f"The checkpoint was trained with other settings ({', '.join(changed)}), so it cannot be resumed.",
             f"Pass what it began with: {flags}. Or, {fix}." if flags else f"{fix[0].upper()}{fix[1:]}.",
         )
-    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own[name]]:
-        data = [as_flag("dataset", began.get("dataset")), as_flag("dataset_revision", theirs.get("data_revision"))]
+    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own.get(name)]:
+        began_with = [as_flag("dataset", began.get("dataset"))]
+        if revision := theirs.get("data_revision"):
+            began_with.append(as_flag("dataset_revision", revision))
+        if LINEAGE_NAMES["parent"] in changed:
+            began_with.append(as_flag("base_model", theirs.get("parent_name") or began.get("base_model")))
         raise Stop(
             "resume_mismatch",
             f"The checkpoint is another run's: {' and '.join(changed)} differ, so it cannot be resumed.",
-            f"It began with {' '.join(data[: 2 if theirs.get('data_revision') else 1])}. Or, {fix}.",
+            f"It began with {' '.join(began_with)}. Or, {fix}.",
         )
 
 
@@ -1330,8 +1280,8 @@ def require_local_model(settings: TrainingSettings) -> None:
     model = settings.base_model
     folder = Path(os.path.expanduser(model))
     named_as_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
-    if (named_as_path or folder.exists()) and not (folder / "config.json").is_file():
-        what = "holds no config.json" if folder.is_dir() else "does not exist"
+    if (named_as_path or folder.exists()) and not any((folder / name).is_file() for name in ("config.json", CONFIG)):
+        what = "holds no config.json and no adapter" if folder.is_dir() else "does not exist"
         fix = "Correct --base-model: a folder with config.json and weights, or a Hub id such as LiquidAI/LFM2.5-1.2B-Instruct."
         raise Stop("no_model", f"The model {model} {what}.", fix)
 
@@ -2724,19 +2674,28 @@ def two_digits(number_of_rows: int) -> int:
 
 
 # ---- training/lora.py -----------------------------------------------------------------------------------------
-# LoRA: which linear layers get an adapter, what share of them that is, and attaching it.
+# LoRA: which linear layers get an adapter, and what share of them that is.
 
 
 NO_DECODER = r"lm_head|embed|vision|visual|image|audio|multi_modal|projector"  # anywhere in a module's name
 NO_TARGET = r"router|gate|wte|wpe"  # its last part
 NOT_ADAPTED = re.compile(rf"{NO_DECODER}|(^|\.)({NO_TARGET})$")
 EXPERTS = re.compile(r"(^|\.)experts\.|block_sparse_moe\.(input|output)_linear")
+LORA_RANK, LORA_ALPHA = 16, 32  # where none is given, and no adapter is gone on from
 Shapes = Mapping[str, tuple[int, int]]  # module name -> (features out, features in)
 
 
 def adaptable(linears: Shapes) -> dict[str, tuple[int, int]]:
     """The decoder's linear layers: no embedding, head, router or encoder of pictures and sound."""
     return {name: shape for name, shape in linears.items() if not NOT_ADAPTED.search(name)}
+
+
+def rank_of(settings: TrainingSettings) -> int:
+    return LORA_RANK if settings.lora_r == AUTO else int(settings.lora_r)
+
+
+def alpha_of(settings: TrainingSettings) -> int:
+    return LORA_ALPHA if settings.lora_alpha == AUTO else int(settings.lora_alpha)
 
 
 def leaf(name: str) -> str:
@@ -2746,7 +2705,7 @@ def leaf(name: str) -> str:
 def lora_targets(linears: Shapes, wanted: str = "auto") -> list[str]:
     """Names of the modules to adapt, as PEFT's target_modules has them. Raises Stop on a name the model lacks."""
     present = sorted({leaf(name) for name in adaptable(linears)})
-    if wanted == "auto":
+    if wanted == AUTO:
         return present
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     if unknown := [name for name in names if name not in present]:
@@ -2798,69 +2757,6 @@ def expert_shapes(model: Any) -> list[tuple[int, int]]:
         if EXPERTS.search(name) and parameter.ndim > 2
         for _ in range(parameter.shape[0])
     ]
-
-
-def with_lora(model: Any, settings: TrainingSettings, pattern: str) -> Any:
-    """The model with LoRA on each module whose name the regular expression matches."""
-    options = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "lora_dropout": 0, "bias": "none"}
-    if settings.backend == "trl":
-        from peft import LoraConfig, get_peft_model
-        from transformers import set_seed
-
-        set_seed(settings.seed)
-        model = get_peft_model(model, LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **options))
-        if settings.gradient_checkpointing == "offload":
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return model
-    from unsloth import FastLanguageModel
-
-    return FastLanguageModel.get_peft_model(
-        model,
-        target_modules=pattern,
-        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing == "offload" else False,
-        random_state=settings.seed,
-        **options,
-    )
-
-
-def in_full_precision(model: Any) -> None:
-    """Make the adapter fp32 where a library made it less: small updates are lost in 16 bits."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def attach_adapter(model: Any, settings: TrainingSettings) -> Any:
-    """The model with LoRA on each target. Raises Stop when the adapter reaches less than min_coverage of them."""
-    linears = linear_shapes(model)
-    everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
-    targets = lora_targets(linears, settings.target_modules)
-    asked = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
-    model = with_lora(model, settings, target_pattern(targets))
-    in_full_precision(model)
-    prefix = "base_model.model."
-    adapted = [name.removeprefix(prefix) for name, module in model.named_modules() if hasattr(module, "lora_A")]
-    reached = [linears[name] for name in set(adapted) & linears.keys()]
-    share, of_all = coverage(asked, adapted), lora_size(reached) / max(everything, 1)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    emit(
-        "coverage",
-        coverage=round(of_all, 4),  # as check.py's
-        of_asked=round(share, 4),
-        of_all_linear=round(of_all, 4),
-        target_modules=targets,
-        modules=len(adapted),
-        trainable=trainable,
-        expected_trainable=lora_size(asked.values(), settings.lora_r),
-    )
-    if share < settings.min_coverage:
-        missing = sorted({leaf(name) for name in asked.keys() - set(adapted)})
-        raise Stop(
-            "low_coverage",
-            f"The adapter reaches {share:.0%} of the requested modules; without one: {missing}.",
-            "Pass the modules it does reach with --target-modules, or lower --min-coverage knowingly.",
-        )
-    return model
 
 
 # ---- training/memory.py ---------------------------------------------------------------------------------------
@@ -4963,6 +4859,42 @@ def compared(name: str, first: Scores, other: Scores) -> list[dict[str, Any]]:
     return lines
 
 
+# ---- training/adapter_weights.py ------------------------------------------------------------------------------
+# The weights of the adapter in memory: taken out of the model, and put back.
+
+
+def trained_weights(model: Any) -> dict[str, Any]:
+    """A copy of each weight that is trained, by its name, in the memory of the processor."""
+    return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def set_weights(model: Any, weights: Mapping[str, Any]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name in weights:
+                value.copy_(weights[name])
+
+
+@contextmanager
+def as_it_began(model: Any, began: Mapping[str, Any]) -> Iterator[None]:
+    """The model that training started from: with the adapter that it went on from, or, where there was none, bare.
+
+    began: the adapter's weights at that time; {} where there was none.
+    """
+    if not began:
+        with model.disable_adapter():
+            yield
+        return
+    tuned = {name: value.detach().cpu().clone() for name, value in model.named_parameters() if name in began}
+    set_weights(model, began)
+    try:
+        yield
+    finally:
+        set_weights(model, tuned)
+
+
 # ---- training/step_timer.py -----------------------------------------------------------------------------------
 # Seconds and tokens of the optimizer steps.
 
@@ -5051,19 +4983,13 @@ class BestAdapter:
     def keep_if_better(self, model: Any, state: Any, loss: float) -> bool:
         """Take the adapter where it is the best so far; whether the loss has not fallen for too long."""
         if loss < self.loss:
-            trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
-            self.weights = {name: value.detach().cpu().clone() for name, value in trained}
+            self.weights = trained_weights(model)
             self.loss, self.step = loss, state.global_step
         # Counted by step, since after running out of memory some evaluations are made a second time.
         return sum("eval_loss" in entry and entry["step"] > self.step for entry in state.log_history) >= self.patience
 
     def restore(self, model: Any) -> None:
-        import torch
-
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                if name in self.weights:
-                    value.copy_(self.weights[name])
+        set_weights(model, self.weights)
 
 
 def perplexity(loss: float) -> float:
@@ -5116,18 +5042,24 @@ def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None
 
 
 def show_evidence(
-    model: Any, tokenizer: Any, chosen: QuestionSet, settings: TrainingSettings, seconds: float
+    model: Any,
+    tokenizer: Any,
+    chosen: QuestionSet,
+    settings: TrainingSettings,
+    seconds: float,
+    began: Mapping[str, Any] | None = None,
 ) -> tuple[Evaluation | None, list[dict[str, str]]]:
     """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
 
-    None without a grader, or where nothing could be answered. seconds: that are left for it.
+    None without a grader, or where nothing could be answered. seconds: that are left for it. began: the weights of the
+    adapter that training went on from, which is the base then.
     """
     evaluation, samples = None, []
     try:
         prepare_for_inference(model, settings.backend)
         if chosen.grader and chosen.questions:
             limit = answer_limit((question.reference for question in chosen.questions), tokenizer)
-            contenders = base_and_tuned(model, tokenizer, limit)
+            contenders = base_and_tuned(model, tokenizer, limit, began)
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())
@@ -5135,7 +5067,7 @@ def show_evidence(
                     write_answers(evaluation, Path(settings.save_local) / ANSWERS_FILE)
             else:
                 emit("warning", code="no_grading", message="The time did not suffice to answer a question.")
-        samples = samples_of(evaluation) if evaluation else sample_answers(model, tokenizer, chosen.questions[:ANSWERS])
+        samples = samples_of(evaluation) if evaluation else sample_answers(model, tokenizer, chosen.questions[:ANSWERS], began)
         for sample in samples:
             emit("sample", **sample)
     except Exception as error:
@@ -5143,14 +5075,16 @@ def show_evidence(
     return evaluation, samples
 
 
-def base_and_tuned(model: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Answering]:
-    """The model without its adapter, and with it."""
+def base_and_tuned(
+    model: Any, tokenizer: Any, max_new_tokens: int, began: Mapping[str, Any] | None = None
+) -> dict[str, Answering]:
+    """The model that training started from, and what it has become."""
 
     def as_tuned(questions: Sequence[Question], until: float) -> list[Answer | None]:
         return answer_all(model, tokenizer, questions, max_new_tokens, until)
 
     def as_base(questions: Sequence[Question], until: float) -> list[Answer | None]:
-        with model.disable_adapter():
+        with as_it_began(model, began or {}):
             return as_tuned(questions, until)
 
     return {"base": as_base, "tuned": as_tuned}
@@ -5166,9 +5100,11 @@ def prepare_for_inference(model: Any, backend: str) -> None:
         model.eval()
 
 
-def sample_answers(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[dict[str, str]]:
+def sample_answers(
+    model: Any, tokenizer: Any, questions: Sequence[Question], began: Mapping[str, Any] | None = None
+) -> list[dict[str, str]]:
     """Some questions, with the answers of base and tuned model."""
-    answering = base_and_tuned(model, tokenizer, ANSWER_TOKENS)
+    answering = base_and_tuned(model, tokenizer, ANSWER_TOKENS, began)
     base, tuned = (answer(questions, math.inf) for answer in answering.values())
     return [
         as_sample(question, said, learned)

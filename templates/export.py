@@ -571,7 +571,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
 
 
 # ---- training/adapter.py --------------------------------------------------------------------------------------
-# An adapter and the model under it.
+# The files of an adapter.
 
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -579,6 +579,25 @@ TOKENIZER_FILES = [
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template*", "additional_chat_templates/*",
 ]  # fmt: skip
+
+
+def download(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """Files of a model repository, here. Raises Stop where it cannot be read."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise Stop(
+            "not_found",
+            f"{repo} cannot be read: {error}",
+            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
+        ) from error
+
+
+# ---- training/adapter_on_base.py ------------------------------------------------------------------------------
+# An adapter and the model under it.
 
 
 @dataclass(frozen=True)
@@ -610,21 +629,6 @@ def find_adapter(name: str, revision: str, base_model: str, base_model_revision:
     base_revision = base_model_revision or (None if base_model else config.get("revision"))
     content = (folder / WEIGHTS).read_bytes() + f"{base}@{base_revision}".encode()
     return Adapter(folder, base, base_revision, hashlib.sha256(content).hexdigest())
-
-
-def download(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    """Files of a model repository, here. Raises Stop where it cannot be read."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError) as error:
-        raise Stop(
-            "not_found",
-            f"{repo} cannot be read: {error}",
-            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
-        ) from error
 
 
 def base_files(adapter: Adapter) -> Path:

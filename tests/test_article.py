@@ -51,7 +51,7 @@ def test_its_flags_mean_what_the_article_says():
     settings = sft.parse_args(ARGUMENTS)
     assert settings.base_model == "LiquidAI/LFM2.5-1.2B-Instruct"
     assert (settings.num_epochs, settings.eval_split, settings.output_repo) == (1, 0.2, "your-username/lfm-finetuned")
-    assert (settings.lora_r, settings.lora_alpha, settings.max_seq_length) == (16, 32, 2048)
+    assert (sft.rank_of(settings), sft.alpha_of(settings), settings.max_seq_length) == (16, 32, 2048)
     assert (settings.batch_size, settings.gradient_accumulation) == (4, 4)
 
 

@@ -320,7 +320,7 @@ def test_what_is_no_model_to_train_says_what_it_is(shared, check, tmp_path):
     }
     assert {name: (one["exit_code"], *one["codes"]) for name, one in found.items()} == {
         "Small-GGUF": (1, "gguf_only"),
-        "adapter": (1, "adapter_repo"),
+        "adapter": (1, "bad_adapter"),
         "awq": (1, "quantized_model"),
         "bare": (1, "no_config"),
         "bert": (1, "not_a_decoder"),

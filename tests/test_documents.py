@@ -102,7 +102,7 @@ def test_a_table_that_is_made_stands_as_it_is_made(name, training_python):
 def test_the_defaults_that_the_skill_tells_are_the_template_s():
     default = sft.Settings()
     said = (
-        f"LoRA r {default.lora_r}, alpha {default.lora_alpha}, length {default.max_seq_length}, batch {default.batch_size} × "
+        f"LoRA r {sft.rank_of(default)}, alpha {sft.alpha_of(default)}, length {default.max_seq_length}, batch {default.batch_size} × "
         f"{default.gradient_accumulation}, a tenth of the rows held out"
     )
     assert said in SKILL and "Learning rate, epochs, early stopping and 16 or 4 bits are chosen" in SKILL

@@ -156,7 +156,7 @@ OWN = {"method": "sft", "data": "sha256:1", "model": "sha256:2", "packed": True,
 @pytest.fixture
 def saved(tmp_path) -> tuple[sft.Settings, Path]:
     """Settings of a run, and its checkpoint at step 40."""
-    settings = sft.Settings(dataset="rows.jsonl", save_local=str(tmp_path / "out"), resume=True)
+    settings = sft.Settings(dataset="rows.jsonl", save_local=str(tmp_path / "out"), resume=True, lora_r=16, lora_alpha=32)
     for step in (5, 40):
         folder = tmp_path / "out" / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
@@ -195,7 +195,8 @@ def test_other_settings_are_refused_with_the_flags_that_it_began_with(saved, nam
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("data", "the rows"), ("model", "the model"), ("packed", "packing"), ("method", "method")]
+    ("name", "said"),
+    [("data", "the rows"), ("model", "the model"), ("packed", "packing"), ("method", "method"), ("parent", "the adapter")],
 )
 def test_a_checkpoint_of_other_contents_under_the_same_names_is_refused(saved, name, said):
     settings, _ = saved

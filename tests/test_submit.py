@@ -446,8 +446,8 @@ def adapter(hub: Hub, tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_adapter_is_no_model_to_train_and_a_model_no_adapter_to_export(hub, commands, adapter):
-    assert refusal(commands, arguments=[*ARGUMENTS, "--base-model", "ada/adapter"], code=1)["code"] == "adapter_repo"
+def test_an_unreadable_adapter_is_nothing_to_go_on_from_and_a_model_no_adapter_to_export(hub, commands, adapter):
+    assert refusal(commands, arguments=[*ARGUMENTS, "--base-model", "ada/adapter"], code=1)["code"] == "bad_adapter"
     for name, code in {"ada/nothing": "not_found", "ada/tiny": "no_adapter"}.items():
         assert refusal(commands, arguments=["--adapter", name], script=EXPORT, code=1)["code"] == code
 

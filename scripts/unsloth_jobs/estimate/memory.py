@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..lookup.model_info import Model, text_config
-from ..training.lora import EXPERTS, adaptable, leaf, lora_size, lora_targets
+from ..training.lora import EXPERTS, adaptable, leaf, lora_size, lora_targets, rank_of
 from ..training.memory import activation_bytes, keeps_activations, logits_bytes
 from ..training.settings import TrainingSettings
 
@@ -79,7 +79,7 @@ def memory(model: Model, settings: TrainingSettings, tokens: int, kept: bool) ->
     """The memory that a run takes at its peak, with `tokens` tokens at once and their activations kept or offloaded."""
     linears = {name: shape for name, shape in adaptable(model.linears).items() if not EXPERTS.search(name)}
     targets = lora_targets(model.linears, settings.target_modules)
-    adapter = lora_size((shape for name, shape in linears.items() if leaf(name) in targets), settings.lora_r)
+    adapter = lora_size((shape for name, shape in linears.items() if leaf(name) in targets), rank_of(settings))
     weights = weights_bytes(model, adaptable(model.linears), settings.load_in_16bit)
     logits = logits_bytes(model.config, tokens)
     if kept:

@@ -10,6 +10,7 @@ from ..lookup import client
 from ..output import duration, span
 from ..training.contenders import id_and_revision
 from ..training.epochs import MOST_EPOCHS, why_epochs
+from ..training.lora import alpha_of, rank_of
 from ..training.precision import is_precision_auto
 from ..training.setting import AUTO
 from .plan import SMOKE_STEPS, Plan
@@ -51,11 +52,12 @@ def training(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, s
     bits = "16 bits, or in 4 where this machine's GPU has no room" if is_precision_auto(settings) else bits
     lines = {
         "script": "" if Path(plan.script).parent.name == "templates" else f"{plan.script} (your copy, or another)",
-        "model": pinned(plan.model, plan.model_revision),
+        "goes on from": pinned(plan.model, plan.model_revision) + ", an adapter" if made.parent else "",
+        "model": pinned(*named(made)),
         "data set": pinned(plan.dataset, plan.dataset_revision),
         "rows": rows(settings, estimate),
         "training": lengths(plan, settings, estimate),
-        "method": f"LoRA r {settings.lora_r}, alpha {settings.lora_alpha}, on the model's weights in {bits}",
+        "method": f"LoRA r {rank_of(settings)}, alpha {alpha_of(settings)}, {'from that adapter ' if made.parent else ''}on the model's weights in {bits}",
         "result": "\n".join(described(one, made.plan.public) for one in made.repositories) or f"the folder {plan.output_dir}",
         "model card": card(settings) if settings.output_repo else "",
         "dashboard": plan.dashboard_url or ("none" if plan.where == "hf" else "trackio show --project unsloth-jobs"),
@@ -103,6 +105,13 @@ def evaluating(made: PreparedPlan) -> dict[str, str]:
         "report": (shows if settings.card_samples else "quotes no rows") if settings.output_repo else "",
     }
     return {name: value for name, value in lines.items() if value}
+
+
+def named(made: PreparedPlan) -> tuple[str | None, str | None]:
+    """The model and its revision: the one under the adapter that training goes on from, where there is one."""
+    if made.parent:
+        return made.parent.base, made.parent.base_revision
+    return made.plan.model, made.plan.model_revision
 
 
 def pinned(name: str | None, revision: str | None) -> str:

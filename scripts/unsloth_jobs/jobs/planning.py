@@ -14,11 +14,13 @@ from ..errors import USAGE, Problem, UserError
 from ..estimate import cost
 from ..estimate.flavors import LOCAL, Flavor, fetch_flavor
 from ..estimate.history import run_key
+from ..lookup.adapter_info import with_lora_of
 from ..lookup.dataset_info import is_local
 from ..lookup.identity import Identity, whoami, writable_namespace
 from ..lookup.model_info import Model
 from ..training.files import file_digest, sha256_of
 from ..training.learning_rate import learning_rate_for
+from ..training.parent import Parent
 from . import arguments, evaluating, preflight
 from .plan import DEFAULT_TIMEOUT_S, JUDGE_KEY, SMOKE_MAX_USD, SMOKE_STEPS, SMOKE_TIMEOUT_S, Plan, seconds
 
@@ -45,6 +47,7 @@ class PreparedPlan:
     settings: Any = None
     repositories: tuple[preflight.Repository, ...] = ()
     problems: tuple[Problem, ...] = ()
+    parent: Parent | None = None  # the adapter that training goes on from
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def with_arguments(plan: Plan, run: ResolvedRun, module: template.Template, type
         output_dir=str(Path(save_local).resolve()) if save_local and plan.where == "local" else None,
         trackio_space=value("trackio_space"),
     )
-    return PreparedPlan(made, settings, run.repositories)
+    return PreparedPlan(made, settings, run.repositories, parent=run.parameters.parent if run.parameters else None)
 
 
 def resolve_training(
@@ -179,7 +182,8 @@ def resolve_training(
         )
     preflight.require_readable(module, settings)
     model = preflight.find_model(api, module, settings)
-    pinned = {"base_model_revision": model.revision, "dataset_revision": preflight.find_dataset_revision(api, settings)}
+    settings = with_lora_of(settings, model)
+    pinned = {"base_model_revision": model.named_revision, "dataset_revision": preflight.find_dataset_revision(api, settings)}
     if getattr(settings, "eval_dataset", ""):
         test = replace(settings, dataset=settings.eval_dataset, dataset_revision=settings.eval_dataset_revision)
         pinned["eval_dataset_revision"] = preflight.find_dataset_revision(api, test)
@@ -188,7 +192,7 @@ def resolve_training(
     if owner and not arguments.given("--trackio-space", request.arguments):
         pinned["trackio_space"] = f"{owner}/trackio"
     settings = replace(settings, **{name: value for name, value in pinned.items() if value})
-    return ResolvedRun(settings, (), settings.base_model, model.revision, model)
+    return ResolvedRun(settings, (), settings.base_model, model.named_revision, model)
 
 
 def fixed(machine: Flavor, model: Model, settings: Any) -> Any:

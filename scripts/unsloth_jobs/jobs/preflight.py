@@ -21,10 +21,11 @@ from ..errors import USAGE, UserError
 from ..estimate import cost
 from ..estimate.flavors import Flavor
 from ..lookup import client
+from ..lookup.adapter_info import fetch_model_to_train
 from ..lookup.checks import require_decoder
 from ..lookup.dataset_info import dataset_info, is_local
 from ..lookup.identity import Identity, writable_namespace
-from ..lookup.model_info import Model, fetch_model
+from ..lookup.model_info import Model
 from ..lookup.table import read_file, reasons
 from ..template import Template
 from ..training.settings import TrainingSettings
@@ -40,7 +41,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 def find_model(api: HfApi, template: Template, settings: TrainingSettings) -> Model:
     """The model to train, its revision as a commit. Raises UserError where it cannot be trained."""
-    found = fetch_model(api, settings.base_model, settings.base_model_revision or None)
+    found = fetch_model_to_train(api, template, settings)
     require_decoder(template, found)
     return found
 

@@ -9,15 +9,17 @@ from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
 
-from ..errors import FAILED, HUB, Problem, UserError
+from ..errors import FAILED, HUB, USAGE, Problem, UserError
 from ..template import Template
 from ..training.lora import EXPERTS, leaf, lora_size
+from ..training.parent import placed
 from ..training.settings import TrainingSettings
+from .adapter_info import fetch_model_to_train, with_lora_of
 from .dataset_info import fetch_dataset_revision
 from .findings import TEXT_MODEL, Lora, Report, check_model, check_owner, check_rows
 from .grading import examine_grading
 from .identity import whoami, writable_namespace
-from .model_info import Model, fetch_model
+from .model_info import Model
 from .pairs import has_preferences, tokenise_pairs
 from .sample import Sample, tokenise_sample
 from .table import Table, fetch_table
@@ -39,7 +41,7 @@ def examine(
     """Look at token, model and data at once, then at what follows from them."""
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(attempt, lambda: whoami(api)) if needs_token else None
-        looked_up = pool.submit(attempt, lambda: fetch_model(api, settings.base_model, settings.base_model_revision or None))
+        looked_up = pool.submit(attempt, lambda: fetch_model_to_train(api, template, settings))
         read = pool.submit(fetch_data, api, template, settings, limit)
         identity, faults = asked.result() if asked else (None, [])
         model, more = looked_up.result()
@@ -51,20 +53,30 @@ def examine(
     if identity:
         faults += attempt(lambda: writable_namespace(identity, namespace))[1]
     if model:
-        settings = replace(settings, base_model_revision=model.revision or "")
         refused = attempt(lambda: require_trainable(template, model))[1]
+        fitting, contradicted = attempt(lambda: with_lora_of(settings, model))
+        refused += contradicted
+        settings = replace(fitting or settings, base_model_revision=model.named_revision or "")
     if model and table and not refused:
         tokenise = tokenise_pairs if has_preferences(template) else tokenise_sample
-        sample, untold = attempt(lambda: tokenise(template, settings, table))
+        sample, untold = attempt(lambda: tokenise(template, reading(settings, model), table))
         faults += untold
     grading, misfits = examine_grading(api, template, settings, sample) if sample else (None, [])
     adapter, lora_problems = lora(template, settings, model)
     unusual = check_model(model) if model and not refused else []
     lookup_problems = dict.fromkeys(fault.problem for fault in (*faults, *refused))  # one bad token is refused at each look-up
-    exit_code = HUB if any(fault.exit_code == HUB for fault in faults) else FAILED
+    codes = {fault.exit_code for fault in (*faults, *refused)}
+    exit_code = next((code for code in (HUB, USAGE) if code in codes), FAILED)
     found = Report(template, settings, identity, owner, model, table, sample, adapter, (), grading, exit_code)
     problems = (*lookup_problems, *lora_problems, *check_owner(found), *unusual, *check_rows(found), *misfits)
     return replace(found, problems=problems)
+
+
+def reading(settings: TrainingSettings, model: Model) -> TrainingSettings:
+    """The settings with the model whose tokenizer the run uses: an adapter's own, where it has one."""
+    if model.parent is None or model.parent.has_tokenizer:
+        return settings
+    return replace(settings, base_model=model.id, base_model_revision=model.revision or "")
 
 
 def fetch_data(
@@ -131,10 +143,11 @@ def lora(template: Template, settings: TrainingSettings, model: Model | None) ->
     layers = template.adaptable({name: shape for name, shape in model.linears.items() if not EXPERTS.search(name)})
     experts = [shape for shapes in model.experts.values() for shape in shapes]
     try:
-        targets = template.lora_targets(layers, settings.target_modules)
+        targets = model.parent.targets if model.parent else template.lora_targets(layers, settings.target_modules)
     except template.Stop as stop:
         return nothing, [Problem(stop.code, "error", stop.message, stop.fix)]
-    reached = {name: shape for name, shape in layers.items() if leaf(name) in targets}
+    adapted = placed(model.parent, layers) if model.parent else {name for name in layers if leaf(name) in targets}
+    reached = {name: shape for name, shape in layers.items() if name in adapted}
     everything = [*layers.values(), *experts]
     adapter = Lora(targets, share(lora_size, reached.values(), everything), share(weights, reached.values(), everything))
     of_layers = template.coverage(layers, reached)
@@ -145,7 +158,9 @@ def lora(template: Template, settings: TrainingSettings, model: Model | None) ->
                 "low_coverage",
                 "warning",
                 f"{', '.join(targets)}: these modules hold {of_layers:.0%} of the LoRA that the model's linear layers could have.",
-                "To adapt each of them: --target-modules auto (the default).",
+                f"Fine where that is wanted. For more of them, {model.parent.merging}"
+                if model.parent
+                else "To adapt each of them: --target-modules auto (the default).",
             )
         )
     if experts:

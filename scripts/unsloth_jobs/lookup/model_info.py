@@ -7,7 +7,6 @@ import math
 import os
 import re
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from ..errors import HUB, UserError
 from ..redaction import plain
 from ..training.lora import EXPERTS
 from ..training.models import text_config
-from .client import IS_ID, LOOKUP_TIMEOUT_S, asking, endpoint, fetch_or_suggest, require_id
+from ..training.parent import Parent, is_adapter
+from ..training.parent_files import header_of
+from .client import LOOKUP_TIMEOUT_S, asking, endpoint, fetch_or_suggest, require_id
 
 MOST_LAYERS = 10_000  # or experts: a configuration that says more is no model's, and would be given memory for each
-LONGEST_HEADER = 100_000_000  # bytes of a safetensors file's, as that library has it
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 
 
@@ -39,6 +39,12 @@ class Model:
     config: dict[str, Any]
     gated: bool
     tensors: dict[str, tuple[str, tuple[int, ...]]]
+    parent: Parent | None = None  # the adapter on it that training goes on from
+
+    @property
+    def named_revision(self) -> str | None:
+        """The commit of what was named: of the adapter, where one was, and else of the model."""
+        return self.parent.revision if self.parent else self.revision
 
     @property
     def parameters(self) -> int:
@@ -134,7 +140,7 @@ def fetch_model(api: HfApi, name: str, revision: str | None = None) -> Model:
         with asking(f"model {name}"):
             return Path(api.hf_hub_download(name, file, revision=info.sha)).read_text("utf-8", errors="replace")
 
-    require_weights(name, files, lambda file: configuration(name, file, read(file)))
+    require_weights(name, files)
     config = configuration(name, "config.json", read("config.json"))
     for file in TOKENIZER_FILES & files:  # transformers says of each fault of the Hub that there is no tokenizer
         require_no_page(name, file, read(file))
@@ -206,9 +212,8 @@ def broken_weights(name: str, error: Exception) -> UserError:
 
 
 def local_model(folder: Path) -> Model:
-    read = lambda file: configuration(str(folder), file, (folder / file).read_text("utf-8", errors="replace"))  # noqa: E731
-    require_weights(str(folder), {path.name for path in folder.iterdir()}, read)
-    config = read("config.json")
+    require_weights(str(folder), {path.name for path in folder.iterdir()})
+    config = configuration(str(folder), "config.json", (folder / "config.json").read_text("utf-8", errors="replace"))
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         try:
@@ -218,27 +223,14 @@ def local_model(folder: Path) -> Model:
     return Model(str(folder), None, architecture(config), config, False, tensors)
 
 
-def header_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor in a safetensors file. Raises ValueError and others on what is none."""
-    with path.open("rb") as file:
-        size = struct.unpack("<Q", file.read(8))[0]
-        if size > min(path.stat().st_size, LONGEST_HEADER):
-            raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(size))
-    return {
-        name: (str(facts["dtype"]), tuple(map(int, facts["shape"]))) for name, facts in header.items() if name != "__metadata__"
-    }
-
-
-def require_weights(name: str, files: set[str], read: Callable[[str], dict[str, Any]]) -> None:
+def require_weights(name: str, files: set[str]) -> None:
     """Raises UserError where these files are not a whole model in safetensors, and says what they are instead."""
+    if is_adapter(files):
+        fix = "To go on from it, use templates/sft.py, or make your copy of that again."
+        raise UserError("adapter_repo", f"{name} is a LoRA adapter, not a whole model.", fix)
     whole = {"model.safetensors", "model.safetensors.index.json"} & files
     if whole and "config.json" in files:
         return
-    if "adapter_config.json" in files and not whole:
-        base = read("adapter_config.json").get("base_model_name_or_path")
-        named = base if isinstance(base, str) and IS_ID.fullmatch(base) else "the model that it was trained on"
-        raise UserError("adapter_repo", f"{name} is a LoRA adapter, not a whole model.", f"Name its base model: {named}")
     if any(file.endswith(".gguf") for file in files) and not whole:
         original = re.sub(r"[-_.]gguf$", "", name, flags=re.IGNORECASE)
         raise UserError(

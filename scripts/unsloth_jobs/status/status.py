@@ -25,7 +25,7 @@ PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
     "data": "turning rows into tokens",
     "masks": "loading the model",
-    "coverage": "measuring the base model",
+    "coverage": "measuring what training starts from",
     "eval": "compiling the first step",
 }
 

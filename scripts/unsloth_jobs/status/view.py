@@ -69,7 +69,8 @@ def as_table(status: Status) -> Table:
         bar.add_row(ProgressBar(progress.total_steps, progress.step, width=30), f"{progress.step}/{progress.total_steps}")
         grid.add_row("step", bar)
     base = status.summary.event("eval").get("step") == 0
-    held_out = f"[{DOTS}]{HELD_OUT}[/] held-out" + (" (base model)" if base else "")
+    start = "as it began" if status.summary.event("parent") else "base model"
+    held_out = f"[{DOTS}]{HELD_OUT}[/] held-out" + (f" ({start})" if base else "")
     losses = {f"[{LINE}]training[/]": progress.loss, held_out: progress.eval_loss}
     if any(loss is not None for loss in losses.values()):
         grid.add_row("loss", "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None))

@@ -10,6 +10,7 @@ from .evaluation import Evaluation
 from .evidence import ANSWERS_FILE, last_loss
 from .files import sha256_of
 from .grades_table import class_lines, difference_sentences, grades_table
+from .lora import alpha_of, rank_of
 from .machine import peak_gb, training_libraries, versions
 from .markdown import cell, markdown_table, quoted
 from .report import LAST_EVENTS
@@ -24,11 +25,12 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
     """How the adapter was made, by title, from the events; None where it does not apply. seconds: of the run."""
     facts, data, masks, reach = run_facts(), LAST_EVENTS["data"], LAST_EVENTS["masks"], LAST_EVENTS["coverage"]
     return {
+        "Went on from": parent_line(),
         "Base model revision": settings.base_model_revision or None,
         "Data set revision": data["revision"],
         "Rows": f"{masks['rows_kept']:,} trained on, {data['eval_rows']:,} held out, {masks['rows_without_answer']:,} left out",
         "Supervised share": f"{masks['supervised_fraction']:.1%} of the tokens; the rest is read, not learned",
-        "LoRA": f"rank {settings.lora_r}, alpha {settings.lora_alpha}, on a base in {16 if settings.load_in_16bit else 4} bits",
+        "LoRA": f"rank {rank_of(settings)}, alpha {alpha_of(settings)}, on a base in {16 if settings.load_in_16bit else 4} bits",
         "LoRA coverage": f"{reach['coverage']:.1%} of all linear layers: {reach['modules']} modules, "
         f"{reach['trainable']:,} trainable parameters",
         "Batches": batch_line(settings),
@@ -45,6 +47,14 @@ def card_figures(settings: TrainingSettings, trainer: Any, seconds: float) -> di
         "Plan": facts.get("plan_id"),
         "Script": f"sha256 {sha256_of(__file__)}",
     }
+
+
+def parent_line() -> str | None:
+    """The adapter that training went on from, with its commit; of a path on the training machine, the last part."""
+    if not (parent := LAST_EVENTS.get("parent")):
+        return None
+    name = parent["adapter"] if parent["revision"] else Path(parent["adapter"]).name
+    return f"the adapter `{name}`" + (f" at {parent['revision']}" if parent["revision"] else "")
 
 
 def batch_line(settings: TrainingSettings) -> str:
@@ -105,6 +115,7 @@ def model_card(
         datasets=None if data.exists() else [settings.dataset],
         tags=[*(["unsloth"] if settings.backend == "unsloth" else []), "trl", method, "lora", "hf_jobs"],
     )
+    went_on = parent_line()
     parts = [
         f"---\n{header.to_yaml()}\n---",
         f"# {Path(where).name}",
@@ -112,6 +123,7 @@ def model_card(
         f"A LoRA adapter for `{base.name if base.exists() else base}`, trained with {LIBRARY[settings.backend]} on "
         f"`{data.name if data.exists() else data}`.",
         "## What training changed",
+        f"*Base* is what this training began with: {went_on}. It is not the bare model." if went_on else "",
         measured or card_losses(losses),
         card_grades(evaluation, settings.card_samples) if evaluation else "",
         f"![Training and held-out loss over the steps]({picture})" if picture else "",
@@ -135,7 +147,7 @@ def card_losses(losses: Mapping[str, float | None]) -> str:
     return markdown_table({name: change.format(**losses) for name, change in changes.items()})
 
 
-GRADED = {"base": "Base model", "tuned": "This adapter"}
+GRADED = {"base": "Base", "tuned": "This adapter"}
 
 
 def card_grades(evaluation: Evaluation, quoted_beside: bool) -> str:

@@ -27,6 +27,7 @@ RESUME_MUST_MATCH = (
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
     "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
+    "parent": "the adapter that it goes on from",
 }  # fmt: skip
 
 
@@ -124,12 +125,16 @@ def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[
             f"The checkpoint was trained with other settings ({', '.join(changed)}), so it cannot be resumed.",
             f"Pass what it began with: {flags}. Or, {fix}." if flags else f"{fix[0].upper()}{fix[1:]}.",
         )
-    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own[name]]:
-        data = [as_flag("dataset", began.get("dataset")), as_flag("dataset_revision", theirs.get("data_revision"))]
+    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own.get(name)]:
+        began_with = [as_flag("dataset", began.get("dataset"))]
+        if revision := theirs.get("data_revision"):
+            began_with.append(as_flag("dataset_revision", revision))
+        if LINEAGE_NAMES["parent"] in changed:
+            began_with.append(as_flag("base_model", theirs.get("parent_name") or began.get("base_model")))
         raise Stop(
             "resume_mismatch",
             f"The checkpoint is another run's: {' and '.join(changed)} differ, so it cannot be resumed.",
-            f"It began with {' '.join(data[: 2 if theirs.get('data_revision') else 1])}. Or, {fix}.",
+            f"It began with {' '.join(began_with)}. Or, {fix}.",
         )
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from .adapter_weights import set_weights, trained_weights
 from .report import emit
 from .run import run_facts
 from .step_timer import StepTimer
@@ -26,19 +27,13 @@ class BestAdapter:
     def keep_if_better(self, model: Any, state: Any, loss: float) -> bool:
         """Take the adapter where it is the best so far; whether the loss has not fallen for too long."""
         if loss < self.loss:
-            trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
-            self.weights = {name: value.detach().cpu().clone() for name, value in trained}
+            self.weights = trained_weights(model)
             self.loss, self.step = loss, state.global_step
         # Counted by step, since after running out of memory some evaluations are made a second time.
         return sum("eval_loss" in entry and entry["step"] > self.step for entry in state.log_history) >= self.patience
 
     def restore(self, model: Any) -> None:
-        import torch
-
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                if name in self.weights:
-                    value.copy_(self.weights[name])
+        set_weights(model, self.weights)
 
 
 def perplexity(loss: float) -> float:

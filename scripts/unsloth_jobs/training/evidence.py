@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .adapter_weights import as_it_began
 from .early_stopping import BestAdapter, perplexity
 from .evaluation import Answering, Evaluation, evaluate_contenders, write_answers
 from .generation import Answer, answer_all, answer_limit
@@ -40,18 +41,24 @@ def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None
 
 
 def show_evidence(
-    model: Any, tokenizer: Any, chosen: QuestionSet, settings: TrainingSettings, seconds: float
+    model: Any,
+    tokenizer: Any,
+    chosen: QuestionSet,
+    settings: TrainingSettings,
+    seconds: float,
+    began: Mapping[str, Any] | None = None,
 ) -> tuple[Evaluation | None, list[dict[str, str]]]:
     """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
 
-    None without a grader, or where nothing could be answered. seconds: that are left for it.
+    None without a grader, or where nothing could be answered. seconds: that are left for it. began: the weights of the
+    adapter that training went on from, which is the base then.
     """
     evaluation, samples = None, []
     try:
         prepare_for_inference(model, settings.backend)
         if chosen.grader and chosen.questions:
             limit = answer_limit((question.reference for question in chosen.questions), tokenizer)
-            contenders = base_and_tuned(model, tokenizer, limit)
+            contenders = base_and_tuned(model, tokenizer, limit, began)
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())
@@ -59,7 +66,7 @@ def show_evidence(
                     write_answers(evaluation, Path(settings.save_local) / ANSWERS_FILE)
             else:
                 emit("warning", code="no_grading", message="The time did not suffice to answer a question.")
-        samples = samples_of(evaluation) if evaluation else sample_answers(model, tokenizer, chosen.questions[:ANSWERS])
+        samples = samples_of(evaluation) if evaluation else sample_answers(model, tokenizer, chosen.questions[:ANSWERS], began)
         for sample in samples:
             emit("sample", **sample)
     except Exception as error:
@@ -67,14 +74,16 @@ def show_evidence(
     return evaluation, samples
 
 
-def base_and_tuned(model: Any, tokenizer: Any, max_new_tokens: int) -> dict[str, Answering]:
-    """The model without its adapter, and with it."""
+def base_and_tuned(
+    model: Any, tokenizer: Any, max_new_tokens: int, began: Mapping[str, Any] | None = None
+) -> dict[str, Answering]:
+    """The model that training started from, and what it has become."""
 
     def as_tuned(questions: Sequence[Question], until: float) -> list[Answer | None]:
         return answer_all(model, tokenizer, questions, max_new_tokens, until)
 
     def as_base(questions: Sequence[Question], until: float) -> list[Answer | None]:
-        with model.disable_adapter():
+        with as_it_began(model, began or {}):
             return as_tuned(questions, until)
 
     return {"base": as_base, "tuned": as_tuned}
@@ -90,9 +99,11 @@ def prepare_for_inference(model: Any, backend: str) -> None:
         model.eval()
 
 
-def sample_answers(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[dict[str, str]]:
+def sample_answers(
+    model: Any, tokenizer: Any, questions: Sequence[Question], began: Mapping[str, Any] | None = None
+) -> list[dict[str, str]]:
     """Some questions, with the answers of base and tuned model."""
-    answering = base_and_tuned(model, tokenizer, ANSWER_TOKENS)
+    answering = base_and_tuned(model, tokenizer, ANSWER_TOKENS, began)
     base, tuned = (answer(questions, math.inf) for answer in answering.values())
     return [
         as_sample(question, said, learned)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .adapter import Adapter
+from .adapter_on_base import Adapter
 
 
 def comparison_table(made: Mapping[str, Mapping[str, Any]]) -> str:

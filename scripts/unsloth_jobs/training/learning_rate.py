@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .lora import alpha_of
 from .models import text_config
 from .setting import AUTO
 from .settings import TrainingSettings
@@ -23,7 +24,7 @@ def learning_rate_for(settings: TrainingSettings, config: Mapping[str, Any]) -> 
     if settings.learning_rate != AUTO:
         return float(settings.learning_rate)
     # An adapter's step is alpha/r times the sum over its r ranks: it grows with alpha, and rank itself drops out.
-    rate = RATE * width_factor(config) * (ALPHA / settings.lora_alpha) * rows_factor(effective_batch_size(settings))
+    rate = RATE * width_factor(config) * (ALPHA / alpha_of(settings)) * rows_factor(effective_batch_size(settings))
     return float(f"{min(rate, LARGEST):.1e}")
 
 
@@ -47,5 +48,5 @@ def hidden_size(config: Mapping[str, Any]) -> int:
 def why_learning_rate(settings: TrainingSettings, config: Mapping[str, Any]) -> str:
     return (
         f"learning rate {learning_rate_for(settings, config):g} for a hidden size of {hidden_size(config):,}, "
-        f"LoRA alpha {settings.lora_alpha} and {effective_batch_size(settings)} rows a step"
+        f"LoRA alpha {alpha_of(settings)} and {effective_batch_size(settings)} rows a step"
     )

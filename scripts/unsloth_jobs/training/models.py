@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .adapter import CONFIG
 from .report import Stop
 from .settings import TrainingSettings
 
@@ -113,7 +114,7 @@ def require_local_model(settings: TrainingSettings) -> None:
     model = settings.base_model
     folder = Path(os.path.expanduser(model))
     named_as_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
-    if (named_as_path or folder.exists()) and not (folder / "config.json").is_file():
-        what = "holds no config.json" if folder.is_dir() else "does not exist"
+    if (named_as_path or folder.exists()) and not any((folder / name).is_file() for name in ("config.json", CONFIG)):
+        what = "holds no config.json and no adapter" if folder.is_dir() else "does not exist"
         fix = "Correct --base-model: a folder with config.json and weights, or a Hub id such as LiquidAI/LFM2.5-1.2B-Instruct."
         raise Stop("no_model", f"The model {model} {what}.", fix)

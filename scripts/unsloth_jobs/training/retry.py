@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .adapter_weights import set_weights, trained_weights
 from .batching import Batching, use_less_memory
 from .checkpoints import load_if_finished
 from .memory import free_memory, recompute_activations
@@ -20,15 +21,14 @@ def train_with_oom_retry(
     kept: bool,
     ways: Callable[[], Iterable[Batching]],
 ) -> tuple[Any, float | None]:
-    """Train, from a checkpoint where there is one: the trainer that came to the end, and the base model's loss before.
+    """Train, from a checkpoint where there is one: the trainer that came to the end, and the loss before.
 
     Out of GPU memory a step is computed in smaller micro-batches, then with gradient checkpointing; it still sees the same
     rows, and training goes on from the newest checkpoint. Raises Stop where one row does not fit.
     """
     import torch
 
-    trainable = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
-    first = {name: value.detach().cpu().clone() for name, value in trainable.items()}
+    first = trained_weights(trainer.model)
     base_loss = trainer.evaluate().get("eval_loss")
     while True:
         try:
@@ -45,9 +45,7 @@ def train_with_oom_retry(
         if kept and not keeps:
             recompute_activations(model)
         kept = keeps
-        with torch.no_grad():
-            for name, value in trainable.items():  # where no checkpoint was reached, training begins again
-                value.copy_(first[name])
+        set_weights(model, first)  # where no checkpoint was reached, training begins again
         trainer = make_trainer(batching, kept)
         if not evaluates:
             trainer.eval_dataset = None

@@ -25,7 +25,7 @@ def training_problems(settings: TrainingSettings) -> Iterable[str]:
         "max_graded",
         "grading_seconds",
     ):
-        if getattr(settings, name) < 1:
+        if getattr(settings, name) != AUTO and getattr(settings, name) < 1:
             yield f"{as_flag_name(name)} must be at least 1, not {getattr(settings, name)}"
     for name in ("num_epochs", "learning_rate", "save_steps"):
         if getattr(settings, name) != AUTO and not 0 < getattr(settings, name) < math.inf:

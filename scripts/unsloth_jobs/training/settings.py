@@ -9,8 +9,10 @@ from .setting import AUTO, setting
 
 @dataclass(frozen=True)
 class ModelSettings:
-    base_model: str = setting("LiquidAI/LFM2.5-1.2B-Instruct", "model to tune: Hub id or local folder")
-    base_model_revision: str = setting("", "commit or branch of the model (default: main)")
+    base_model: str = setting(
+        "LiquidAI/LFM2.5-1.2B-Instruct", "model to tune, or LoRA adapter to go on from: Hub id or local folder"
+    )
+    base_model_revision: str = setting("", "commit or branch of that (default: main)")
     load_in_16bit: bool = setting(False, "16-bit LoRA (default: where the GPU has the room for it, and on a CPU)")
     load_in_4bit: bool = setting(False, "4-bit QLoRA: least memory, some quality (default: where 16 bits have no room)")
     backend: str = setting("unsloth", "unsloth; trl: without Unsloth, slower, for a model that it does not support")
@@ -44,9 +46,9 @@ class LearningSettings:
     learning_rate: float | str = setting(AUTO, "peak learning rate; auto: from model, adapter and batch size", float)
     packing: bool = setting(True, "sequence packing, rows kept apart; rows alone where a model cannot")
     gradient_checkpointing: str = setting("auto", "off (fastest), offload (least memory); auto: off where the GPU has the room")
-    lora_r: int = setting(16, "rank of the LoRA matrices")
-    lora_alpha: int = setting(32, "LoRA scale; twice the rank is usual")
-    target_modules: str = setting("auto", "modules that get an adapter, by comma; auto: each linear layer of the decoder")
+    lora_r: int | str = setting(AUTO, "rank of the LoRA matrices; auto: 16, or that of the adapter gone on from", int)
+    lora_alpha: int | str = setting(AUTO, "LoRA scale; auto: 32, or that of the adapter gone on from", int)
+    target_modules: str = setting(AUTO, "modules that get an adapter, by comma; auto: each linear layer of the decoder, or its")
     min_coverage: float = setting(0.9, "stop when the adapter reaches less than this share of the requested modules")
     save_steps: float = setting(0.1, "checkpoint every N steps, or every share of the run when under 1")
     resume: bool = setting(False, "go on from the newest checkpoint in --save-local or --output-repo, where there is one")
