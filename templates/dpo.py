@@ -1276,6 +1276,9 @@ def preference_data(which: str, imitate: str) -> Stop:
 def naming_hint(columns: list[str]) -> str:
     if len(columns) == 1 and (delimiter := next((mark for mark in ";\t|" if mark in columns[0]), None)):
         return f"The file seems to be separated by {delimiter!r}: save it with commas."
+    if len(columns) == 1 and columns[0].isidentifier():
+        many = f"If {columns[0]} is a list of the rows, write each into a line: jq -c '.{columns[0]}[]' FILE > rows.jsonl"
+        return f"Each row needs a question and an answer: messages, or two columns. {many}"
     if len(columns) < 2:
         return "Each row needs a question and an answer: messages, or two columns."
     if {"role", "content"} <= {*columns} or {"from", "value"} <= {*columns}:
@@ -1723,7 +1726,7 @@ def may_be_guessed(file: Path) -> bool:
         while block := content.read(BLOCK):
             if UNDEFINED.search(block):
                 return False
-            accents += sum(byte > 127 for byte in block)
+            accents += len(block) - len(block.decode("ascii", "ignore"))
             unlikely += sum(len(run[0]) for run in UNLIKELY.finditer(block))
     return unlikely * 10 <= accents
 
@@ -1753,7 +1756,7 @@ def csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
         # Strict: a quote that is never closed is an error, and swallows no rows.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         began += skipped
-        columns = column_names(file, began, next(reader, []))
+        columns = column_names(file, began, next((row for row in reader if any(row)), []))
         began = reader.line_num + 1 + skipped
         for values in reader:
             if any(values[len(columns) :]):
@@ -1794,7 +1797,7 @@ def find_delimiter(lines: list[str]) -> str:
 
 
 def column_names(file: Path, line: int, cells: list[str]) -> list[str]:
-    """The names of a table's columns, as its first line has them. Raises Stop where one stands there twice."""
+    """The names of a table's columns, as its first line that is not empty has them. Raises Stop where one stands there twice."""
     columns = [name.strip() or f"column {place}" for place, name in enumerate(cells, 1)]
     if len(set(columns)) < len(columns):
         raise bad_line(file, line, f"names a column twice: {', '.join(columns)}", "Give each column a name of its own.")
@@ -2110,7 +2113,10 @@ class Scan(NamedTuple):
 
 
 def scan_file(file: Path, keep: int, sheet: str = "") -> Scan:
-    """Read a file to its end and keep its first rows. sheet: of a workbook that has several. Raises Stop where a row is not sound, or there is none."""
+    """Read a file to its end and keep its first rows. sheet: of a workbook that has several.
+
+    Raises Stop where a row is not sound, or there is none.
+    """
     columns: dict[str, None] = {}
     first: list[dict[str, str | None]] = []
     count = 0
@@ -2162,17 +2168,12 @@ CONVERSIONS = {
     ".xls": SPREADSHEET, ".xlsb": SPREADSHEET, ".ods": SPREADSHEET, ".numbers": SPREADSHEET,
     ".pdf": TEXT_ALONE, ".docx": TEXT_ALONE, ".md": TEXT_ALONE, ".html": TEXT_ALONE,
 }  # fmt: skip
-OLE, OLE_BYTES = "an old .xls", 50_000_000
+ZIP, GZIP, PARQUET, OLE = "a .xlsx or .zip", "a .gz", "a .parquet", "an old .xls"
+OLE_BYTES = 50_000_000  # in which the name of its sealed part is looked for
 SIGNATURES = {
-    b"PK\x03\x04": "a .xlsx or .zip", b"\x1f\x8b": "a .gz", b"PAR1": "a .parquet", b"%PDF": "a .pdf",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE,
+    b"PK\x03\x04": ZIP, b"\x1f\x8b": GZIP, b"PAR1": PARQUET, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE, b"%PDF": "a .pdf",
 }  # fmt: skip
-SIGNED = {
-    ".xlsx": SIGNATURES[b"PK\x03\x04"],
-    ".xlsm": SIGNATURES[b"PK\x03\x04"],
-    ".gz": SIGNATURES[b"\x1f\x8b"],
-    ".parquet": SIGNATURES[b"PAR1"],
-}
+SIGNED = {".xlsx": ZIP, ".xlsm": ZIP, ".gz": GZIP, ".parquet": PARQUET}
 
 
 def sha256_of(file: Path | str) -> str:

@@ -67,6 +67,7 @@ def test_columns_that_cannot_be_read_stop_with_what_to_do(columns, code):
         (["first", "second", "third"], "--prompt-column first --completion-column second"),
         (["question;answer"], "commas"),
         (["prompt", "chosen", "rejected"], "--completion-column chosen"),
+        (["data"], "jq -c '.data[]' FILE > rows.jsonl"),
     ],
 )
 def test_the_fix_can_be_pasted(columns, fix):
@@ -184,6 +185,7 @@ READABLE = {
         b"Ticket, text;Reply\nHi, all, it broke;Sorry\nHelp;Yes, soon\n",
         [{"Ticket, text": "Hi, all, it broke", "Reply": "Sorry"}, {"Ticket, text": "Help", "Reply": "Yes, soon"}],
     ),
+    "below.csv": (b"\n;;\nq;a;\n1;2;\n", [{"q": "1", "a": "2", "column 3": ""}]),
     "mac.csv": (b"q,a\r1,2\r", [{"q": "1", "a": "2"}]),
     "trailing.csv": (b"q;a;;\n1;2;;\n;;;\n", [{"q": "1", "a": "2", "column 3": "", "column 4": ""}]),
 }

@@ -102,6 +102,9 @@ def preference_data(which: str, imitate: str) -> Stop:
 def naming_hint(columns: list[str]) -> str:
     if len(columns) == 1 and (delimiter := next((mark for mark in ";\t|" if mark in columns[0]), None)):
         return f"The file seems to be separated by {delimiter!r}: save it with commas."
+    if len(columns) == 1 and columns[0].isidentifier():
+        many = f"If {columns[0]} is a list of the rows, write each into a line: jq -c '.{columns[0]}[]' FILE > rows.jsonl"
+        return f"Each row needs a question and an answer: messages, or two columns. {many}"
     if len(columns) < 2:
         return "Each row needs a question and an answer: messages, or two columns."
     if {"role", "content"} <= {*columns} or {"from", "value"} <= {*columns}:

@@ -25,7 +25,7 @@ def csv_rows(file: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
         # Strict: a quote that is never closed is an error, and swallows no rows.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         began += skipped
-        columns = column_names(file, began, next(reader, []))
+        columns = column_names(file, began, next((row for row in reader if any(row)), []))
         began = reader.line_num + 1 + skipped
         for values in reader:
             if any(values[len(columns) :]):
@@ -66,7 +66,7 @@ def find_delimiter(lines: list[str]) -> str:
 
 
 def column_names(file: Path, line: int, cells: list[str]) -> list[str]:
-    """The names of a table's columns, as its first line has them. Raises Stop where one stands there twice."""
+    """The names of a table's columns, as its first line that is not empty has them. Raises Stop where one stands there twice."""
     columns = [name.strip() or f"column {place}" for place, name in enumerate(cells, 1)]
     if len(set(columns)) < len(columns):
         raise bad_line(file, line, f"names a column twice: {', '.join(columns)}", "Give each column a name of its own.")

@@ -117,7 +117,7 @@ def may_be_guessed(file: Path) -> bool:
         while block := content.read(BLOCK):
             if UNDEFINED.search(block):
                 return False
-            accents += sum(byte > 127 for byte in block)
+            accents += len(block) - len(block.decode("ascii", "ignore"))
             unlikely += sum(len(run[0]) for run in UNLIKELY.finditer(block))
     return unlikely * 10 <= accents
 

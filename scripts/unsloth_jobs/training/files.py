@@ -74,7 +74,10 @@ class Scan(NamedTuple):
 
 
 def scan_file(file: Path, keep: int, sheet: str = "") -> Scan:
-    """Read a file to its end and keep its first rows. sheet: of a workbook that has several. Raises Stop where a row is not sound, or there is none."""
+    """Read a file to its end and keep its first rows. sheet: of a workbook that has several.
+
+    Raises Stop where a row is not sound, or there is none.
+    """
     columns: dict[str, None] = {}
     first: list[dict[str, str | None]] = []
     count = 0
@@ -126,17 +129,12 @@ CONVERSIONS = {
     ".xls": SPREADSHEET, ".xlsb": SPREADSHEET, ".ods": SPREADSHEET, ".numbers": SPREADSHEET,
     ".pdf": TEXT_ALONE, ".docx": TEXT_ALONE, ".md": TEXT_ALONE, ".html": TEXT_ALONE,
 }  # fmt: skip
-OLE, OLE_BYTES = "an old .xls", 50_000_000
+ZIP, GZIP, PARQUET, OLE = "a .xlsx or .zip", "a .gz", "a .parquet", "an old .xls"
+OLE_BYTES = 50_000_000  # in which the name of its sealed part is looked for
 SIGNATURES = {
-    b"PK\x03\x04": "a .xlsx or .zip", b"\x1f\x8b": "a .gz", b"PAR1": "a .parquet", b"%PDF": "a .pdf",
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE,
+    b"PK\x03\x04": ZIP, b"\x1f\x8b": GZIP, b"PAR1": PARQUET, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": OLE, b"%PDF": "a .pdf",
 }  # fmt: skip
-SIGNED = {
-    ".xlsx": SIGNATURES[b"PK\x03\x04"],
-    ".xlsm": SIGNATURES[b"PK\x03\x04"],
-    ".gz": SIGNATURES[b"\x1f\x8b"],
-    ".parquet": SIGNATURES[b"PAR1"],
-}
+SIGNED = {".xlsx": ZIP, ".xlsm": ZIP, ".gz": GZIP, ".parquet": PARQUET}
 
 
 def sha256_of(file: Path | str) -> str:
