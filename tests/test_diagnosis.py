@@ -101,7 +101,7 @@ def test_every_cause_has_a_log_that_shows_it_and_every_log_a_source():
     assert len([log for log in logs if log.cause == "none"]) >= 8
 
 
-EXPORT, EVALUATE = (ROOT / "templates" / name for name in ("export.py", "evaluate.py"))
+EXPORT, EVALUATE, DPO = (ROOT / "templates" / name for name in ("export.py", "evaluate.py", "dpo.py"))
 
 
 def codes_of(template: Path) -> set[str]:
@@ -125,11 +125,18 @@ def failed_codes() -> set[str]:
     return made | {"unknown_config", "unknown_split", "config_needed", "split_needed"}
 
 
-def test_troubleshooting_has_every_code_and_no_other():
-    text = (ROOT / "references" / "troubleshooting.md").read_text("utf-8")
-    said = [code for row in re.findall(r"(?m)^\| (`.*?) \|", text) for code in re.findall(r"`(\w+)`", row)]
+def codes_in(reference: Path) -> list[str]:
+    """Those that begin a row of its tables."""
+    rows = re.findall(r"(?m)^\| (`.*?) \|", reference.read_text("utf-8"))
+    return [code for row in rows for code in re.findall(r"`(\w+)`", row)]
+
+
+def test_the_references_have_every_code_and_troubleshooting_no_other():
+    said = codes_in(ROOT / "references" / "troubleshooting.md")
     assert len(said) == len(set(said))
-    assert {cause.code for cause in CAUSES} | failed_codes() | {"unknown"} <= set(said)
+    everywhere = {code for path in (ROOT / "references").glob("*.md") for code in codes_in(path)}
+    assert {cause.code for cause in CAUSES} | failed_codes() | {"unknown"} <= everywhere
+    assert codes_of(DPO) | codes_of(EVALUATE) <= everywhere
     scripts = "".join(path.read_text("utf-8") for path in (ROOT / "scripts").rglob("*.py"))
     warnings = {"not_packed"}
     assert [code for code in said if f'"{code}"' not in scripts and code not in failed_codes() | warnings] == []
@@ -156,7 +163,7 @@ def test_every_flag_and_command_that_a_fix_names_exists():
             words = shlex.split(found.command)
             assert found.command == LOGIN or (Path(words[2]).parent == ROOT / "scripts" and Path(words[2]).is_file())
     assert set(WRAPPERS) - {"error"} <= failed_codes()
-    assert failed_codes() | codes_of(EXPORT) | codes_of(EVALUATE) == set(STOPS)
+    assert failed_codes() | codes_of(EXPORT) | codes_of(EVALUATE) | codes_of(DPO) == set(STOPS)
 
 
 def test_the_command_is_the_run_with_its_change():

@@ -10,6 +10,7 @@ import tomllib
 from datetime import date
 from pathlib import Path
 
+import dpo
 import evaluate
 import export
 import pytest
@@ -56,7 +57,7 @@ def test_files_and_flags_that_a_document_names_exist(path):
     text = path.read_text()
     for name in re.findall(r"(?:scripts|references|templates|tests|demo)/[\w./-]+\.(?:py|md|jsonl|txt)", text):
         assert (ROOT / name).exists(), name
-    settings = (*sft.fields(sft.Settings), *export.fields(export.Settings), *sft.fields(evaluate.Settings))
+    settings = [item for template in (sft, dpo, export, evaluate) for item in sft.fields(template.Settings)]
     known = {"--" + item.name.replace("_", "-") for item in settings}
     known |= {"--no-" + item.name.replace("_", "-") for item in settings if item.default is True}
     known |= {flag for script in (ROOT / "scripts").glob("*.py") for flag in flags(help_of(script))}

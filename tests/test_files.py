@@ -245,7 +245,7 @@ def test_openai_s_preferences_are_named_and_their_preferred_answers_can_be_imita
     with pytest.raises(sft.Stop) as stop:
         sft.detect_format(row)
     assert stop.value.code == "preference_data"
-    asked = sft.parse_args(["--dataset", "x", *stop.value.fix.rstrip(".").partition(": ")[2].split()])
+    asked = sft.parse_args(["--dataset", "x", *stop.value.fix.rstrip(".").rpartition(": ")[2].split()])
     layout = sft.detect_format(row, asked.prompt_column, asked.completion_column)
     assert sft.normalise_row(row, layout) == {"messages": [QUESTION, ANSWER], "tools": [TOOL]}
 
