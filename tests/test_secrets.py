@@ -79,6 +79,7 @@ class Arguments(threading.Thread):
 def test_the_token_gets_nowhere_but_to_the_hub_and_the_job(hub, commands, project):
     train = ["--base-model", "ada/tiny", "--dataset", "ada/docs"]
     said = []
+    commands.fresh = True  # a forked one's arguments are its server's
 
     def run(*words: str, code: int | None = 0) -> dict:
         done = commands.run(*words, code=code)
