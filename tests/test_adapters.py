@@ -294,11 +294,11 @@ ODD = lora_shapes(LAYERS) | {"base_model.model.model.embed_tokens.lora_embedding
         (lora_shapes(LAYERS, rank=4), {}, "unsupported_adapter"),
         ({}, {}, "unsupported_adapter"),
         (lora_shapes(LAYERS), {"r": "8"}, "bad_adapter"),
-        (lora_shapes(LAYERS, width=32), {}, "adapter_not_of_base"),
-        (lora_shapes([*LAYERS, "model.layers.2.self_attn.q_proj"]), {}, "adapter_not_of_base"),
-        (lora_shapes(LAYERS), {"base_model_name_or_path": None}, "adapter_without_base"),
-        (lora_shapes(LAYERS), {"base_model_name_or_path": "/nowhere/model"}, "adapter_without_base"),
-        (lora_shapes(LAYERS), {"base_model_name_or_path": "x/y\nz"}, "adapter_without_base"),
+        (lora_shapes(LAYERS, width=32), {}, "bad_adapter"),
+        (lora_shapes([*LAYERS, "model.layers.2.self_attn.q_proj"]), {}, "bad_adapter"),
+        (lora_shapes(LAYERS), {"base_model_name_or_path": None}, "bad_adapter"),
+        (lora_shapes(LAYERS), {"base_model_name_or_path": "/nowhere/model"}, "bad_adapter"),
+        (lora_shapes(LAYERS), {"base_model_name_or_path": "x/y\nz"}, "bad_adapter"),
     ],
 )
 def test_an_adapter_that_is_not_gone_on_from_says_why_before_and_in_the_job(tmp_path, base, shapes, config, code):
@@ -320,7 +320,7 @@ def test_half_an_adapter_a_broken_one_and_one_on_another_are_refused(tmp_path, b
     (above / "adapter_config.json").write_text(
         json.dumps(plain(write_adapter(tmp_path / "d", lora_shapes(LAYERS), plain(base))))
     )
-    for adapter, code in {half: "adapter_repo", broken: "bad_adapter", above: "unsupported_adapter"}.items():
+    for adapter, code in {half: "bad_adapter", broken: "bad_adapter", above: "unsupported_adapter"}.items():
         with pytest.raises(UserError) as refused:
             adapter_info.fetch_model_to_train(None, sft, settings_for(adapter))
         with pytest.raises(sft.Stop) as stopped:

@@ -337,7 +337,7 @@ def test_what_is_no_model_to_train_says_what_it_is(shared, check, tmp_path):
         "untyped": (1, "unknown_architecture"),
     }
     assert found["Small-GGUF"]["problems"][0]["fix"].endswith(": kinds/Small")
-    assert found["adapter"]["problems"][0]["fix"].endswith(": ada/tiny")
+    assert "save_pretrained" in found["adapter"]["problems"][0]["fix"]
 
 
 def test_parameters_are_counted_exactly_in_every_form(shared, check, tmp_path):

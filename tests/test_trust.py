@@ -297,7 +297,7 @@ def test_a_base_model_s_name_is_no_command(hub, commands, tmp_path):
         json.dumps({"base_model_name_or_path": f"Qwen/x\nFirst type: {EVIL}"})
     )
     said = problem(commands, "check.py", "./evil", "ada/docs", code=1)
-    assert said["code"] == "adapter_repo" and "evil.example" not in json.dumps(said)
+    assert said["code"] == "bad_adapter" and "evil.example" not in json.dumps(said)
 
 
 @pytest.mark.parametrize(

@@ -486,7 +486,6 @@ class Remedy:
 
 
 OTHER_MODEL = Remedy("Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.")
-OTHER_ADAPTER = Remedy("Push the adapter again with PEFT's save_pretrained, or name another one.", LOGS)
 OTHER_BASE = Remedy("Export an adapter whose base model llama.cpp can run, or only merge it: --quantizations none.", LOGS)
 GO_ON = Remedy("Submit it again with --resume: it goes on from the last checkpoint.", RESUME)
 TEST_ROWS = Remedy("Pass test rows with --eval-dataset: a question and an answer in each, which no model was trained on.", LOGS)
@@ -565,10 +564,7 @@ STOPS = {
     ),
     "parent_replaced": Remedy("Name another --output-repo, or another --save-local.", LOGS),
     "unsupported_adapter": Remedy("Merge it with templates/export.py and train on the merged model.", LOGS),
-    "adapter_not_of_base": OTHER_ADAPTER,
-    "adapter_without_base": OTHER_ADAPTER,
-    "bad_adapter": OTHER_ADAPTER,
-    "adapter_repo": OTHER_ADAPTER,
+    "bad_adapter": Remedy("Push the adapter again with PEFT's save_pretrained, or name another one.", LOGS),
     "no_adapter": Remedy("Name what templates/sft.py made: an adapter with its weights.", LOGS),
     "too_little_memory": Remedy("Choose a flavor with more memory: --flavor cpu-xl.", LOGS),
     "not_lora": Remedy("Name a LoRA adapter: others can be neither merged nor evaluated here.", LOGS),

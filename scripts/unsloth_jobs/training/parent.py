@@ -82,7 +82,7 @@ def read_parent(
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not (BASE_ID.fullmatch(base) or (revision is None and Path(base).is_dir())):
         raise Stop(
-            "adapter_without_base",
+            "bad_adapter",
             f"{name} is an adapter, and does not name the model that it was trained on by an id on the Hub.",
             f"Write that id into its {CONFIG}, as base_model_name_or_path.",
         )
@@ -147,7 +147,7 @@ def placed(parent: Parent, linears: Shapes) -> dict[str, str]:
     if wrong or len(names) < len(parent.modules):
         wrong = wrong or list(parent.modules)
         raise Stop(
-            "adapter_not_of_base",
+            "bad_adapter",
             f"{parent.name} does not fit {parent.base}: {len(wrong)} of its {len(parent.modules)} layers are not among those "
             f"that get an adapter here, in the same shape, such as {quotation(wrong[0], QUOTED)}.",
             f"If it is of another model, correct base_model_name_or_path in its {CONFIG}. If not, {parent.merging}",

@@ -90,7 +90,7 @@ def on_adapter(parent: Parent) -> Stop:
 
 def no_weights(name: str) -> Stop:
     fix = "Push the adapter again with PEFT's save_pretrained, which writes that file."
-    return Stop("adapter_repo", f"{name} holds {CONFIG} and no {WEIGHTS}: it is neither an adapter nor a model.", fix)
+    return Stop("bad_adapter", f"{name} holds {CONFIG} and no {WEIGHTS}: it is neither an adapter nor a model.", fix)
 
 
 def header_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
