@@ -59,8 +59,7 @@ from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_b
 from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
 from unsloth_jobs.training.card import card_figures, model_card
 from unsloth_jobs.training.checkpoints import checkpoint_to_resume, lineage, step_of
-from unsloth_jobs.training.columns import Format, detect_format, media_columns, media_values
-from unsloth_jobs.training.dataset import data_revision, load_rows, split_rows
+from unsloth_jobs.training.columns import Format, detect_format, media_values
 from unsloth_jobs.training.early_stopping import BestAdapter, perplexity
 from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, show_evidence
 from unsloth_jobs.training.flags import parse_flags
@@ -87,6 +86,7 @@ from unsloth_jobs.training.step_trainer import StepTrainer
 from unsloth_jobs.training.steps import Steps, effective_batch_size
 from unsloth_jobs.training.tokens import digest_of, encode_rows, require_supervised
 from unsloth_jobs.training.trainer_options import trainer_options
+from unsloth_jobs.training.training_rows import read_training_rows
 
 METHOD = "sft"
 
@@ -136,25 +136,8 @@ def train(settings: Settings) -> None:
     settings, parent = starting_point(settings)
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
-    rows = load_rows(settings)
-    media = media_columns(rows.features)
-    text_columns = [name for name in rows.column_names if name not in media]
-    first_row = rows.select_columns(text_columns)[0] if len(rows) and text_columns else {}
-    layout = find_format(settings, rows.column_names, first_row, media)
-    used = set(layout.columns.values())
-    unused = sorted(set(rows.column_names) - used)
-    rows = rows.select_columns(sorted(used))  # pictures and sound beside them are not even decoded
-    train_rows, eval_rows = split_rows(rows, settings)
-    emit(
-        "data",
-        rows=len(rows),
-        train_rows=len(train_rows),
-        eval_rows=len(eval_rows or ()),
-        format=layout.name,
-        columns=layout.columns,
-        unused_columns=unused,
-        revision=data_revision(settings),
-    )
+    data = read_training_rows(settings, find_format)
+    train_rows, eval_rows, layout = data.train, data.held_out, data.layout
 
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
@@ -176,7 +159,7 @@ def train(settings: Settings) -> None:
         emit("warning", code="no_evaluation", message=message)
         eval_tokens = None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
-    emit("masks", **masks, digest=digest_of(renderer, layout, rows), sample=segments(tokenizer, first))
+    emit("masks", **masks, digest=digest_of(renderer, layout, data.rows), sample=segments(tokenizer, first))
     chosen = choose_questions(settings, train_rows, eval_rows, tokenizer, renderer, layout, find_format)
 
     # ---- the model, and how much of it the adapter reaches

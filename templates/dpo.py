@@ -303,25 +303,8 @@ def train(settings: Settings) -> None:
     settings, parent = starting_point(settings)
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
-    rows = load_rows(settings)
-    media = media_columns(rows.features)
-    text_columns = [name for name in rows.column_names if name not in media]
-    first_row = rows.select_columns(text_columns)[0] if len(rows) and text_columns else {}
-    layout = find_format(settings, rows.column_names, first_row, media)
-    used = set(layout.columns.values())
-    unused = sorted(set(rows.column_names) - used)
-    rows = rows.select_columns(sorted(used))  # pictures and sound beside them are not even decoded
-    train_rows, eval_rows = split_rows(rows, settings)
-    emit(
-        "data",
-        rows=len(rows),
-        train_rows=len(train_rows),
-        eval_rows=len(eval_rows or ()),
-        format=layout.name,
-        columns=layout.columns,
-        unused_columns=unused,
-        revision=data_revision(settings),
-    )
+    data = read_training_rows(settings, find_format)
+    train_rows, eval_rows, layout = data.train, data.held_out, data.layout
 
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
@@ -342,7 +325,7 @@ def train(settings: Settings) -> None:
         message = "No held-out row has answers that fit: there is no validation."
         emit("warning", code="no_evaluation", message=message)
         held_out = None
-    emit("masks", **masks, digest=digest_of(renderer, layout, rows), **shown_pair(tokenizer, train_tokens[0]))
+    emit("masks", **masks, digest=digest_of(renderer, layout, data.rows), **shown_pair(tokenizer, train_tokens[0]))
     chosen = choose_questions(settings, train_rows, eval_rows, tokenizer, renderer, layout, find_test_format)
 
     # ---- the model, and how much of it the adapter reaches
@@ -6671,7 +6654,8 @@ class PreferenceTrainer(StepTrainer):
             names = ("ref_chosen_logps", "ref_rejected_logps") if len(sums) == 2 else ("ref_logps",)
             batch |= dict(zip(names, sums, strict=True))
         batch, watched = self._prepare_inputs(batch), Watched(self.model)
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        # Before training the model is not prepared yet: without this, the start would be measured in another precision.
+        with torch.no_grad(), self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             loss, *_ = self.prediction_step(watched, batch, prediction_loss_only=True)
         answers = batch["completion_mask"][:, 1:].bool()
         found = watched.log_probs.float()[:, -answers.shape[1] :]
@@ -7241,6 +7225,44 @@ def why_chosen(settings: TrainingSettings, config: Mapping[str, Any], rows: int,
     if settings.num_epochs == AUTO and not settings.max_steps:
         found["num_epochs"] = why_epochs(settings, rows, held_out)
     return found
+
+
+# ---- training/training_rows.py --------------------------------------------------------------------------------
+# The rows that a run trains on and those that it holds out, and how each of them is read.
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """rows: of the columns that layout uses; train and held_out are their parts, held_out None where there are none."""
+
+    rows: Any
+    train: Any
+    held_out: Any
+    layout: Format
+
+
+def read_training_rows(settings: TrainingSettings, format_of: FindFormat) -> TrainingRows:
+    """The rows of --dataset, told in the event `data`. format_of: the template's own find_format. Raises Stop."""
+    rows = load_rows(settings)
+    media = media_columns(rows.features)
+    text_columns = [name for name in rows.column_names if name not in media]
+    first_row = rows.select_columns(text_columns)[0] if len(rows) and text_columns else {}
+    layout = format_of(settings, rows.column_names, first_row, media)
+    used = set(layout.columns.values())
+    unused = sorted(set(rows.column_names) - used)
+    rows = rows.select_columns(sorted(used))  # pictures and sound beside them are not even decoded
+    train_rows, held_out = split_rows(rows, settings)
+    emit(
+        "data",
+        rows=len(rows),
+        train_rows=len(train_rows),
+        eval_rows=len(held_out or ()),
+        format=layout.name,
+        columns=layout.columns,
+        unused_columns=unused,
+        revision=data_revision(settings),
+    )
+    return TrainingRows(rows, train_rows, held_out, layout)
 
 
 if __name__ == "__main__":

@@ -242,25 +242,8 @@ def train(settings: Settings) -> None:
     settings, parent = starting_point(settings)
     api, resume = open_repository(settings)
     settings = replace(settings, resume=resume)
-    rows = load_rows(settings)
-    media = media_columns(rows.features)
-    text_columns = [name for name in rows.column_names if name not in media]
-    first_row = rows.select_columns(text_columns)[0] if len(rows) and text_columns else {}
-    layout = find_format(settings, rows.column_names, first_row, media)
-    used = set(layout.columns.values())
-    unused = sorted(set(rows.column_names) - used)
-    rows = rows.select_columns(sorted(used))  # pictures and sound beside them are not even decoded
-    train_rows, eval_rows = split_rows(rows, settings)
-    emit(
-        "data",
-        rows=len(rows),
-        train_rows=len(train_rows),
-        eval_rows=len(eval_rows or ()),
-        format=layout.name,
-        columns=layout.columns,
-        unused_columns=unused,
-        revision=data_revision(settings),
-    )
+    data = read_training_rows(settings, find_format)
+    train_rows, eval_rows, layout = data.train, data.held_out, data.layout
 
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
@@ -282,7 +265,7 @@ def train(settings: Settings) -> None:
         emit("warning", code="no_evaluation", message=message)
         eval_tokens = None
     first = Example(train_tokens[0]["input_ids"], train_tokens[0]["labels"], 0, 0)
-    emit("masks", **masks, digest=digest_of(renderer, layout, rows), sample=segments(tokenizer, first))
+    emit("masks", **masks, digest=digest_of(renderer, layout, data.rows), sample=segments(tokenizer, first))
     chosen = choose_questions(settings, train_rows, eval_rows, tokenizer, renderer, layout, find_format)
 
     # ---- the model, and how much of it the adapter reaches
@@ -6666,6 +6649,44 @@ def trainer_options(settings: TrainingSettings, division: Batching, evaluates: b
         # TRL's default is True, which on a CPU turns on what was left off where the adapter was attached.
         "gradient_checkpointing": settings.gradient_checkpointing != "off" and settings.backend != "trl",
     }
+
+
+# ---- training/training_rows.py --------------------------------------------------------------------------------
+# The rows that a run trains on and those that it holds out, and how each of them is read.
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """rows: of the columns that layout uses; train and held_out are their parts, held_out None where there are none."""
+
+    rows: Any
+    train: Any
+    held_out: Any
+    layout: Format
+
+
+def read_training_rows(settings: TrainingSettings, format_of: FindFormat) -> TrainingRows:
+    """The rows of --dataset, told in the event `data`. format_of: the template's own find_format. Raises Stop."""
+    rows = load_rows(settings)
+    media = media_columns(rows.features)
+    text_columns = [name for name in rows.column_names if name not in media]
+    first_row = rows.select_columns(text_columns)[0] if len(rows) and text_columns else {}
+    layout = format_of(settings, rows.column_names, first_row, media)
+    used = set(layout.columns.values())
+    unused = sorted(set(rows.column_names) - used)
+    rows = rows.select_columns(sorted(used))  # pictures and sound beside them are not even decoded
+    train_rows, held_out = split_rows(rows, settings)
+    emit(
+        "data",
+        rows=len(rows),
+        train_rows=len(train_rows),
+        eval_rows=len(held_out or ()),
+        format=layout.name,
+        columns=layout.columns,
+        unused_columns=unused,
+        revision=data_revision(settings),
+    )
+    return TrainingRows(rows, train_rows, held_out, layout)
 
 
 if __name__ == "__main__":

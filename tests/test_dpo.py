@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 import random
 import subprocess
 from pathlib import Path
@@ -459,26 +460,26 @@ def test_a_run_that_goes_on_from_an_adapter_is_compared_with_that(runs, words):
     assert run.losses()[3] < 0.69
 
 
-def test_what_unsloth_would_change_on_a_gpu_is_told(training_python, whole):
-    """Its list of changed defaults, read from its own source: each that the configuration has is set by the template."""
-    code = "import importlib.util as u; print(u.find_spec('unsloth').submodule_search_locations[0])"
-    package = subprocess.run([training_python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-    source = (Path(package) / "models" / "rl.py").read_text("utf-8")
+def changed_by_unsloth(package: Path) -> set[str]:
+    """The defaults of TRL's configurations that Unsloth replaces on a GPU, read from its own source."""
+    source = (package / "models" / "rl.py").read_text("utf-8")
     dictionaries = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Dict)]
     keys = [{key.value for key in node.keys if isinstance(key, ast.Constant)} for node in dictionaries]
     [changed] = [found for found in keys if {"learning_rate", "optim", "weight_decay"} <= found]
-    told = whole.last("told")["values"]
-    assert {"learning_rate", "seed", "logging_steps", "per_device_train_batch_size", "padding_free"} <= changed & told.keys()
+    return changed | {"warmup_steps", "gradient_checkpointing", "max_length"}
+
+
+def test_what_unsloth_changes_on_a_gpu_is_set(training_python, whole):
+    code = "import importlib.util as u; print(u.find_spec('unsloth').submodule_search_locations[0])"
+    package = subprocess.run([training_python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     script = (
         f"import json, sys; sys.path.insert(0, {str(DPO.parent)!r}); import dpo\n"
         "given = dpo.preference_options(dpo.Settings(dataset='rows'), dpo.Batching(4, 4, 128), True) | dpo.FIXED\n"
         "print(json.dumps(sorted(given)))"
     )
     printed = subprocess.run([training_python, "-c", script], check=True, capture_output=True, text=True).stdout
-    given = set(json.loads(printed.splitlines()[-1]))
-    assert (changed | {"warmup_steps", "gradient_checkpointing", "max_length", "beta", "loss_type"}) & told.keys() <= given | {
-        "beta", "loss_type",
-    }  # fmt: skip
+    told = whole.last("told")["values"]
+    assert changed_by_unsloth(Path(package)) & told.keys() <= set(json.loads(printed.splitlines()[-1]))
     wanted = {"learning_rate": "0.001", "weight_decay": "0.0", "warmup_steps": "0.1", "seed": "3407", "beta": "0.1"}
     wanted |= {
         "optim": "'adamw_torch_fused'",
@@ -487,6 +488,40 @@ def test_what_unsloth_would_change_on_a_gpu_is_told(training_python, whole):
         "logging_steps": "0.005",
     }
     assert {name: told[name] for name in wanted} == wanted
+
+
+@pytest.fixture(scope="module")
+def as_on_a_gpu(training_python, data, words, tmp_path_factory) -> dict[str, list[dict]]:
+    """The events of short runs with the trainers that Unsloth makes on a GPU, by loss."""
+    folder = tmp_path_factory.mktemp("gpu")
+    cases = {"sigmoid": "pairs", "kto": "singles", "orpo": "pairs"}
+    given = [f"{loss}={data / name}.jsonl" for loss, name in cases.items()]
+    few = ["--save-local", "out", "--max-steps", "2", "--num-samples", "32", "--save-steps", "100"]
+    script = [training_python, str(ROOT / "tests" / "gpu_trainers.py"), str(folder), *given, "--", *words[:2], *QUICK, *few]
+    done = subprocess.run(script, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    logs = {loss: (folder / f"{loss}.log").read_text() for loss in cases}
+    assert all(log.endswith("EXIT 0\n") for log in logs.values()), logs
+    return {
+        loss: [json.loads(line.split("EVENT ", 1)[1]) for line in log.splitlines() if "EVENT {" in line]
+        for loss, log in logs.items()
+    }
+
+
+@pytest.mark.parametrize(("loss", "trainer"), [("sigmoid", "DPO"), ("kto", "KTO"), ("orpo", "ORPO")])
+def test_the_trainers_that_unsloth_makes_on_a_gpu_do_the_same(as_on_a_gpu, whole, loss, trainer):
+    events = as_on_a_gpu[loss]
+    [told] = [event for event in events if event["event"] == "told"]
+    assert f"Unsloth{trainer}Trainer" in told["classes"]
+    start, *_, still, end = (event for event in events if event["event"] == "eval")
+    assert end["reward_accuracy"] > 0.5 and end["eval_loss"] < start["eval_loss"]
+    # A step at learning rate 0 has changed nothing, to the bit: before and during training it is measured alike.
+    assert still["step"] == 1 and still["kl"] == 0 and still["eval_loss"] == start["eval_loss"]
+    if loss == "sigmoid":
+        plain = whole.last("told")["values"]
+        own = {"max_steps", "output_dir", "run_name", "save_steps", "logging_dir", "dataset_num_proc", "pad_token", "loss_type"}
+        differing = {name for name in plain if name not in own and told["values"].get(name) != plain[name]}
+        assert differing <= {"remove_unused_columns", "gradient_checkpointing_kwargs"}, differing
 
 
 # ---- the whole way

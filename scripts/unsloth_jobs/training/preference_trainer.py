@@ -81,7 +81,8 @@ class PreferenceTrainer(StepTrainer):
             names = ("ref_chosen_logps", "ref_rejected_logps") if len(sums) == 2 else ("ref_logps",)
             batch |= dict(zip(names, sums, strict=True))
         batch, watched = self._prepare_inputs(batch), Watched(self.model)
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        # Before training the model is not prepared yet: without this, the start would be measured in another precision.
+        with torch.no_grad(), self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
             loss, *_ = self.prediction_step(watched, batch, prediction_loss_only=True)
         answers = batch["completion_mask"][:, 1:].bool()
         found = watched.log_probs.float()[:, -answers.shape[1] :]
