@@ -229,3 +229,54 @@ def test_seconds_that_are_left_end_with_the_margin(monkeypatch):
     monkeypatch.setenv("UNSLOTH_JOBS_RUN", json.dumps({"timeout_s": 1000, "started": 5000.0}))
     monkeypatch.setattr(sft, "time", SimpleNamespace(time=lambda: 5100.0, monotonic=sft.time.monotonic))
     assert sft.StopSignal().seconds_left() == pytest.approx(1000 - 50 - 100)
+
+
+# ---- before a run
+
+
+@pytest.mark.hub(model="tiny")
+def test_check_proposes_a_grader_estimate_prices_it_and_the_plan_finds_that(hub, commands, tmp_path):
+    test = tmp_path / "test"
+    test.mkdir()
+    write(
+        test / "test.jsonl",
+        [
+            {"messages": [{"role": "user", "content": f"{n}+1?"}, {"role": "assistant", "content": f"{n + 1}"}]}
+            for n in range(30)
+        ],
+    )
+    hub.add_repo("ada/sums", test, type="dataset")
+    plain = commands.json("check.py", "ada/tiny", "ada/docs")["grading"]
+    assert plain["grader"] is None and "long texts" in plain["why"]
+    found = commands.json("check.py", "ada/tiny", "ada/docs", "--eval-dataset", "ada/sums")["grading"]
+    assert (found["grader"], found["rows"], found["source"]) == ("number", 30, "ada/sums") and "numbers" in found["why"]
+    without = commands.json("estimate.py", "ada/tiny", "ada/docs", "--flavor", "l4x1")["flavors"][0]
+    graded = commands.json("estimate.py", "ada/tiny", "ada/docs", "--flavor", "l4x1", "--eval-dataset", "ada/sums")["flavors"][
+        0
+    ]
+    low, high = graded["seconds"]["grading"]
+    assert 0 <= low < high <= 300 and "grading" not in without["seconds"] and graded["hours_high"] >= without["hours_high"]
+    arguments = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--eval-dataset", "ada/sums"]
+    plan = commands.json("submit.py", str(ROOT / "templates" / "sft.py"), "--flavor", "l4x1", "--", *arguments, code=3)
+    assert plan["estimate"]["usd_high"] == graded["usd_high"]
+    assert any(word.startswith("--eval-dataset-revision=") for word in plan["plan"]["arguments"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "code", "severity"),
+    [
+        ([{"question": "2+2?", "answer": ""}], [], "no_references", "error"),
+        ([{"ticket": "2+2?", "reply": "4"}], [], "unknown_columns", "error"),
+        ([{"question": "2+2?", "answer": "4"}], ["--grader", "nunber"], "unknown_grader", "error"),
+        ([{"question": "Why?", "answer": "because " * 40}] * 9, ["--grader", "exact"], "grader_misfit", "warning"),
+        ([{"question": "What is 2+2?", "answer": "4"}, {"question": "New?", "answer": "5"}], [], "test_rows_seen", "warning"),
+    ],
+)
+def test_a_test_set_that_does_not_fit_is_named_before_anything_is_paid(hub, commands, rows, words, code, severity):
+    test = write(commands.cwd / "test.jsonl", rows)
+    trained = [{"question": f"What is {n}+2?", "answer": str(n + 2)} for n in range(60)]
+    found = commands.json(
+        "check.py", "ada/tiny", write(commands.cwd / "rows.jsonl", trained), "--eval-dataset", test, *words,
+        code=1 if severity == "error" else 0,
+    )  # fmt: skip
+    assert [problem["severity"] for problem in found["problems"] if problem["code"] == code] == [severity]

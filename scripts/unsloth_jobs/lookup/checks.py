@@ -82,11 +82,14 @@ def reading(settings: TrainingSettings, model: Model) -> TrainingSettings:
 def fetch_data(
     api: HfApi, template: Template, settings: TrainingSettings, limit: int
 ) -> tuple[Any, Table | None, list[UserError]]:
-    """The settings with the data set's revision pinned, its table at that revision, and what could not be checked."""
+    """The settings with the data sets' revisions pinned, the table at that revision, and what could not be checked."""
     revision, missing = attempt(lambda: fetch_dataset_revision(api, settings.dataset, settings.dataset_revision or None))
     if missing:
         return settings, None, missing
     settings = replace(settings, dataset_revision=revision or "")
+    if name := getattr(settings, "eval_dataset", ""):  # where there is none, examine_grading says so
+        revision, _ = attempt(lambda: fetch_dataset_revision(api, name, settings.eval_dataset_revision or None))
+        settings = replace(settings, eval_dataset_revision=revision or settings.eval_dataset_revision)
     table, unreadable = attempt(lambda: fetch_table(api, template, settings, limit))
     return settings, table, unreadable
 
