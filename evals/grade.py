@@ -28,6 +28,7 @@ TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 PARSERS = {  # by script, what turns its arguments into its settings
     "sft.py": template.load(TEMPLATES / "sft.py").parse_args,
     "export.py": template.load(TEMPLATES / "export.py").parse_args,
+    "evaluate.py": template.load(TEMPLATES / "evaluate.py").parse_args,
 }
 READING_POSTS = re.compile(r"/paths-info(/|$)|/objects/batch$|/api/validate-yaml$")
 # What may change on the Hub, by what the user's words allow: a job with what carries its script and the tag that keeps it

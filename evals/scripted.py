@@ -20,14 +20,17 @@ COMMANDS = re.compile(r"\w+\.py$")
 
 
 class Skill:
-    """SKILL.md and the commands in it."""
+    """SKILL.md and the commands in it, or in the references that it names."""
 
     def __init__(self, folder: Path):
         self.folder, self.text = folder, (folder / "SKILL.md").read_text("utf-8")
+        named = dict.fromkeys(re.findall(r"`(references/[\w-]+\.md)`", self.text))
+        self.all = "\n".join([self.text, *((folder / name).read_text("utf-8") for name in named)])
 
     def command(self, *parts: str, **values: Any) -> list[str]:
-        """The first command in SKILL.md that holds these parts, with its capital words replaced by values."""
-        found = [span for span in re.findall(r"`([^`\n]+)`", self.text) if all(part in span for part in parts)]
+        """The first command that holds these parts, with its capital words replaced by values."""
+        spans = re.findall(r"`([^`\n]+)`|(?m:^(uv run .+)$)", self.all)
+        found = [span or line for span, line in spans if all(part in (span or line) for part in parts)]
         if not found:
             sys.exit(f"SKILL.md has no command with {' and '.join(parts)}")
         words = found[0].split()
@@ -116,9 +119,6 @@ def train(skill: Skill, wish: Wish) -> None:
     longer = [match[1] for one in found["problems"] if (match := re.search(rf"answers whole: {length} (\d+)", one["fix"]))]
     if longer and length not in wish.flags:
         return print(f"Shall I set {length} {longer[0]}?")
-    epochs, when = skill.flag("rows: 2 or 3")
-    if found["dataset"]["rows"] < int(re.search(r"([\d,]+) rows", when)[1].replace(",", "")):
-        wish.flags += [epochs, re.findall(r"\d+", when)[-1]]
     code, found = run(skill.command("estimate.py", "MODEL", MODEL=wish.model, DATASET=wish.dataset) + wish.flags)
     best = found["recommended"]
     if code or (wish.limit and best["max_usd"] > wish.limit):
@@ -178,6 +178,17 @@ def on_a_larger_gpu(skill: Skill, command: list[str]) -> list[str]:
     return [*changed(command[:at], "--flavor", larger), *command[at:]]
 
 
+def compare(skill: Skill, words: str) -> None:
+    """What the run itself has measured; a plan to compare both where it has not."""
+    job = submitted(skill, "COMPLETED")
+    _, found = run(skill.command("status.py", "JOB", JOB=job["job_id"]))
+    if graded := [line for line in found["worth"] if line.startswith("right on")]:
+        return print(graded[0])
+    adapter = "/".join(job["model_url"].split("/")[-2:])
+    test = re.search(rf"\bon {ID}", words)[1]
+    plan(skill.command("submit.py", "evaluate.py", **{"OWNER/NAME": adapter, "test.jsonl": test}))
+
+
 def describe(job: dict[str, Any]) -> None:
     print(job["stage"], job["progress"], f"{job['eta_s']} s left, ${job['spent_usd']} of ${job['max_usd']}")
     if job["diagnosis"]:
@@ -196,6 +207,8 @@ def answer(skill: Skill, said: list[str], answers: list[str]) -> None:
     if "phone" in last or "laptop" in last:
         adapter = "/".join(submitted(skill, "COMPLETED")["model_url"].split("/")[-2:])
         return plan(skill.command("submit.py", "export.py", **{"OWNER/NAME": adapter}))
+    if "better" in last:
+        return compare(skill, said[-1])
     if re.search(r"how is|how much|stopped|failed|happened", last):
         return describe(submitted(skill))
     if re.search(r"stopped|failed|happened", said[0].lower()):
