@@ -59,6 +59,7 @@ from unsloth_jobs.training.files import sha256_of
 from unsloth_jobs.training.flags import parse_flags
 from unsloth_jobs.training.judge import judge_answers
 from unsloth_jobs.training.machine import hardware, require_gpu_where_paid, versions
+from unsloth_jobs.training.preferences import find_preference_format
 from unsloth_jobs.training.question_set import SPARE, QuestionSet, choose_grader, unseen
 from unsloth_jobs.training.questions import read_questions
 from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
@@ -127,9 +128,18 @@ def grade(answer: str, reference: str, row: Mapping[str, Any]) -> float | None:
 
 
 def find_format(settings: Settings, columns: list[str], first: Mapping[str, Any], media: Iterable[str]) -> Format:
-    """How rows are read: as to_messages says, given the first of them, or by their columns' names. Raises Stop."""
-    custom = custom_format(to_messages, first) if first else None
-    return custom or detect_format(columns, settings.prompt_column, settings.completion_column, media)
+    """How rows are read: as to_messages says, given the first of them, or by their columns' names. Raises Stop.
+
+    Of preferences, as templates/dpo.py holds them out, the better answers are what is right.
+    """
+    if custom := custom_format(to_messages, first) if first else None:
+        return custom
+    try:
+        return detect_format(columns, settings.prompt_column, settings.completion_column, media)
+    except Stop as stop:
+        if stop.code != "preference_data":
+            raise
+        return find_preference_format(columns, {}, lambda row: None, first, media)
 
 
 def own_grader(rows: Iterable[Mapping[str, Any]]) -> Any:

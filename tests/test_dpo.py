@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import dpo
+import evaluate
 import pytest
 import sft
 from commands import Commands
@@ -161,6 +162,14 @@ def test_the_better_answer_is_what_questions_are_made_of():
     assert said(dpo.normalise_row(row, layout)) == GOOD
     plain = dpo.find_test_format(dpo.Settings(dataset="rows"), ["messages"], {}, ())
     assert plain.name == "messages"
+
+
+def test_an_evaluation_asks_for_the_better_answer():
+    row = {"prompt": "Hi", "chosen": [bot("Hello")], "rejected": [bot("Go away")]}
+    layout = evaluate.find_format(evaluate.Settings(models="ada/polite"), list(row), row, ())
+    assert said(evaluate.normalise_row(row, layout)) == GOOD
+    with pytest.raises(evaluate.Stop):
+        evaluate.find_format(evaluate.Settings(models="ada/polite"), ["image"], {}, ())
 
 
 def test_imitation_says_that_preferences_have_a_template_of_their_own():

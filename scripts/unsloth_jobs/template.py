@@ -24,6 +24,7 @@ from .output import visible
 from .training import report
 from .training.columns import Format
 from .training.masks import Example, Renderer
+from .training.preferences import Preference
 from .training.secrets import SECRETS
 from .training.settings import TrainingSettings
 
@@ -82,6 +83,12 @@ class Template(Protocol):
     def lora_targets(self, linears: Any, asked: str = "auto") -> list[str]: ...
     def coverage(self, linears: Any, adapted: Iterable[str]) -> float: ...
     def run_name(self, settings: TrainingSettings) -> str: ...
+
+
+class PreferenceTemplate(Template, Protocol):
+    """A template that learns preferences also says which they are."""
+
+    def read_preference(self, row: Any, layout: Format) -> Preference: ...
 
 
 def load(path: Path = SFT) -> Template:

@@ -58,7 +58,6 @@ def examine(
         refused += contradicted
         settings = replace(fitting or settings, base_model_revision=model.named_revision or "")
     if model and table and not refused:
-        tokenise = tokenise_pairs if has_preferences(template) else tokenise_sample
         sample, untold = attempt(lambda: tokenise(template, reading(settings, model), table))
         faults += untold
     grading, misfits = examine_grading(api, template, settings, sample) if sample else (None, [])
@@ -77,6 +76,13 @@ def reading(settings: TrainingSettings, model: Model) -> TrainingSettings:
     if model.parent is None or model.parent.has_tokenizer:
         return settings
     return replace(settings, base_model=model.id, base_model_revision=model.revision or "")
+
+
+def tokenise(template: Template, settings: TrainingSettings, table: Table) -> Sample:
+    """The table with its tokens, as this template makes them. Raises UserError."""
+    if has_preferences(template):
+        return tokenise_pairs(template, settings, table)
+    return tokenise_sample(template, settings, table)
 
 
 def fetch_data(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from .. import limits
 from ..errors import Problem
-from ..template import Template
-from ..training.masks import Example
+from ..template import PreferenceTemplate, Template
+from ..training.columns import Format
+from ..training.masks import Example, Renderer
 from ..training.preference_losses import LOSSES
 from ..training.preference_tokens import Compared, as_pair, not_paired, pair_figures, why_dropped
 from ..training.settings import TrainingSettings
@@ -59,12 +60,12 @@ class PairSample(Sample):
         return 1.96 * statistics.stdev(found) / math.sqrt(len(found)) / self.tokens_per_row(max_length)
 
 
-def has_preferences(template: Template) -> bool:
+def has_preferences(template: Template) -> TypeGuard[PreferenceTemplate]:
     """Whether a template reads preferences."""
     return hasattr(template, "read_preference")
 
 
-def tokenise_pairs(template: Template, settings: TrainingSettings, table: Table) -> PairSample:
+def tokenise_pairs(template: PreferenceTemplate, settings: TrainingSettings, table: Table) -> PairSample:
     """Read, render, tokenise and mask the preferences of a table's first rows. Raises UserError."""
     with client.asking(f"model {settings.base_model}"), reasons(template):
         tokenizer, renderer = load_renderer(template, settings, table)
@@ -92,7 +93,7 @@ def tokenise_pairs(template: Template, settings: TrainingSettings, table: Table)
 
 
 def inspect_pair(
-    template: Any, renderer: Any, layout: Any, special: set[int], raw: Any, settings: Any
+    template: PreferenceTemplate, renderer: Renderer, layout: Format, special: set[int], raw: Any, settings: Any
 ) -> tuple[Row, Compared | None]:
     """What becomes of one row, and its answers as tokens (None where they cannot be rendered)."""
     try:
@@ -103,7 +104,7 @@ def inspect_pair(
     found: list[Row] = []
     wholes: list[Example | None] = []
     for answer, text in zip(answers, rendered, strict=True):
-        if text is None:
+        if answer is None or text is None:
             wholes.append(None)
             continue
         found.append(row_of(template, renderer, special, answer, text, settings.max_seq_length)[0])
