@@ -77,9 +77,10 @@ from unsloth_jobs.training.preference_tokens import digest_of, encode_preference
 from unsloth_jobs.training.preference_trainer import (
     add_fused_head,
     compute_head_without_gpu,
-    drop_reference,
+    keep_reference_if_trained,
     preference_options,
     preference_trainer,
+    remove_reference,
 )
 from unsloth_jobs.training.preferences import find_preference_format
 from unsloth_jobs.training.push import push_results
@@ -227,6 +228,7 @@ def train(settings: Settings) -> None:
     trainer = make_trainer(batching, kept)
     ways = lambda: batchings(widest, steps.spread_length, False, smallest=loss.smallest)  # noqa: E731
     trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
+    remove_reference(model)  # its log-probabilities of the held-out rows are known
     warn_of_swapped(yardstick.start)
     trained_steps = trainer.state.global_step - (step_of(checkpoint) if checkpoint else 0)
     if not trained_steps:  # the checkpoint is this very run's: what it had learned, and no more, is the result
@@ -324,7 +326,7 @@ def build_trainer(
         ],
     )
     if loss.reference:
-        drop_reference(model)
+        keep_reference_if_trained(model)
     else:
         add_fused_head(model)
     in_full_precision(model)  # TRL makes it bf16

@@ -363,6 +363,7 @@ def train(settings: Settings) -> None:
     trainer = make_trainer(batching, kept)
     ways = lambda: batchings(widest, steps.spread_length, False, smallest=loss.smallest)  # noqa: E731
     trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
+    remove_reference(model)  # its log-probabilities of the held-out rows are known
     warn_of_swapped(yardstick.start)
     trained_steps = trainer.state.global_step - (step_of(checkpoint) if checkpoint else 0)
     if not trained_steps:  # the checkpoint is this very run's: what it had learned, and no more, is the result
@@ -460,7 +461,7 @@ def build_trainer(
         ],
     )
     if loss.reference:
-        drop_reference(model)
+        keep_reference_if_trained(model)
     else:
         add_fused_head(model)
     in_full_precision(model)  # TRL makes it bf16
@@ -6825,13 +6826,17 @@ class WholeLogProbs:
         return tuple(value if name in (*outputs, "log_probs") else None for name, value in values.items())
 
 
-def drop_reference(model: Any) -> None:
-    """Without TRL's copy of an adapter that is new: without any adapter the model is the same, and faster."""
-    if REFERENCE not in model.peft_config:
-        return
-    if all(not bool(value.any()) for name, value in model.named_parameters() if "lora_B.default" in name):
+def remove_reference(model: Any) -> None:
+    """The model without TRL's copy of the adapter that training started from."""
+    if REFERENCE in model.peft_config:
         model.delete_adapter(REFERENCE)
         model.set_adapter("default")
+
+
+def keep_reference_if_trained(model: Any) -> None:
+    """Without that copy where the adapter is new: with no adapter at all the model is the same, and faster."""
+    if all(not bool(value.any()) for name, value in model.named_parameters() if "lora_B.default" in name):
+        remove_reference(model)
 
 
 # ---- training/repository.py -----------------------------------------------------------------------------------

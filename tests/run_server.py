@@ -93,8 +93,12 @@ def compare_orpo() -> None:
     dpo.PreferenceTrainer.train_batch = train_batch
 
 
-def starts_trained() -> None:
-    """The adapter that is attached has learned something already, as where a run goes on from another's."""
+def starts_trained(most: int) -> None:
+    """The adapter that is attached has learned something already, as where a run goes on from another's.
+
+    And memory holds so many sequences only, so that a second trainer is made.
+    """
+    out_of_memory_of_pairs(most, 0)
     whole = dpo.attach_adapter
 
     def attach_adapter(*args, **kwargs):

@@ -461,10 +461,11 @@ def test_each_loss_learns_from_the_same_rows(runs, words, data, loss):
 
 
 def test_a_run_that_goes_on_from_an_adapter_is_compared_with_that(runs, words):
-    run = runs.start(*words, "--max-steps", "3", "--save-steps", "1", template="dpo", fault=["starts_trained"]).wait()
+    run = runs.start(*words, "--max-steps", "3", "--save-steps", "1", template="dpo", fault=["starts_trained", 4]).wait()
     assert run.code == 0, run.log[-3000:]
     assert run.last("told")["adapters"] == ["default", "ref"] and run.last("told")["trained"] == ["default"]
     assert run.all("eval")[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert len(run.all("told")) > 1 and run.losses()[1] == pytest.approx(math.log(2), abs=1e-3)  # after running out of memory
     assert len(list((run.folder / "out").rglob("ref"))) == 0
     assert run.losses()[3] < 0.69
 
@@ -530,7 +531,8 @@ def test_the_trainers_that_unsloth_makes_on_a_gpu_do_the_same(as_on_a_gpu, whole
         plain = whole.last("told")["values"]
         own = {"max_steps", "output_dir", "run_name", "save_steps", "logging_dir", "dataset_num_proc", "pad_token", "loss_type"}
         differing = {name for name in plain if name not in own and told["values"].get(name) != plain[name]}
-        assert differing <= {"remove_unused_columns", "gradient_checkpointing_kwargs"}, differing
+        # Of a processor it takes fp16 for what it can do; and our evaluation is not the trainer's own loop.
+        assert differing <= {"fp16", "fp16_full_eval", "eval_accumulation_steps"}, differing
 
 
 # ---- the whole way

@@ -252,10 +252,14 @@ class WholeLogProbs:
         return tuple(value if name in (*outputs, "log_probs") else None for name, value in values.items())
 
 
-def drop_reference(model: Any) -> None:
-    """Without TRL's copy of an adapter that is new: without any adapter the model is the same, and faster."""
-    if REFERENCE not in model.peft_config:
-        return
-    if all(not bool(value.any()) for name, value in model.named_parameters() if "lora_B.default" in name):
+def remove_reference(model: Any) -> None:
+    """The model without TRL's copy of the adapter that training started from."""
+    if REFERENCE in model.peft_config:
         model.delete_adapter(REFERENCE)
         model.set_adapter("default")
+
+
+def keep_reference_if_trained(model: Any) -> None:
+    """Without that copy where the adapter is new: with no adapter at all the model is the same, and faster."""
+    if all(not bool(value.any()) for name, value in model.named_parameters() if "lora_B.default" in name):
+        remove_reference(model)
