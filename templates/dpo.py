@@ -448,6 +448,7 @@ def build_trainer(
     division = batching or choose_batching(settings, order.spread_length, lambda tokens: True, False, loss.smallest)[0]
     options = preference_options(settings, division, evaluates=bool(held_out))
     trainer_class, config = preference_trainer(settings.loss, strength(settings), settings.simpo_gamma, weights, options)
+    remove_reference(model)  # an earlier trainer's, which ran out of memory
     trainer = trainer_class(
         model=model,
         processing_class=tokenizer,
