@@ -5936,9 +5936,9 @@ class PreferenceReader:
 
 def read_preference(row: Mapping[str, Any], layout: Format) -> Preference:
     """A row's preference. Raises ValueError with the reason where it has none."""
-    if not isinstance(layout.to_messages, PreferenceReader):
-        raise TypeError("a format that find_preference_format did not make")
-    return layout.to_messages.read({column: from_cell(row.get(column)) for column in layout.columns.values()})
+    reader: Any = layout.to_messages  # a PreferenceReader; in a process that a script forks its class is another one
+    found: Preference = reader.read({column: from_cell(row.get(column)) for column in layout.columns.values()})
+    return found
 
 
 def with_prompt(values: Mapping[str, Any], answer: Any) -> dict[str, Any]:

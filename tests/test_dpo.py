@@ -559,7 +559,8 @@ def test_from_an_openai_file_to_a_pushed_adapter(tiny_model, data, tmp_path):
         hub.add_repo("ada/tiny-lfm2", tiny_model)
         folder = tmp_path / "rows"
         folder.mkdir()
-        (folder / "train.jsonl").write_bytes((data / "openai.jsonl").read_bytes())
+        # More rows than one process turns into tokens.
+        (folder / "train.jsonl").write_bytes((data / "openai.jsonl").read_bytes() * 60)
         hub.add_repo("ada/choices", folder, type="dataset")
         commands = Commands(hub.env(token=ADA), tmp_path)
         arguments = [
@@ -572,6 +573,7 @@ def test_from_an_openai_file_to_a_pushed_adapter(tiny_model, data, tmp_path):
             "--max-steps",
             "8",
         ]
+        arguments += ["--max-eval-rows", "16"]
         submit = ["submit.py", str(DPO), "--flavor", "cpu-upgrade", "--timeout", "15m"]
 
         checked = commands.json("check.py", "ada/tiny-lfm2", "ada/choices", "--script", str(DPO), "--max-length", "96")
