@@ -113,12 +113,20 @@ class Status:
         result = f"The tuned model: {self.result}"
         if not (self.plan and self.plan.model and self.plan.dataset):
             return result  # no training of a template's
-        adapter = self.plan.output_repo or self.plan.output_dir
-        export = ["uv", "run", str(SCRIPTS / "submit.py"), str(SCRIPTS.parent / "templates" / "export.py")]
-        export += ["--where", "local"] if self.plan.where == "local" else ["--flavor", "cpu-upgrade", "--timeout", "2h"]
+        adapter = str(self.plan.output_repo or self.plan.output_dir)
+        evaluation = self.command("evaluate.py", "l4x1", "1h", "--models", adapter, "--system-prompt", "YOUR PROMPT")
+        export = self.command("export.py", "cpu-upgrade", "2h", "--adapter", adapter)
         return (
-            f"{result}\nTo make files of it for a laptop or a phone: {shlex.join([*export, '--', '--adapter', str(adapter)])}"
+            f"{result}\nTo compare it with its base, given your best prompt: {evaluation}\n"
+            f"To make files of it for a laptop or a phone: {export}"
         )
+
+    def command(self, template: str, flavor: str, timeout: str, *arguments: str) -> str:
+        """The command that submits another template, to where this run was."""
+        here = self.plan is not None and self.plan.where == "local"
+        words = ["uv", "run", str(SCRIPTS / "submit.py"), str(SCRIPTS.parent / "templates" / template)]
+        words += ["--where", "local"] if here else ["--flavor", flavor, "--timeout", timeout]
+        return shlex.join([*words, "--", *arguments])
 
     def report_at(self, report: str) -> str:
         """The report's address on the Hub, or its file here. report: as the run names it."""
