@@ -179,7 +179,7 @@ def test_the_estimate_grows_with_the_model_and_the_work(hub, commands, tmp_path,
     assert wide["hours_high"] > narrow["hours_high"]
     assert longer["seconds"]["training"] == pytest.approx([100 * end for end in wide["seconds"]["training"]], rel=0.02)
     assert longer["usd_high"] > 2 * wide["usd_high"]
-    assert l4("ada/wide", "ada/docs", "--load-in-16bit")["needed_gb"] > wide["needed_gb"]
+    assert l4("ada/wide", "ada/docs", "--load-in-4bit")["needed_gb"] < wide["needed_gb"]
     assert l4("ada/wide", "ada/docs", "--max-steps", "3")["hours_high"] < wide["hours_high"]
 
 

@@ -16,6 +16,7 @@ from conftest import ROOT, UV
 from documents import COMMANDS, DATASET, MODEL, commands_in, filled, flags
 from hub import Hub
 from hubs import ADA, hub_of_ada
+from tiny_models import zero_adapter
 
 
 class Bench:
@@ -48,10 +49,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, docs: Path
     with hub_of_ada(root / "hub") as hub:
         hub.add_repo(MODEL, tiny_model)
         hub.add_repo(DATASET, docs, type="dataset")
-        (root / "tuned").mkdir()
-        (root / "tuned" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": MODEL, "peft_type": "LORA"}))
-        (root / "tuned" / "adapter_model.safetensors").write_bytes(b"...")
-        hub.add_repo("ada/tuned", root / "tuned", private=True)  # OWNER/NAME, which the documents export
+        (root / "pairs").mkdir()
+        pair = {"prompt": "Which colour has the sky?", "chosen": "Blue.", "rejected": "Green."}
+        (root / "pairs" / "train.jsonl").write_text("".join(json.dumps(pair | {"prompt": f"{n}?"}) + "\n" for n in range(99)))
+        hub.add_repo("ada/pairs", root / "pairs", type="dataset")
+        tuned = zero_adapter(root / "tuned", MODEL, "model.layers.2.self_attn.q_proj", 128)
+        hub.add_repo("ada/tuned", tuned, private=True)  # OWNER/NAME, which the documents export
         commands = Commands(hub.env(token=ADA), root)
         commands.cwd = ROOT
         yield Bench(hub, commands, training_python)

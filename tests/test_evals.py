@@ -143,9 +143,10 @@ def test_a_repository_that_is_only_called_like_the_skill_s_own_is_no_part_of_a_w
 def test_a_wrong_skill_fails(library, tmp_path, case, right, wrong):
     skill = tmp_path / "skill"
     shutil.copytree(ROOT, skill, ignore=NOT_OF_THE_SKILL)
-    text = (skill / "SKILL.md").read_text("utf-8")
-    assert right in text
-    (skill / "SKILL.md").write_text(text.replace(right, wrong), "utf-8")
+    pages = [skill / "SKILL.md", *(skill / "references").glob("*.md")]
+    assert any(right in page.read_text("utf-8") for page in pages)
+    for page in pages:  # a reference may say the same
+        page.write_text(page.read_text("utf-8").replace(right, wrong), "utf-8")
     assert not play(CASES[case], Assistant(SCRIPTED), library, skill, sys.executable).passed
 
 

@@ -57,7 +57,7 @@ def hub(training_python, llama, tiny_model, tmp_path_factory):
         hub.add_repo("ada/tiny-lfm2", tiny_model)
         words = ["--base-model", "ada/tiny-llama", "--dataset", "rows.jsonl", "--output-repo", "ada/tuned", "--load-in-16bit"]
         words += ["--max-steps", "20", "--batch-size", "4", "--gradient-accumulation", "1", "--learning-rate", "1e-2"]
-        words += ["--max-seq-length", "128", "--eval-split", "0.02", "--save-steps", "1000"]
+        words += ["--max-seq-length", "128", "--eval-split", "0.02", "--save-steps", "1000", "--early-stopping", "0"]
         done = subprocess.run(
             [training_python, str(SFT), *words], env=environment(hub), cwd=folder, capture_output=True, text=True
         )

@@ -104,6 +104,7 @@ def test_flags_make_the_settings_that_they_were_made_from(settings):
         gradient_checkpointing="off",
         backend="trl",
         eval_split=settings.eval_split / 11,
+        load_in_4bit=settings.load_in_4bit and not settings.load_in_16bit,
     )
     assume(not list(sft.setting_problems(settings)))
     assert sft.parse_args(flags(settings)) == settings

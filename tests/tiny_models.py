@@ -59,6 +59,17 @@ def shape_of_a_model(folder: Path, layers: int = 2, hidden: int = 64, held: bool
     return folder
 
 
+def zero_adapter(folder: Path, base: str, module: str, width: int, rank: int = 8) -> Path:
+    """A LoRA adapter of zeros on one square linear layer of a model, as PEFT saves it."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": base, "r": rank, "lora_alpha": 2 * rank, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    parts = {"A": (rank, width), "B": (width, rank)}
+    zeros = {f"base_model.model.{module}.lora_{part}.weight": np.zeros(shape, np.float32) for part, shape in parts.items()}
+    save_file(zeros, folder / "adapter_model.safetensors")
+    return folder
+
+
 def wide_model(folder: Path, tiny: Path, layers: int, hidden: int) -> Path:
     """A Llama-shaped model of stated size, of zeros, with the tiny model's tokenizer."""
     folder.mkdir()
