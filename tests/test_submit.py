@@ -212,6 +212,7 @@ def test_status_and_logs_of_a_hub_job(hub, commands):
     hub.jobs.wait(job)
     progress = {"event": "progress", "step": 30, "total_steps": 120, "loss": 1.25, "eta_s": 300}
     hub.jobs.set(job, stage="RUNNING", logs=[f"EVENT {json.dumps(progress)}", f"token {ADA} \x1b[31mred\x1b[0m"])
+    hub.jobs.get(job).started -= 60  # what it cost in a few milliseconds would be nothing
     status = commands.json("status.py", job)
     assert (status["stage"], status["eta_s"]) == ("RUNNING", 300)
     assert status["progress"] == {"step": 30, "total_steps": 120, "loss": 1.25, "eval_loss": None}

@@ -112,8 +112,17 @@ def test_a_run_that_is_done_says_what_it_was_worth_and_what_comes_next():
     summary = summarise([progress(100, 1.2), event("done", base_loss=2.4, tuned_loss=1.312, repo="ada/out")])
     status = Status(job("COMPLETED"), summary, PLAN, None)
     assert status.learned == "held-out loss 2.4000 → 1.3120"
-    words = shlex.split(status.next.splitlines()[1].partition(": ")[2])
-    assert words[3].endswith("templates/export.py") and words[-2:] == ["--adapter", "ada/out"]
+    compared, exported = (shlex.split(line.partition(": ")[2]) for line in status.next.splitlines()[1:])
+    assert compared[3].endswith("templates/evaluate.py") and compared[-4:-2] == ["--models", "ada/out"]
+    assert exported[3].endswith("templates/export.py") and exported[-2:] == ["--adapter", "ada/out"]
+    base = {"name": "base", "right": 0.12}
+    tuned = {"name": "tuned", "right": 0.81, "difference": 0.69, "difference_low": 0.62, "difference_high": 0.75}
+    for verdict, said in (("better", "better"), ("not distinguishable", "not distinguishable with so few rows")):
+        graded = {"grader": "exact", "rows": 200, "contenders": [base, tuned | {"verdict": verdict}]}
+        told = Status(job("COMPLETED"), summarise([event("done", graded=graded)]), PLAN, None)
+        assert told.better == [f"right on 200 rows 12% → 81% (+69 points, 95% sure: +62 to +75): {said}"]
+    for strange in ({"rows": 9}, [], graded | {"contenders": []}, graded | {"contenders": [{"name": EVIL, "right": 7}]}):
+        assert Status(job("COMPLETED"), summarise([event("done", graded=strange)]), PLAN, None).better == []
     nothing = Status(job("COMPLETED"), summarise(["hello"]), PLAN, None)
     assert "reported no result" in nothing.next and "logs.py" in nothing.next
 
