@@ -289,7 +289,7 @@ def key_of(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def run_all(options: argparse.Namespace) -> None:
-    """Each run that is asked for and not yet in the file; one that failed is told and tried again next time."""
+    """Each run that is asked for and not yet in the file; one that failed is reported, and tried again next time."""
     from memory import add_row
 
     began, lock, known = time.monotonic(), threading.Lock(), {key_of(row) for row in read(options.out)}

@@ -50,26 +50,27 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unsloth_jobs.training.adapter_weights import trained_weights
 from unsloth_jobs.training.attach import attach_adapter, in_full_precision
-from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, rounded
+from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, emit_batching, rounded
+from unsloth_jobs.training.beginning import begin_training
 from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
 from unsloth_jobs.training.card import card_figures, model_card
-from unsloth_jobs.training.checkpoints import checkpoint_to_resume, lineage, step_of
+from unsloth_jobs.training.checkpoints import checkpoint_to_resume, lineage
 from unsloth_jobs.training.columns import Format, detect_format
 from unsloth_jobs.training.early_stopping import BestAdapter
 from unsloth_jobs.training.evidence import draw_losses, final_loss, show_evidence
 from unsloth_jobs.training.flags import parse_flags
-from unsloth_jobs.training.machine import hardware, peak_gb, require_gpu_where_paid, training_libraries, versions
 from unsloth_jobs.training.masks import Example, make_renderer, segments
 from unsloth_jobs.training.memory import room_for
-from unsloth_jobs.training.merge import push_merged, require_mergeable
-from unsloth_jobs.training.models import load_model, require_decoder, require_local_model
-from unsloth_jobs.training.parent_files import load_tokenizer, parent_lineage, starting_point
+from unsloth_jobs.training.merge import push_merged
+from unsloth_jobs.training.models import load_config, load_model
+from unsloth_jobs.training.outcome import count_trained_steps, emit_done
+from unsloth_jobs.training.parent_files import load_tokenizer, parent_lineage
 from unsloth_jobs.training.preference_card import accuracy_interval, preference_table
 from unsloth_jobs.training.preference_losses import LOSSES
 from unsloth_jobs.training.preference_scores import Yardstick, warn_of_displacement, warn_of_swapped
@@ -85,17 +86,15 @@ from unsloth_jobs.training.preference_trainer import (
 from unsloth_jobs.training.preferences import find_preference_format
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
-from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
-from unsloth_jobs.training.repository import open_repository
+from unsloth_jobs.training.report import Stop, emit, exit_code
 from unsloth_jobs.training.retry import train_with_oom_retry
-from unsloth_jobs.training.run import StopSignal, billed_since, cost_usd, run_facts
+from unsloth_jobs.training.run import StopSignal
 from unsloth_jobs.training.setting import setting
 from unsloth_jobs.training.setting_problems import training_problems
 from unsloth_jobs.training.settings import TrainingSettings
 from unsloth_jobs.training.settled import settle
 from unsloth_jobs.training.step_timer import StepTimer
 from unsloth_jobs.training.steps import Steps, effective_batch_size
-from unsloth_jobs.training.training_rows import read_training_rows
 
 METHOD = "dpo"
 
@@ -155,31 +154,14 @@ def may_pack(settings: Settings, config: Mapping[str, Any]) -> bool:
 
 def train(settings: Settings) -> None:
     began = time.monotonic()
-    require_local_model(settings)
-    stop_signal = StopSignal()
-    stop_signal.listen()
-
-    found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
-    emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
-
-    # ---- what can fail for free comes first: the adapter to go on from, the repository, the rows, their columns
-    require_gpu_where_paid(run_facts().get("vram_gb") or 0)
-    require_mergeable(settings)
-    settings, parent = starting_point(settings)
-    api, resume = open_repository(settings)
-    settings = replace(settings, resume=resume)
-    data = read_training_rows(settings, find_format)
+    start = begin_training(settings, find_format)  # what can fail for free comes first: repository, rows, their columns
+    settings, parent, api, data, stop_signal = start.settings, start.parent, start.api, start.data, start.stop_signal
     train_rows, eval_rows, layout = data.train, data.held_out, data.layout
 
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
         import unsloth  # noqa: F401
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
-    require_decoder(config.to_dict())
-    # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
-    settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
+    config, settings = load_config(settings)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
     tokenizer = load_tokenizer(settings, parent)
     renderer, paired = make_renderer(tokenizer, layout), LOSSES[settings.loss].paired
@@ -203,15 +185,7 @@ def train(settings: Settings) -> None:
     widest = replace(settings, max_seq_length=loss.sequences * longest)
     batching, kept = choose_batching(widest, steps.spread_length, room_for(model, settings), False, loss.smallest)
     settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
-    emit(
-        "batching",
-        packed=False,
-        micro=batching.micro_batch_size,
-        accumulation=batching.gradient_accumulation,
-        length=longest,
-        rows_per_step=effective_batch_size(settings),
-        gradient_checkpointing=settings.gradient_checkpointing,
-    )
+    emit_batching(settings, batching, False, longest)
     own = lineage(METHOD, settings, train_tokens, False) | parent_lineage(parent)
     checkpoint = checkpoint_to_resume(settings, api, own)
     model = attach_adapter(model, settings, parent)
@@ -230,10 +204,7 @@ def train(settings: Settings) -> None:
     trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
     remove_reference(model)  # its log-probabilities of the held-out rows are known
     warn_of_swapped(yardstick.start)
-    trained_steps = trainer.state.global_step - (step_of(checkpoint) if checkpoint else 0)
-    if not trained_steps:  # the checkpoint is this very run's: what it had learned, and no more, is the result
-        message = "Nothing was left to train: the checkpoint was this run's last one. Its adapter is the result."
-        emit("warning", code="nothing_trained", message=message)
+    trained_steps = count_trained_steps(trainer, checkpoint)
     trainer.timer.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
 
     # ---- the adapter is safe before anything that is merely nice to have
@@ -260,27 +231,13 @@ def train(settings: Settings) -> None:
     push_results(api, settings, folder, stop_signal)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
-    emit(
-        "done",
-        **losses,
-        went_on_from=parent and parent.name,
-        loss_name=settings.loss,
-        preferences=changes,
-        reward_accuracy_interval=accuracy_interval(changes, len(held_out or ())),
-        held_out=len(held_out or ()),
-        graded=evaluation and evaluation.as_event(),
-        early_stopped="early_stopped" in LAST_EVENTS,
-        supervised_fraction=masks["supervised_fraction"],
-        coverage=LAST_EVENTS["coverage"]["coverage"],
-        cost_usd=cost_usd(),
-        steps=trainer.state.global_step,
-        trained_steps=trained_steps,
-        **trainer.timer.figures(),
-        peak_gb=peak_gb(),
-        path=str(folder.resolve()),
-        repo=settings.output_repo or None,
-        duration_s=round(time.monotonic() - began, 1),
-    )
+    measured = {
+        "loss_name": settings.loss,
+        "preferences": changes,
+        "reward_accuracy_interval": accuracy_interval(changes, len(held_out or ())),
+        "held_out": len(held_out or ()),
+    }
+    emit_done(settings, trainer, masks, evaluation, parent, trained_steps, began, **losses, **measured)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -49,44 +49,43 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unsloth_jobs.training.adapter_weights import trained_weights
 from unsloth_jobs.training.attach import attach_adapter, in_full_precision
-from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, rounded
+from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, emit_batching, rounded
+from unsloth_jobs.training.beginning import begin_training
 from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
 from unsloth_jobs.training.card import card_figures, model_card
-from unsloth_jobs.training.checkpoints import checkpoint_to_resume, lineage, step_of
+from unsloth_jobs.training.checkpoints import checkpoint_to_resume, lineage
 from unsloth_jobs.training.columns import Format, detect_format, media_values
 from unsloth_jobs.training.early_stopping import BestAdapter, perplexity
 from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, show_evidence
 from unsloth_jobs.training.flags import parse_flags
-from unsloth_jobs.training.machine import hardware, peak_gb, require_gpu_where_paid, training_libraries, versions
 from unsloth_jobs.training.masks import IGNORE, Example, make_renderer, segments
 from unsloth_jobs.training.memory import free_memory, room_for
-from unsloth_jobs.training.merge import push_merged, require_mergeable
-from unsloth_jobs.training.models import load_model, require_decoder, require_local_model
+from unsloth_jobs.training.merge import push_merged
+from unsloth_jobs.training.models import load_config, load_model
+from unsloth_jobs.training.outcome import count_trained_steps, emit_done
 from unsloth_jobs.training.packing import Collator, can_pack, keep_rows_apart, pack
-from unsloth_jobs.training.parent_files import load_tokenizer, parent_lineage, starting_point
+from unsloth_jobs.training.parent_files import load_tokenizer, parent_lineage
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
-from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
-from unsloth_jobs.training.repository import open_repository
+from unsloth_jobs.training.report import Stop, emit, exit_code
 from unsloth_jobs.training.retry import train_with_oom_retry
 from unsloth_jobs.training.rows import custom_format
-from unsloth_jobs.training.run import StopSignal, billed_since, cost_usd, run_facts
+from unsloth_jobs.training.run import StopSignal
 from unsloth_jobs.training.setting import setting
 from unsloth_jobs.training.setting_problems import training_problems
 from unsloth_jobs.training.settings import TrainingSettings
 from unsloth_jobs.training.settled import settle
 from unsloth_jobs.training.step_timer import StepTimer
 from unsloth_jobs.training.step_trainer import StepTrainer
-from unsloth_jobs.training.steps import Steps, effective_batch_size
+from unsloth_jobs.training.steps import Steps
 from unsloth_jobs.training.tokens import digest_of, encode_rows, require_supervised
 from unsloth_jobs.training.trainer_options import trainer_options
-from unsloth_jobs.training.training_rows import read_training_rows
 
 METHOD = "sft"
 
@@ -123,31 +122,14 @@ def find_format(settings: Settings, columns: list[str], first: Mapping[str, Any]
 
 def train(settings: Settings) -> None:
     began = time.monotonic()
-    require_local_model(settings)
-    stop_signal = StopSignal()
-    stop_signal.listen()
-
-    found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
-    emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
-
-    # ---- what can fail for free comes first: the adapter to go on from, the repository, the rows, their columns
-    require_gpu_where_paid(run_facts().get("vram_gb") or 0)
-    require_mergeable(settings)
-    settings, parent = starting_point(settings)
-    api, resume = open_repository(settings)
-    settings = replace(settings, resume=resume)
-    data = read_training_rows(settings, find_format)
+    start = begin_training(settings, find_format)  # what can fail for free comes first: repository, rows, their columns
+    settings, parent, api, data, stop_signal = start.settings, start.parent, start.api, start.data, start.stop_signal
     train_rows, eval_rows, layout = data.train, data.held_out, data.layout
 
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
         import unsloth  # noqa: F401
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
-    require_decoder(config.to_dict())
-    # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
-    settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
+    config, settings = load_config(settings)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
     tokenizer = load_tokenizer(settings, parent)
     renderer = make_renderer(tokenizer, layout)
@@ -176,15 +158,7 @@ def train(settings: Settings) -> None:
 
     batching, kept = choose_batching(settings, length_for, room_for(model, settings), packed)
     settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
-    emit(
-        "batching",
-        packed=packed,
-        micro=batching.micro_batch_size,
-        accumulation=batching.gradient_accumulation,
-        length=batching.length,
-        rows_per_step=effective_batch_size(settings),
-        gradient_checkpointing=settings.gradient_checkpointing,
-    )
+    emit_batching(settings, batching, packed, batching.length)
     own = lineage(METHOD, settings, train_tokens, packed) | parent_lineage(parent)
     checkpoint = checkpoint_to_resume(settings, api, own)
     model = attach_adapter(model, settings, parent)
@@ -201,10 +175,7 @@ def train(settings: Settings) -> None:
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
     ways = lambda: batchings(settings, length_for, packed)  # noqa: E731
     trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
-    trained_steps = trainer.state.global_step - (step_of(checkpoint) if checkpoint else 0)
-    if not trained_steps:  # the checkpoint is this very run's: what it had learned, and no more, is the result
-        message = "Nothing was left to train: the checkpoint was this run's last one. Its adapter is the result."
-        emit("warning", code="nothing_trained", message=message)
+    trained_steps = count_trained_steps(trainer, checkpoint)
     trainer.timer.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
 
     # ---- the adapter is safe before anything that is merely nice to have
@@ -226,23 +197,7 @@ def train(settings: Settings) -> None:
     push_results(api, settings, folder, stop_signal)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
-    emit(
-        "done",
-        **losses,
-        graded=evaluation and evaluation.as_event(),
-        early_stopped="early_stopped" in LAST_EVENTS,
-        supervised_fraction=masks["supervised_fraction"],
-        coverage=LAST_EVENTS["coverage"]["coverage"],
-        cost_usd=cost_usd(),
-        steps=trainer.state.global_step,
-        trained_steps=trained_steps,
-        **trainer.timer.figures(),
-        peak_gb=peak_gb(),
-        went_on_from=parent and parent.name,
-        path=str(folder.resolve()),
-        repo=settings.output_repo or None,
-        duration_s=round(time.monotonic() - began, 1),
-    )
+    emit_done(settings, trainer, masks, evaluation, parent, trained_steps, began, **losses)
 
 
 # ---------------------------------------------------------------------------------------------------------------

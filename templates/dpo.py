@@ -96,7 +96,7 @@ from itertools import zip_longest
 from pathlib import Path
 from statistics import NormalDist, median
 from types import ModuleType
-from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 
 # ---- training/setting.py --------------------------------------------------------------------------------------
@@ -290,31 +290,14 @@ def may_pack(settings: Settings, config: Mapping[str, Any]) -> bool:
 
 def train(settings: Settings) -> None:
     began = time.monotonic()
-    require_local_model(settings)
-    stop_signal = StopSignal()
-    stop_signal.listen()
-
-    found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
-    emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
-
-    # ---- what can fail for free comes first: the adapter to go on from, the repository, the rows, their columns
-    require_gpu_where_paid(run_facts().get("vram_gb") or 0)
-    require_mergeable(settings)
-    settings, parent = starting_point(settings)
-    api, resume = open_repository(settings)
-    settings = replace(settings, resume=resume)
-    data = read_training_rows(settings, find_format)
+    start = begin_training(settings, find_format)  # what can fail for free comes first: repository, rows, their columns
+    settings, parent, api, data, stop_signal = start.settings, start.parent, start.api, start.data, start.stop_signal
     train_rows, eval_rows, layout = data.train, data.held_out, data.layout
 
     # ---- tokens and masks; unsloth is imported before transformers, since it patches what comes after it
     if settings.backend == "unsloth":
         import unsloth  # noqa: F401
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
-    require_decoder(config.to_dict())
-    # Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
-    settings = replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
+    config, settings = load_config(settings)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
     tokenizer = load_tokenizer(settings, parent)
     renderer, paired = make_renderer(tokenizer, layout), LOSSES[settings.loss].paired
@@ -338,15 +321,7 @@ def train(settings: Settings) -> None:
     widest = replace(settings, max_seq_length=loss.sequences * longest)
     batching, kept = choose_batching(widest, steps.spread_length, room_for(model, settings), False, loss.smallest)
     settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
-    emit(
-        "batching",
-        packed=False,
-        micro=batching.micro_batch_size,
-        accumulation=batching.gradient_accumulation,
-        length=longest,
-        rows_per_step=effective_batch_size(settings),
-        gradient_checkpointing=settings.gradient_checkpointing,
-    )
+    emit_batching(settings, batching, False, longest)
     own = lineage(METHOD, settings, train_tokens, False) | parent_lineage(parent)
     checkpoint = checkpoint_to_resume(settings, api, own)
     model = attach_adapter(model, settings, parent)
@@ -365,10 +340,7 @@ def train(settings: Settings) -> None:
     trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
     remove_reference(model)  # its log-probabilities of the held-out rows are known
     warn_of_swapped(yardstick.start)
-    trained_steps = trainer.state.global_step - (step_of(checkpoint) if checkpoint else 0)
-    if not trained_steps:  # the checkpoint is this very run's: what it had learned, and no more, is the result
-        message = "Nothing was left to train: the checkpoint was this run's last one. Its adapter is the result."
-        emit("warning", code="nothing_trained", message=message)
+    trained_steps = count_trained_steps(trainer, checkpoint)
     trainer.timer.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
 
     # ---- the adapter is safe before anything that is merely nice to have
@@ -395,27 +367,13 @@ def train(settings: Settings) -> None:
     push_results(api, settings, folder, stop_signal)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
-    emit(
-        "done",
-        **losses,
-        went_on_from=parent and parent.name,
-        loss_name=settings.loss,
-        preferences=changes,
-        reward_accuracy_interval=accuracy_interval(changes, len(held_out or ())),
-        held_out=len(held_out or ()),
-        graded=evaluation and evaluation.as_event(),
-        early_stopped="early_stopped" in LAST_EVENTS,
-        supervised_fraction=masks["supervised_fraction"],
-        coverage=LAST_EVENTS["coverage"]["coverage"],
-        cost_usd=cost_usd(),
-        steps=trainer.state.global_step,
-        trained_steps=trained_steps,
-        **trainer.timer.figures(),
-        peak_gb=peak_gb(),
-        path=str(folder.resolve()),
-        repo=settings.output_repo or None,
-        duration_s=round(time.monotonic() - began, 1),
-    )
+    measured = {
+        "loss_name": settings.loss,
+        "preferences": changes,
+        "reward_accuracy_interval": accuracy_interval(changes, len(held_out or ())),
+        "held_out": len(held_out or ()),
+    }
+    emit_done(settings, trainer, masks, evaluation, parent, trained_steps, began, **losses, **measured)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -2229,7 +2187,7 @@ def find_parent(settings: TrainingSettings) -> Parent | None:
 
 
 def holds_adapter_config(repo: str, revision: str) -> bool:
-    """Whether there is one. What else the Hub says of a model is told where that is loaded."""
+    """Whether there is one. Other errors of the Hub are raised where the model is loaded."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -2559,6 +2517,19 @@ def choose_batching(
     return largest or last, False
 
 
+def emit_batching(settings: TrainingSettings, batching: Batching, packed: bool, length: int) -> None:
+    """length: of a sequence, in tokens."""
+    emit(
+        "batching",
+        packed=packed,
+        micro=batching.micro_batch_size,
+        accumulation=batching.gradient_accumulation,
+        length=length,
+        rows_per_step=effective_batch_size(settings),
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+
+
 def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], error: Exception) -> tuple[Batching, bool]:
     """The same step in less memory: in smaller micro-batches while a GPU computes them well, then with gradient checkpointing.
 
@@ -2618,6 +2589,271 @@ class Passes:
 def rounded(length: int) -> int:
     """To what a GPU's kernels like."""
     return math.ceil(length / 64) * 64
+
+
+# ---- training/machine.py --------------------------------------------------------------------------------------
+# The machine: its GPU, driver and library versions.
+
+
+def require_gpu_where_paid(planned_gb: float) -> None:
+    """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
+
+    Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
+    """
+    import torch
+
+    accelerator = os.environ.get("ACCELERATOR", "")
+    if accelerator and not accelerator.startswith("cpu") and not torch.cuda.is_available():
+        raise Stop(
+            "no_gpu",
+            f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU (driver: {driver_version() or 'none'}).",
+            "Submit it again; if it happens twice, choose another flavor.",
+        )
+    if torch.cuda.is_available():
+        found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
+        require_planned_memory(found / 1e9, planned_gb)
+
+
+def require_planned_memory(found: float, planned: float) -> None:
+    """Stop where a machine's GPUs have less memory than the plan assumed, in GB; a driver keeps some of it to itself."""
+    if found < 0.9 * planned:
+        raise Stop(
+            "small_gpu",
+            f"The GPU has {found:.1f} GB of memory, and the run was planned for {planned:.1f} GB.",
+            "Submit it again; if it happens twice, choose another flavor.",
+        )
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return lines[0] if lines else None
+
+
+def hardware() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"device": "cpu", "cpus": os.cpu_count(), "driver": driver_version()}
+    device = torch.cuda.get_device_properties(0)
+    return {
+        "device": device.name,
+        "gpus": torch.cuda.device_count(),
+        "vram_gb": round(device.total_memory / 1e9, 1),
+        "cuda": torch.version.cuda,
+        "driver": driver_version(),
+    }
+
+
+def peak_gb() -> float | None:
+    """GB of GPU memory that the tensors of this run took at most; None without a GPU."""
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1e9, 3) if torch.cuda.is_available() else None
+
+
+def training_libraries(backend: str) -> tuple[str, ...]:
+    """The libraries that decide what training does."""
+    return (*(("unsloth",) if backend == "unsloth" else ()), "torch", "transformers", "trl", "peft", "datasets")
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in libraries}
+
+
+def memory_bytes() -> int | None:
+    """Memory of this machine, or of the container that it is; None where the system does not say."""
+    found = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # "max": there is none
+            found.append(int(Path(limit).read_text("utf-8")))
+    return min(found, default=None)
+
+
+# ---- training/merge.py ----------------------------------------------------------------------------------------
+# The adapter folded into its base: a model of its own.
+
+
+def require_mergeable(settings: TrainingSettings) -> None:
+    """Stop before training where a merge asked for could not be made after it."""
+    import torch
+
+    unsloth_in_4bit = settings.backend == "unsloth" and settings.load_in_4bit
+    if settings.merge_model and unsloth_in_4bit and not torch.cuda.is_available():
+        raise Stop(
+            "merge_needs_16bit",
+            "Without a GPU a 4-bit model cannot be merged with its adapter.",
+            "Add --load-in-16bit, or leave --merge-model out.",
+        )
+
+
+def push_merged(model: Any, tokenizer: Any, api: Any, settings: TrainingSettings) -> None:
+    """The base with the adapter folded in, in 16 bits, in a repository of its own: the adapter stays as it is.
+
+    Raises Stop when that fails; the adapter is safe by then.
+    """
+    folder, repo = Path(settings.save_local) / "merged", settings.output_repo + "-merged"
+    try:
+        if settings.backend == "unsloth":
+            model.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")
+        else:
+            save_merged(settings, folder)
+            tokenizer.save_pretrained(folder)
+        if api is not None:
+            api.create_repo(repo, private=not settings.public, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Merged 16-bit model")
+            emit("pushed", repo=repo, url=f"{api.endpoint}/{repo}")
+    except Exception as error:
+        raise Stop(
+            "merge_failed",
+            f"The adapter is complete, its merged copy is not: {type(error).__name__}: {error}",
+            "Merge it from the adapter with PEFT's merge_and_unload; training again is not needed.",
+        ) from error
+
+
+def save_merged(settings: TrainingSettings, folder: Path) -> None:
+    """The saved adapter folded into the model as it was published, on the processor: it needs no GPU memory."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(
+        settings.base_model, revision=settings.base_model_revision or None, dtype="bfloat16"
+    )
+    PeftModel.from_pretrained(base, settings.save_local).merge_and_unload().save_pretrained(folder)
+
+
+# ---- training/models.py ---------------------------------------------------------------------------------------
+# Models: which of them learn to continue a conversation, and loading one.
+
+
+Trained = TypeVar("Trained", bound=TrainingSettings)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that describes the language model."""
+    return config.get("text_config") or config
+
+
+def require_decoder(config: Mapping[str, Any]) -> None:
+    """Raises Stop where a model's config.json describes one that this template cannot train."""
+    kind = (config.get("architectures") or ["unknown"])[0]
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if config.get("is_encoder_decoder"):
+        raise Stop(
+            "encoder_decoder",
+            f"{kind} reads with an encoder and writes with a decoder; this template trains decoders only.",
+            "Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.",
+        )
+    if re.search(r"For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering|PreTraining)$", kind) or (
+        re.search(r"Bert|Electra|MPNet", kind) and not kind.endswith(("ForCausalLM", "LMHeadModel"))
+    ):
+        raise Stop(
+            "not_a_decoder",
+            f"{kind} is an encoder or a classifier: it does not write text.",
+            "Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.",
+        )
+    if method in ("gptq", "awq"):
+        raise Stop(
+            "quantized_model",
+            f"The weights are quantised with {method}, which cannot be trained with LoRA here.",
+            "Choose the original 16-bit model, or its bitsandbytes 4-bit version.",
+        )
+
+
+OVERFLOW_IN_FP16 = ("gemma", "qwen3_5")  # model types whose activations leave fp16's range: NaN instead of a loss
+
+
+def needs_bf16(config: Mapping[str, Any]) -> bool:
+    """Whether a model with this config.json can only be trained on a GPU with bf16 (not on a T4)."""
+    kinds = (config.get("model_type"), (config.get("text_config") or {}).get("model_type"))
+    return any(str(kind).startswith(OVERFLOW_IN_FP16) for kind in kinds)
+
+
+def load_config(settings: Trained) -> tuple[Any, Trained]:
+    """The model's configuration, and the settings with its commit. Raises Stop where it is not one that can be trained.
+
+    Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    require_decoder(config.to_dict())
+    return config, replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
+
+
+def load_model(settings: TrainingSettings) -> Any:
+    """The base model, in 4 or 16 bits. Raises Stop where Unsloth does not take it."""
+    name, revision = settings.base_model, settings.base_model_revision or None
+    if settings.backend == "trl":
+        return load_plain_model(name, revision, settings.load_in_16bit)
+    import torch
+    from unsloth import FastLanguageModel
+
+    try:
+        model, _ = FastLanguageModel.from_pretrained(
+            name,
+            revision=revision,
+            # Unsloth would load a copy of its own of some models, at another revision than the one that was checked.
+            use_exact_model_name=True,
+            max_seq_length=settings.max_seq_length,
+            load_in_4bit=not settings.load_in_16bit,
+            load_in_16bit=settings.load_in_16bit,
+        )
+    except (OSError, torch.OutOfMemoryError):  # a file, the network, the GPU: no other backend would do better
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise Stop(
+            "unsloth_refused",
+            f"Unsloth does not load {name}: {type(error).__name__}: {lines[0][:300]}",
+            "Add --backend trl: the same training without Unsloth, slower. Estimate it again first.",
+        ) from error
+    return model
+
+
+def load_plain_model(name: str, revision: str | None, in_16bit: bool) -> Any:
+    """The model as transformers loads it, in its own 16 bits or in bitsandbytes' 4."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    on_gpu = torch.cuda.is_available()
+    dtype = (torch.bfloat16 if has_bf16() else torch.float16) if on_gpu else torch.float32
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        name,
+        revision=revision,
+        dtype=dtype,
+        quantization_config=None if in_16bit else quantised,
+        device_map={"": 0 if on_gpu else "cpu"},
+    )
+
+
+def has_bf16() -> bool:
+    """Whether this GPU computes in bf16 itself."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def require_local_model(settings: TrainingSettings) -> None:
+    """Raises Stop in the first second where the model is a path, and no model is there."""
+    model = settings.base_model
+    folder = Path(os.path.expanduser(model))
+    named_as_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
+    if (named_as_path or folder.exists()) and not any((folder / name).is_file() for name in ("config.json", CONFIG)):
+        what = "holds no config.json and no adapter" if folder.is_dir() else "does not exist"
+        fix = "Correct --base-model: a folder with config.json and weights, or a Hub id such as LiquidAI/LFM2.5-1.2B-Instruct."
+        raise Stop("no_model", f"The model {model} {what}.", fix)
 
 
 # ---- training/checkpoints.py ----------------------------------------------------------------------------------
@@ -2784,6 +3020,486 @@ def load_if_finished(trainer: Any, checkpoint: Path) -> bool:
     return True
 
 
+# ---- training/push.py -----------------------------------------------------------------------------------------
+# The result on its way to the Hub, and where it is when it does not get there.
+
+
+def push_folder(api: Any, settings: TrainingSettings, folder: Path, message: str, **options: Any) -> Exception | None:
+    """None when the folder has reached the Hub, else what went wrong, as a warning: training, and what is on disk, goes on."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def upload() -> None:
+        api.upload_folder(repo_id=settings.output_repo, folder_path=folder, commit_message=message, **options)
+
+    try:
+        try:
+            upload()
+        except RepositoryNotFoundError:  # deleted meanwhile: a result that was paid for is kept all the same
+            api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
+            upload()
+    except Exception as error:  # whatever went wrong with the network must not end a paid run
+        emit("warning", code="push_failed", message=f"{message}: {error}")
+        return error
+    return None
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether the Hub said no, and will say so again; a fault in passing is anything else."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return 400 <= status < 500 and status not in (408, 409, 412, 429)
+
+
+PUSH_PAUSES_S = (5, 20, 60, 120, 240, 480)  # a quarter of an hour costs less than the run that would be lost
+RESULT_ONLY = ["checkpoints*", "merged/*"]  # what else lies in the folder is not pushed
+
+
+def push_results(api: Any, settings: TrainingSettings, folder: Path, stop_signal: StopSignal) -> None:
+    """The adapter on the Hub. Raises Stop when it does not get there, with where it is and how it can be fetched or sent."""
+    if api is None:
+        return
+    for pause in (*PUSH_PAUSES_S, None):
+        error = push_folder(api, settings, folder, "Adapter and card", ignore_patterns=RESULT_ONLY)
+        if error is None:
+            emit("pushed", repo=settings.output_repo, url=f"{api.endpoint}/{settings.output_repo}")
+            return
+        if pause is None or is_refused(error) or not stop_signal.wait(pause):
+            raise unpushed(settings, folder, error)
+
+
+def unpushed(settings: TrainingSettings, folder: Path, error: Exception) -> Stop:
+    """What to say of a result that the Hub did not take: one command fetches it, sends it, or makes it again."""
+    code = "push_denied" if is_refused(error) else "push_failed"
+    message, repo = f"The adapter did not reach {settings.output_repo}: {error}", settings.output_repo
+    job = os.environ.get("JOB_ID")
+    if not job:
+        private = "" if settings.public else " --private"
+        fix = f"hf upload {repo} {shlex.quote(str(folder.resolve()))} . --exclude 'checkpoints*' --exclude 'merged/*'{private}"
+        return Stop(code, message, f"It is on this disk. With a token that may write there: {fix}")
+    if rescue(folder, job):
+        return Stop(code, message, fetching_rescued(repo, job))
+    return Stop(
+        code,
+        message,
+        f"Submit the same command with --resume at its end: it goes on from the last checkpoint in {repo}, if any.",
+    )
+
+
+def fetching_rescued(repo: str, job: str) -> str:
+    """How what rescue has kept is fetched."""
+    bucket = f"{run_facts().get('namespace') or repo.split('/')[0]}/jobs-artifacts"
+    fetch = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
+    return f"It was saved with the job's files. Fetch it: {fetch}"
+
+
+def rescue(folder: Path, job: str) -> bool:
+    """Copy the result to the bucket that this script came from, which needs no token: it is mounted at /data."""
+    data = Path(__file__).resolve().parent
+    if data.name != "data":
+        return False
+    try:
+        shutil.copytree(folder, data / f"rescued-{job}", ignore=shutil.ignore_patterns("checkpoints*", "merged"))
+    except OSError as error:
+        emit("warning", code="rescue_failed", message=str(error))
+        return False
+    return True
+
+
+# ---- training/repository.py -----------------------------------------------------------------------------------
+# The output repository: opened before anything is paid for.
+
+
+OPEN_PAUSES_S = (5, 20, 60)
+
+Begun = TypeVar("Begun")
+
+
+def open_repository(settings: TrainingSettings) -> tuple[Any, bool]:
+    """Create the output repository and make its first commit, so that a push that cannot work fails now, not at the end.
+
+    The client (None without a repository), and whether to resume: asked for, or the platform started this job again.
+    """
+    api = hub_client()
+    if not settings.output_repo:
+        require_no_job()
+        return None, settings.resume
+
+    def begin() -> bool:
+        resume = settings.resume or is_restarted(api, settings)
+        begin_repository(api, replace(settings, resume=resume))
+        return resume
+
+    return api, open_patiently(settings.output_repo, begin)
+
+
+def hub_client() -> Any:
+    """The Hub's client, which gives up on an answer that does not come."""
+    from huggingface_hub import HfApi, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def client() -> Any:
+        made = default_client_factory()
+        made.event_hooks["request"].append(limit)
+        return made
+
+    def limit(request: Any) -> None:  # where a call sets no timeout the client waits for ever, on a paid machine
+        request.extensions["timeout"] = {part: s or HUB_TIMEOUT_S for part, s in request.extensions["timeout"].items()}
+
+    set_client_factory(client)
+    return HfApi()
+
+
+def require_no_job() -> None:
+    """Raises Stop on a machine whose disk is gone when the job ends."""
+    if os.environ.get("JOB_ID"):
+        raise Stop(
+            "no_output_repo",
+            "A job's disk is gone when it ends, and no repository is named for the result.",
+            "Pass --output-repo YOU/NAME.",
+        )
+
+
+def open_patiently(name: str, begin: Callable[[], Begun]) -> Begun:
+    """What begin, which makes a repository's first commit, returns. Raises Stop where the Hub refuses it, or is not there."""
+    from httpx import HTTPError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    for pause in (*OPEN_PAUSES_S, None):
+        try:
+            return begin()
+        except (HTTPError, LocalEntryNotFoundError) as error:
+            if is_refused(error):
+                raise Stop(
+                    "push_denied",
+                    f"{name} cannot be written to: {error}",
+                    "Use a token with write permission for this owner (https://huggingface.co/settings/tokens).",
+                ) from error
+            if pause is None:
+                fix = "Submit the same command again in some minutes."
+                raise Stop("hub_unreachable", f"{name} cannot be opened: {error}", fix) from error
+            time.sleep(pause)
+    raise AssertionError("the last pause ends the loop")
+
+
+def begin_repository(api: Any, settings: TrainingSettings) -> None:
+    """The first commit. Raises Stop where the repository is something else's or public, and what the client raises.
+
+    A new run takes an earlier one's last-checkpoint away, so that no --resume finds it; it stays in the history.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
+    files = api.list_repo_files(settings.output_repo)
+    if {"config.json", "adapter_config.json"} & set(files) == {"config.json"}:
+        raise Stop(
+            "name_taken",
+            f"{settings.output_repo} holds a whole model, and the adapter would be mixed with it.",
+            "Name another --output-repo.",
+        )
+    require_private(api.repo_info(settings.output_repo), settings)
+    began = CommitOperationAdd(SETTINGS_FILE, json.dumps(asdict(settings), indent=1).encode())
+    old = any(name.startswith(f"{LAST_CHECKPOINT}/") for name in files) and not settings.resume
+    removed = [CommitOperationDelete(f"{LAST_CHECKPOINT}/", is_folder=True)] if old else []
+    api.create_commit(settings.output_repo, [began, *removed], commit_message="Training begins")
+
+
+def require_private(found: Any, settings: ResultSettings) -> None:
+    """Raises Stop where a repository that was there before is public, and --public was not passed."""
+    if not settings.public and found.private is False:
+        raise Stop(
+            "public_repository",
+            f"{settings.output_repo} is public: everybody would see the result, its card and what the card quotes.",
+            "Name another --output-repo, make this one private in its settings, or pass --public.",
+        )
+
+
+def is_restarted(api: Any, settings: TrainingSettings) -> bool:
+    """Whether the platform started this job before (--attempts): its own checkpoint is in the repository then.
+
+    Such a start has the arguments of the first one, so that nothing but this tells them apart.
+    """
+    facts = run_facts()
+    if not settings.output_repo or settings.resume or facts.get("attempts", 1) < 2 or not facts.get("plan_id"):
+        return False
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        path = api.hf_hub_download(settings.output_repo, f"{LAST_CHECKPOINT}/{SETTINGS_FILE}")
+    except (RemoteEntryNotFoundError, RepositoryNotFoundError):
+        return False
+    return lineage_of(Path(path).parent).get("run") == this_run()
+
+
+HUB_TIMEOUT_S = 120  # for one piece of an answer, not for a whole upload
+
+
+# ---- training/table_layout.py ---------------------------------------------------------------------------------
+# How the rows of a loaded data set are read.
+
+
+FindFormat = Callable[[Any, list[str], Mapping[str, Any], Iterable[str]], Format]  # a template's own find_format
+
+
+def find_layout(rows: Any, settings: Any, format_of: FindFormat) -> Format:
+    """The format of a datasets.Dataset, by its columns and its first row: pictures and sound are not decoded for it."""
+    text = without_media(rows)
+    first = text[0] if len(text) and text.column_names else {}
+    return format_of(settings, rows.column_names, first, media_columns(rows.features))
+
+
+def without_media(rows: Any) -> Any:
+    media = media_columns(rows.features)
+    return rows.select_columns([name for name in rows.column_names if name not in media])
+
+
+# ---- training/json_lines.py -----------------------------------------------------------------------------------
+# JSON files of a data set, looked through before datasets reads them: pyarrow ends the process over some of their lines.
+
+
+STARTS = 32  # files of which the start is read before datasets streams them
+START_BYTES = 11_000_000  # of the first one: datasets parses 10 MiB before it gives the first row
+NEXT_BYTES = 64_000  # of each other
+
+
+def require_sound_starts(splits: Iterable[list[str]], rows: float = math.inf) -> None:
+    """What the first rows of each split are streamed from. Raises Stop on a null, and on a line that takes too much memory."""
+    for files in splits:
+        lines = 0
+        for number, file in enumerate(files[:STARTS]):
+            if lines < rows:
+                lines += scan_lines(file, START_BYTES if number == 0 else NEXT_BYTES)
+
+
+def require_no_null(splits: Iterable[list[str]]) -> None:
+    """Every line that the job will read, of the copies that datasets reads. Raises Stop on a null."""
+    from datasets.utils.file_utils import cached_path
+
+    for file in itertools.chain.from_iterable(splits):
+        scan_lines(cached_path(file))
+
+
+def scan_lines(file: str, most: int | None = None) -> int:
+    """How many lines were read, 0 of a document. Raises Stop on a line `null` among the first `most` bytes (of all): pyarrow may end the process over it, without a
+    word, wherever it stands. Where `most` is given, also on a line that is longer than a row may be.
+    """
+    import fsspec  # type: ignore[import-untyped]
+
+    system, path = fsspec.url_to_fs(file)
+    with system.open(path, "rb", compression="infer", block_size=min(most or START_BYTES, 5_000_000)) as opened:
+        lines = io.BufferedReader(opened)
+        start = lines.peek(100).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if re.match(rb"\[\s*null\b", start):
+            raise bad_line(Path(path), 1, "begins with null, not with an object with the columns of a row", ROW_EXAMPLE)
+        if re.match(rb"\[|\{\s*\n", start):
+            return 0  # a document, in which a null may well have a line of its own
+        number, at, is_start = 0, 0, True
+        while (most is None or at < most) and (piece := lines.readline(ROW_LIMIT + 1)):
+            number, at = number + is_start, at + len(piece)
+            if is_start and piece[:100].strip(b"\xef\xbb\xbf \t\r\n") == b"null":
+                raise bad_line(Path(path), number, "is null, not an object with the columns of a row", ROW_EXAMPLE)
+            if most and len(piece) > ROW_LIMIT:
+                what = f"is longer than {ROW_LIMIT // 10**6} MB, and no model reads that much at once"
+                raise bad_line(Path(path), number, what, "Split it into shorter rows, or train on a copy without it.")
+            is_start = piece.endswith(b"\n")
+    return number
+
+
+# ---- training/dataset.py --------------------------------------------------------------------------------------
+# The data set: configuration, split, revision, rows, and which of them are held out.
+
+
+def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
+    """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
+    if wanted in available:
+        return wanted
+    flag = "--dataset-" + kind
+    if wanted:
+        raise Stop(
+            f"unknown_{kind}",
+            f"The data set has no {kind} {wanted!r}; it has: {', '.join(available)}.",
+            f"Pass {flag} {shlex.quote(available[0])}.",
+        )
+    if preferred in available or len(available) == 1:
+        return preferred if preferred in available else available[0]
+    raise Stop(
+        f"{kind}_needed",
+        f"The data set has more than one {kind}: {', '.join(available)}.",
+        f"Pass one of them: {flag} {shlex.quote(available[0])}.",
+    )
+
+
+def load_rows(settings: DatasetSettings, streaming: bool = False, first: float = math.inf) -> Any:
+    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming, of which so many will be read).
+
+    Raises Stop.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    if (file := local_file(settings)) and not streaming:
+        return load_file(file, settings.dataset_config)
+    try:
+        require_sound = functools.partial(require_sound_starts, rows=first) if streaming else require_no_null
+        return load_dataset(**data_source(settings, require_sound), streaming=streaming)
+    except Stop:
+        raise
+    except DatasetNotFoundError as error:
+        raise Stop(
+            "dataset_not_found",
+            f"The data set {settings.dataset} cannot be found: {error}",
+            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
+        ) from error
+    except Exception as error:  # each file format has its own errors: an empty file, a broken line, a wrong type
+        raise unreadable(settings, error) from error
+
+
+def load_file(file: Path, sheet: str) -> Any:
+    """A local file's rows as a Dataset of text: no type is inferred, so rows may differ as they like. Raises Stop."""
+    from datasets import Dataset, Features, Value
+
+    features = Features({name: Value("string") for name in scan_file(file, 0, sheet).columns})
+    # The digest makes a file that has changed another data set to the cache.
+    known = {"path": str(file), "sheet": sheet, "digest": file_digest(file)}
+    return Dataset.from_generator(digested_rows, features=features, gen_kwargs=known)
+
+
+def digested_rows(path: str, sheet: str, digest: str) -> Iterator[dict[str, str | None]]:
+    yield from file_rows(Path(path), sheet)
+
+
+def unreadable(settings: DatasetSettings, error: Exception) -> Stop:
+    return Stop(
+        "dataset_unreadable",
+        f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
+        "Write its file again: it is empty, cut off, or not of the kind that its name says."
+        if Path(os.path.expanduser(settings.dataset)).is_file()
+        else "Look at its files: an empty one, or rows whose columns differ, cannot be loaded. A copy of them as one local "
+        ".jsonl file is read line by line, and the line that is wrong is named.",
+    )
+
+
+def data_source(
+    settings: DatasetSettings, require_sound: Callable[[Iterable[list[str]]], None] = lambda splits: None
+) -> dict[str, Any]:
+    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
+
+    require_sound is called with each split's JSON files before datasets reads the first byte of one.
+    """
+    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset_builder
+
+    path = Path(os.path.expanduser(settings.dataset))
+    if path.is_file():
+        return {"path": "parquet", "data_files": str(path), "split": "train"}
+    if settings.dataset.startswith((".", "/", "~")) and not path.exists():
+        raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
+    revision = settings.dataset_revision or None
+    names = get_dataset_config_names(settings.dataset, revision=revision)
+    config = choose("config", settings.dataset_config, names, "default")
+    built = load_dataset_builder(settings.dataset, config, revision=revision).config
+    by_split = (getattr(built, "data_files", None) or {}).values()
+    require_sound([str(file) for file in files if re.search(r"\.jsonl?(\.\w+)?$", str(file))] for files in by_split)
+    splits = get_dataset_split_names(settings.dataset, config, revision=revision)
+    split = choose("split", settings.dataset_split, splits, "train")
+    return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
+
+
+def data_revision(settings: DatasetSettings) -> str | None:
+    """The data set's commit on the Hub, or a local file's sha256; what was asked for where the Hub does not say."""
+    from huggingface_hub import HfApi
+
+    if (path := Path(os.path.expanduser(settings.dataset))).is_file():
+        return file_digest(path)
+    revision = settings.dataset_revision or None
+    try:
+        return HfApi().dataset_info(settings.dataset, revision=revision).sha
+    except Exception:  # a local folder, or rows from the cache of a machine without a network: they are there all the same
+        return revision
+
+
+def held_out_of(rows: int, settings: SplitSettings) -> int:
+    """How many of so many rows, --num-samples taken off, are held out for validation."""
+    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
+
+
+def split_rows(rows: Any, settings: SplitSettings) -> tuple[Any, Any]:
+    """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
+    if settings.num_samples:
+        rows = rows.select(range(min(settings.num_samples, len(rows))))
+    if len(rows) == 0:
+        raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
+    if not (held_out := held_out_of(len(rows), settings)):
+        return rows, None
+    parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
+    return parts["train"], parts["test"]
+
+
+# ---- training/training_rows.py --------------------------------------------------------------------------------
+# The rows that a run trains on and those that it holds out, and how each of them is read.
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """rows: of the columns that layout uses; train and held_out are their parts, held_out None where there are none."""
+
+    rows: Any
+    train: Any
+    held_out: Any
+    layout: Format
+
+
+def read_training_rows(settings: TrainingSettings, format_of: FindFormat) -> TrainingRows:
+    """The rows of --dataset, told in the event `data`. format_of: the template's own find_format. Raises Stop."""
+    rows = load_rows(settings)
+    layout = find_layout(rows, settings, format_of)
+    used = set(layout.columns.values())
+    unused = sorted(set(rows.column_names) - used)
+    rows = rows.select_columns(sorted(used))  # pictures and sound beside them are not even decoded
+    train_rows, held_out = split_rows(rows, settings)
+    emit(
+        "data",
+        rows=len(rows),
+        train_rows=len(train_rows),
+        eval_rows=len(held_out or ()),
+        format=layout.name,
+        columns=layout.columns,
+        unused_columns=unused,
+        revision=data_revision(settings),
+    )
+    return TrainingRows(rows, train_rows, held_out, layout)
+
+
+# ---- training/beginning.py ------------------------------------------------------------------------------------
+# How every training begins: what can fail for free comes first.
+
+
+@dataclass(frozen=True)
+class Beginning(Generic[Adapted]):
+    """settings: with the whole model and --resume as they turned out; api: None without a repository; data: the rows."""
+
+    settings: Adapted
+    parent: Parent | None
+    api: Any
+    data: TrainingRows
+    stop_signal: StopSignal
+
+
+def begin_training(settings: Adapted, format_of: FindFormat) -> Beginning[Adapted]:
+    """The event `plan`; then GPU, adapter to go on from, repository, rows and their columns. Raises Stop.
+
+    format_of: the template's own find_format.
+    """
+    require_local_model(settings)
+    stop_signal = StopSignal()
+    stop_signal.listen()
+    found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
+    emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
+    require_gpu_where_paid(run_facts().get("vram_gb") or 0)
+    require_mergeable(settings)
+    settings, parent = starting_point(settings)
+    api, resume = open_repository(settings)
+    settings = replace(settings, resume=resume)
+    return Beginning(settings, parent, api, read_training_rows(settings, format_of), stop_signal)
+
+
 # ---- training/step_timer.py -----------------------------------------------------------------------------------
 # Seconds and tokens of the optimizer steps.
 
@@ -2900,85 +3616,6 @@ def emit_early_stop(state: Any, timer: StepTimer, best: BestAdapter) -> None:
         seconds_saved=None if seconds is None else round(seconds, 1),
         usd_saved=round(seconds / 60 * price, 4) if seconds is not None and price else None,
     )
-
-
-# ---- training/push.py -----------------------------------------------------------------------------------------
-# The result on its way to the Hub, and where it is when it does not get there.
-
-
-def push_folder(api: Any, settings: TrainingSettings, folder: Path, message: str, **options: Any) -> Exception | None:
-    """None when the folder has reached the Hub, else what went wrong, as a warning: training, and what is on disk, goes on."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    def upload() -> None:
-        api.upload_folder(repo_id=settings.output_repo, folder_path=folder, commit_message=message, **options)
-
-    try:
-        try:
-            upload()
-        except RepositoryNotFoundError:  # deleted meanwhile: a result that was paid for is kept all the same
-            api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
-            upload()
-    except Exception as error:  # whatever went wrong with the network must not end a paid run
-        emit("warning", code="push_failed", message=f"{message}: {error}")
-        return error
-    return None
-
-
-def is_refused(error: Exception) -> bool:
-    """Whether the Hub said no, and will say so again; a fault in passing is anything else."""
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return 400 <= status < 500 and status not in (408, 409, 412, 429)
-
-
-PUSH_PAUSES_S = (5, 20, 60, 120, 240, 480)  # a quarter of an hour costs less than the run that would be lost
-RESULT_ONLY = ["checkpoints*", "merged/*"]  # what else lies in the folder is not pushed
-
-
-def push_results(api: Any, settings: TrainingSettings, folder: Path, stop_signal: StopSignal) -> None:
-    """The adapter on the Hub. Raises Stop when it does not get there, with where it is and how it can be fetched or sent."""
-    if api is None:
-        return
-    for pause in (*PUSH_PAUSES_S, None):
-        error = push_folder(api, settings, folder, "Adapter and card", ignore_patterns=RESULT_ONLY)
-        if error is None:
-            emit("pushed", repo=settings.output_repo, url=f"{api.endpoint}/{settings.output_repo}")
-            return
-        if pause is None or is_refused(error) or not stop_signal.wait(pause):
-            raise unpushed(settings, folder, error)
-
-
-def unpushed(settings: TrainingSettings, folder: Path, error: Exception) -> Stop:
-    """What to say of a result that the Hub did not take: one command fetches it, sends it, or makes it again."""
-    code = "push_denied" if is_refused(error) else "push_failed"
-    message, repo = f"The adapter did not reach {settings.output_repo}: {error}", settings.output_repo
-    job = os.environ.get("JOB_ID")
-    if not job:
-        private = "" if settings.public else " --private"
-        fix = f"hf upload {repo} {shlex.quote(str(folder.resolve()))} . --exclude 'checkpoints*' --exclude 'merged/*'{private}"
-        return Stop(code, message, f"It is on this disk. With a token that may write there: {fix}")
-    if rescue(folder, job):
-        bucket = f"{run_facts().get('namespace') or repo.split('/')[0]}/jobs-artifacts"
-        fix = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
-        return Stop(code, message, f"It was saved with the job's files. Fetch it: {fix}")
-    return Stop(
-        code,
-        message,
-        f"Submit the same command with --resume at its end: it goes on from the last checkpoint in {repo}, if any.",
-    )
-
-
-def rescue(folder: Path, job: str) -> bool:
-    """Copy the result to the bucket that this script came from, which needs no token: it is mounted at /data."""
-    data = Path(__file__).resolve().parent
-    if data.name != "data":
-        return False
-    try:
-        shutil.copytree(folder, data / f"rescued-{job}", ignore=shutil.ignore_patterns("checkpoints*", "merged"))
-    except OSError as error:
-        emit("warning", code="rescue_failed", message=str(error))
-        return False
-    return True
 
 
 # ---- training/callbacks.py ------------------------------------------------------------------------------------
@@ -4783,187 +5420,6 @@ def plain_question(text: str) -> str:
     return PUNCTUATION.sub(" ", folded(text)).strip()
 
 
-# ---- training/json_lines.py -----------------------------------------------------------------------------------
-# JSON files of a data set, looked through before datasets reads them: pyarrow ends the process over some of their lines.
-
-
-STARTS = 32  # files of which the start is read before datasets streams them
-START_BYTES = 11_000_000  # of the first one: datasets parses 10 MiB before it gives the first row
-NEXT_BYTES = 64_000  # of each other
-
-
-def require_sound_starts(splits: Iterable[list[str]], rows: float = math.inf) -> None:
-    """What the first rows of each split are streamed from. Raises Stop on a null, and on a line that takes too much memory."""
-    for files in splits:
-        lines = 0
-        for number, file in enumerate(files[:STARTS]):
-            if lines < rows:
-                lines += scan_lines(file, START_BYTES if number == 0 else NEXT_BYTES)
-
-
-def require_no_null(splits: Iterable[list[str]]) -> None:
-    """Every line that the job will read, of the copies that datasets reads. Raises Stop on a null."""
-    from datasets.utils.file_utils import cached_path
-
-    for file in itertools.chain.from_iterable(splits):
-        scan_lines(cached_path(file))
-
-
-def scan_lines(file: str, most: int | None = None) -> int:
-    """How many lines were read, 0 of a document. Raises Stop on a line `null` among the first `most` bytes (of all): pyarrow may end the process over it, without a
-    word, wherever it stands. Where `most` is given, also on a line that is longer than a row may be.
-    """
-    import fsspec  # type: ignore[import-untyped]
-
-    system, path = fsspec.url_to_fs(file)
-    with system.open(path, "rb", compression="infer", block_size=min(most or START_BYTES, 5_000_000)) as opened:
-        lines = io.BufferedReader(opened)
-        start = lines.peek(100).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if re.match(rb"\[\s*null\b", start):
-            raise bad_line(Path(path), 1, "begins with null, not with an object with the columns of a row", ROW_EXAMPLE)
-        if re.match(rb"\[|\{\s*\n", start):
-            return 0  # a document, in which a null may well have a line of its own
-        number, at, is_start = 0, 0, True
-        while (most is None or at < most) and (piece := lines.readline(ROW_LIMIT + 1)):
-            number, at = number + is_start, at + len(piece)
-            if is_start and piece[:100].strip(b"\xef\xbb\xbf \t\r\n") == b"null":
-                raise bad_line(Path(path), number, "is null, not an object with the columns of a row", ROW_EXAMPLE)
-            if most and len(piece) > ROW_LIMIT:
-                what = f"is longer than {ROW_LIMIT // 10**6} MB, and no model reads that much at once"
-                raise bad_line(Path(path), number, what, "Split it into shorter rows, or train on a copy without it.")
-            is_start = piece.endswith(b"\n")
-    return number
-
-
-# ---- training/dataset.py --------------------------------------------------------------------------------------
-# The data set: configuration, split, revision, rows, and which of them are held out.
-
-
-def choose(kind: str, wanted: str, available: list[str], preferred: str) -> str:
-    """The configuration or split to use: the one asked for, the usual one, or the only one. Raises Stop."""
-    if wanted in available:
-        return wanted
-    flag = "--dataset-" + kind
-    if wanted:
-        raise Stop(
-            f"unknown_{kind}",
-            f"The data set has no {kind} {wanted!r}; it has: {', '.join(available)}.",
-            f"Pass {flag} {shlex.quote(available[0])}.",
-        )
-    if preferred in available or len(available) == 1:
-        return preferred if preferred in available else available[0]
-    raise Stop(
-        f"{kind}_needed",
-        f"The data set has more than one {kind}: {', '.join(available)}.",
-        f"Pass one of them: {flag} {shlex.quote(available[0])}.",
-    )
-
-
-def load_rows(settings: DatasetSettings, streaming: bool = False, first: float = math.inf) -> Any:
-    """The data set's rows (a datasets.Dataset, or an IterableDataset when streaming, of which so many will be read).
-
-    Raises Stop.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    if (file := local_file(settings)) and not streaming:
-        return load_file(file, settings.dataset_config)
-    try:
-        require_sound = functools.partial(require_sound_starts, rows=first) if streaming else require_no_null
-        return load_dataset(**data_source(settings, require_sound), streaming=streaming)
-    except Stop:
-        raise
-    except DatasetNotFoundError as error:
-        raise Stop(
-            "dataset_not_found",
-            f"The data set {settings.dataset} cannot be found: {error}",
-            "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
-        ) from error
-    except Exception as error:  # each file format has its own errors: an empty file, a broken line, a wrong type
-        raise unreadable(settings, error) from error
-
-
-def load_file(file: Path, sheet: str) -> Any:
-    """A local file's rows as a Dataset of text: no type is inferred, so rows may differ as they like. Raises Stop."""
-    from datasets import Dataset, Features, Value
-
-    features = Features({name: Value("string") for name in scan_file(file, 0, sheet).columns})
-    # The digest makes a file that has changed another data set to the cache.
-    known = {"path": str(file), "sheet": sheet, "digest": file_digest(file)}
-    return Dataset.from_generator(digested_rows, features=features, gen_kwargs=known)
-
-
-def digested_rows(path: str, sheet: str, digest: str) -> Iterator[dict[str, str | None]]:
-    yield from file_rows(Path(path), sheet)
-
-
-def unreadable(settings: DatasetSettings, error: Exception) -> Stop:
-    return Stop(
-        "dataset_unreadable",
-        f"The data set {settings.dataset} cannot be read: {type(error).__name__}: {error}",
-        "Write its file again: it is empty, cut off, or not of the kind that its name says."
-        if Path(os.path.expanduser(settings.dataset)).is_file()
-        else "Look at its files: an empty one, or rows whose columns differ, cannot be loaded. A copy of them as one local "
-        ".jsonl file is read line by line, and the line that is wrong is named.",
-    )
-
-
-def data_source(
-    settings: DatasetSettings, require_sound: Callable[[Iterable[list[str]]], None] = lambda splits: None
-) -> dict[str, Any]:
-    """Arguments of load_dataset for a local Parquet file, a local folder or a data set on the Hub.
-
-    require_sound is called with each split's JSON files before datasets reads the first byte of one.
-    """
-    from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset_builder
-
-    path = Path(os.path.expanduser(settings.dataset))
-    if path.is_file():
-        return {"path": "parquet", "data_files": str(path), "split": "train"}
-    if settings.dataset.startswith((".", "/", "~")) and not path.exists():
-        raise Stop("dataset_not_found", f"There is no file or folder {settings.dataset}.", "Correct --dataset.")
-    revision = settings.dataset_revision or None
-    names = get_dataset_config_names(settings.dataset, revision=revision)
-    config = choose("config", settings.dataset_config, names, "default")
-    built = load_dataset_builder(settings.dataset, config, revision=revision).config
-    by_split = (getattr(built, "data_files", None) or {}).values()
-    require_sound([str(file) for file in files if re.search(r"\.jsonl?(\.\w+)?$", str(file))] for files in by_split)
-    splits = get_dataset_split_names(settings.dataset, config, revision=revision)
-    split = choose("split", settings.dataset_split, splits, "train")
-    return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
-
-
-def data_revision(settings: DatasetSettings) -> str | None:
-    """The data set's commit on the Hub, or a local file's sha256; what was asked for where the Hub does not say."""
-    from huggingface_hub import HfApi
-
-    if (path := Path(os.path.expanduser(settings.dataset))).is_file():
-        return file_digest(path)
-    revision = settings.dataset_revision or None
-    try:
-        return HfApi().dataset_info(settings.dataset, revision=revision).sha
-    except Exception:  # a local folder, or rows from the cache of a machine without a network: they are there all the same
-        return revision
-
-
-def held_out_of(rows: int, settings: SplitSettings) -> int:
-    """How many of so many rows, --num-samples taken off, are held out for validation."""
-    return max(min(round(rows * settings.eval_split), settings.max_eval_rows, rows - 1), 0)
-
-
-def split_rows(rows: Any, settings: SplitSettings) -> tuple[Any, Any]:
-    """Training rows and, where asked for, evaluation rows (else None). Raises Stop when nothing is left to train on."""
-    if settings.num_samples:
-        rows = rows.select(range(min(settings.num_samples, len(rows))))
-    if len(rows) == 0:
-        raise Stop("no_rows", "The split of the data set has no rows.", "Choose another with --dataset-split.")
-    if not (held_out := held_out_of(len(rows), settings)):
-        return rows, None
-    parts = rows.train_test_split(test_size=held_out, seed=settings.seed)
-    return parts["train"], parts["test"]
-
-
 # ---- training/grader_fit.py -----------------------------------------------------------------------------------
 # Which grader fits a data set's answers, and whether the one that was chosen does.
 
@@ -5053,7 +5509,6 @@ TEST_SPLITS = ("test", "validation", "train")  # of a test set on the Hub: the f
 SPARE = 2  # times as many rows are read as are graded: some are left out
 
 Testing = TypeVar("Testing", bound=EvidenceSettings)
-FindFormat = Callable[[Any, list[str], Mapping[str, Any], Iterable[str]], Format]
 
 
 @dataclass(frozen=True)
@@ -5137,12 +5592,9 @@ def read_test_rows(settings: EvidenceSettings, format_of: FindFormat) -> tuple[A
     """The rows of --eval-dataset and how they are read. Raises Stop."""
     test = reading_test_set(settings)
     rows = load_rows(test)
-    media = media_columns(rows.features)
-    text = [name for name in rows.column_names if name not in media]
     if not len(rows):
         raise Stop("no_rows", f"{settings.eval_dataset} has no rows.", "Choose another with --eval-dataset.")
-    rows = rows.select_columns(text)
-    return rows, format_of(test, rows.column_names, rows[0], media)
+    return without_media(rows), find_layout(rows, test, format_of)
 
 
 def reading_test_set(settings: Testing) -> Testing:
@@ -5500,93 +5952,6 @@ def difference_sentences(evaluation: Evaluation, titles: Mapping[str, str]) -> l
     return [f"{title}: {sentence[0].lower()}{sentence[1:]}" if len(told) > 1 else sentence for title, sentence in told]
 
 
-# ---- training/machine.py --------------------------------------------------------------------------------------
-# The machine: its GPU, driver and library versions.
-
-
-def require_gpu_where_paid(planned_gb: float) -> None:
-    """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
-
-    Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
-    """
-    import torch
-
-    accelerator = os.environ.get("ACCELERATOR", "")
-    if accelerator and not accelerator.startswith("cpu") and not torch.cuda.is_available():
-        raise Stop(
-            "no_gpu",
-            f"This job is billed for {accelerator} and torch {torch.__version__} sees no GPU (driver: {driver_version() or 'none'}).",
-            "Submit it again; if it happens twice, choose another flavor.",
-        )
-    if torch.cuda.is_available():
-        found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
-        require_planned_memory(found / 1e9, planned_gb)
-
-
-def require_planned_memory(found: float, planned: float) -> None:
-    """Stop where a machine's GPUs have less memory than the plan assumed, in GB; a driver keeps some of it to itself."""
-    if found < 0.9 * planned:
-        raise Stop(
-            "small_gpu",
-            f"The GPU has {found:.1f} GB of memory, and the run was planned for {planned:.1f} GB.",
-            "Submit it again; if it happens twice, choose another flavor.",
-        )
-
-
-def driver_version() -> str | None:
-    """The NVIDIA driver's version, also where it is too old for torch to see the GPU; None without a driver."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return lines[0] if lines else None
-
-
-def hardware() -> dict[str, Any]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return {"device": "cpu", "cpus": os.cpu_count(), "driver": driver_version()}
-    device = torch.cuda.get_device_properties(0)
-    return {
-        "device": device.name,
-        "gpus": torch.cuda.device_count(),
-        "vram_gb": round(device.total_memory / 1e9, 1),
-        "cuda": torch.version.cuda,
-        "driver": driver_version(),
-    }
-
-
-def peak_gb() -> float | None:
-    """GB of GPU memory that the tensors of this run took at most; None without a GPU."""
-    import torch
-
-    return round(torch.cuda.max_memory_allocated() / 1e9, 3) if torch.cuda.is_available() else None
-
-
-def training_libraries(backend: str) -> tuple[str, ...]:
-    """The libraries that decide what training does."""
-    return (*(("unsloth",) if backend == "unsloth" else ()), "torch", "transformers", "trl", "peft", "datasets")
-
-
-def versions(libraries: Iterable[str]) -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in libraries}
-
-
-def memory_bytes() -> int | None:
-    """Memory of this machine, or of the container that it is; None where the system does not say."""
-    found = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max": there is none
-            found.append(int(Path(limit).read_text("utf-8")))
-    return min(found, default=None)
-
-
 # ---- training/card.py -----------------------------------------------------------------------------------------
 # The model card: what training changed, how the adapter was made, how it is used.
 
@@ -5760,167 +6125,47 @@ print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_t
 """
 
 
-# ---- training/merge.py ----------------------------------------------------------------------------------------
-# The adapter folded into its base: a model of its own.
+# ---- training/outcome.py --------------------------------------------------------------------------------------
+# How every training ends: how many steps it made, and its last event.
 
 
-def require_mergeable(settings: TrainingSettings) -> None:
-    """Stop before training where a merge asked for could not be made after it."""
-    import torch
-
-    unsloth_in_4bit = settings.backend == "unsloth" and settings.load_in_4bit
-    if settings.merge_model and unsloth_in_4bit and not torch.cuda.is_available():
-        raise Stop(
-            "merge_needs_16bit",
-            "Without a GPU a 4-bit model cannot be merged with its adapter.",
-            "Add --load-in-16bit, or leave --merge-model out.",
-        )
+def count_trained_steps(trainer: Any, checkpoint: Path | None) -> int:
+    """Steps that this run made itself; none is a warning."""
+    trained = trainer.state.global_step - (step_of(checkpoint) if checkpoint else 0)
+    if not trained:  # the checkpoint is this very run's: what it had learned, and no more, is the result
+        message = "Nothing was left to train: the checkpoint was this run's last one. Its adapter is the result."
+        emit("warning", code="nothing_trained", message=message)
+    return trained
 
 
-def push_merged(model: Any, tokenizer: Any, api: Any, settings: TrainingSettings) -> None:
-    """The base with the adapter folded in, in 16 bits, in a repository of its own: the adapter stays as it is.
-
-    Raises Stop when that fails; the adapter is safe by then.
-    """
-    folder, repo = Path(settings.save_local) / "merged", settings.output_repo + "-merged"
-    try:
-        if settings.backend == "unsloth":
-            model.save_pretrained_merged(str(folder), tokenizer, save_method="merged_16bit")
-        else:
-            save_merged(settings, folder)
-            tokenizer.save_pretrained(folder)
-        if api is not None:
-            api.create_repo(repo, private=not settings.public, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Merged 16-bit model")
-            emit("pushed", repo=repo, url=f"{api.endpoint}/{repo}")
-    except Exception as error:
-        raise Stop(
-            "merge_failed",
-            f"The adapter is complete, its merged copy is not: {type(error).__name__}: {error}",
-            "Merge it from the adapter with PEFT's merge_and_unload; training again is not needed.",
-        ) from error
-
-
-def save_merged(settings: TrainingSettings, folder: Path) -> None:
-    """The saved adapter folded into the model as it was published, on the processor: it needs no GPU memory."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(
-        settings.base_model, revision=settings.base_model_revision or None, dtype="bfloat16"
+def emit_done(
+    settings: TrainingSettings,
+    trainer: Any,
+    masks: Mapping[str, Any],
+    evaluation: Evaluation | None,
+    parent: Parent | None,
+    trained_steps: int,
+    began: float,
+    **measured: Any,
+) -> None:
+    """The event `done`. began: of time.monotonic; measured: what the method itself adds, losses first."""
+    emit(
+        "done",
+        **measured,
+        graded=evaluation and evaluation.as_event(),
+        early_stopped="early_stopped" in LAST_EVENTS,
+        supervised_fraction=masks["supervised_fraction"],
+        coverage=LAST_EVENTS["coverage"]["coverage"],
+        cost_usd=cost_usd(),
+        steps=trainer.state.global_step,
+        trained_steps=trained_steps,
+        **trainer.timer.figures(),
+        peak_gb=peak_gb(),
+        went_on_from=parent and parent.name,
+        path=str(Path(settings.save_local).resolve()),
+        repo=settings.output_repo or None,
+        duration_s=round(time.monotonic() - began, 1),
     )
-    PeftModel.from_pretrained(base, settings.save_local).merge_and_unload().save_pretrained(folder)
-
-
-# ---- training/models.py ---------------------------------------------------------------------------------------
-# Models: which of them learn to continue a conversation, and loading one.
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a configuration that describes the language model."""
-    return config.get("text_config") or config
-
-
-def require_decoder(config: Mapping[str, Any]) -> None:
-    """Raises Stop where a model's config.json describes one that this template cannot train."""
-    kind = (config.get("architectures") or ["unknown"])[0]
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if config.get("is_encoder_decoder"):
-        raise Stop(
-            "encoder_decoder",
-            f"{kind} reads with an encoder and writes with a decoder; this template trains decoders only.",
-            "Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.",
-        )
-    if re.search(r"For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering|PreTraining)$", kind) or (
-        re.search(r"Bert|Electra|MPNet", kind) and not kind.endswith(("ForCausalLM", "LMHeadModel"))
-    ):
-        raise Stop(
-            "not_a_decoder",
-            f"{kind} is an encoder or a classifier: it does not write text.",
-            "Choose a model whose architecture ends in ForCausalLM, such as LiquidAI/LFM2.5-1.2B-Instruct.",
-        )
-    if method in ("gptq", "awq"):
-        raise Stop(
-            "quantized_model",
-            f"The weights are quantised with {method}, which cannot be trained with LoRA here.",
-            "Choose the original 16-bit model, or its bitsandbytes 4-bit version.",
-        )
-
-
-OVERFLOW_IN_FP16 = ("gemma", "qwen3_5")  # model types whose activations leave fp16's range: NaN instead of a loss
-
-
-def needs_bf16(config: Mapping[str, Any]) -> bool:
-    """Whether a model with this config.json can only be trained on a GPU with bf16 (not on a T4)."""
-    kinds = (config.get("model_type"), (config.get("text_config") or {}).get("model_type"))
-    return any(str(kind).startswith(OVERFLOW_IN_FP16) for kind in kinds)
-
-
-def load_model(settings: TrainingSettings) -> Any:
-    """The base model, in 4 or 16 bits. Raises Stop where Unsloth does not take it."""
-    name, revision = settings.base_model, settings.base_model_revision or None
-    if settings.backend == "trl":
-        return load_plain_model(name, revision, settings.load_in_16bit)
-    import torch
-    from unsloth import FastLanguageModel
-
-    try:
-        model, _ = FastLanguageModel.from_pretrained(
-            name,
-            revision=revision,
-            # Unsloth would load a copy of its own of some models, at another revision than the one that was checked.
-            use_exact_model_name=True,
-            max_seq_length=settings.max_seq_length,
-            load_in_4bit=not settings.load_in_16bit,
-            load_in_16bit=settings.load_in_16bit,
-        )
-    except (OSError, torch.OutOfMemoryError):  # a file, the network, the GPU: no other backend would do better
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise Stop(
-            "unsloth_refused",
-            f"Unsloth does not load {name}: {type(error).__name__}: {lines[0][:300]}",
-            "Add --backend trl: the same training without Unsloth, slower. Estimate it again first.",
-        ) from error
-    return model
-
-
-def load_plain_model(name: str, revision: str | None, in_16bit: bool) -> Any:
-    """The model as transformers loads it, in its own 16 bits or in bitsandbytes' 4."""
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    on_gpu = torch.cuda.is_available()
-    dtype = (torch.bfloat16 if has_bf16() else torch.float16) if on_gpu else torch.float32
-    quantised = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    return AutoModelForCausalLM.from_pretrained(
-        name,
-        revision=revision,
-        dtype=dtype,
-        quantization_config=None if in_16bit else quantised,
-        device_map={"": 0 if on_gpu else "cpu"},
-    )
-
-
-def has_bf16() -> bool:
-    """Whether this GPU computes in bf16 itself."""
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def require_local_model(settings: TrainingSettings) -> None:
-    """Raises Stop in the first second where the model is a path, and no model is there."""
-    model = settings.base_model
-    folder = Path(os.path.expanduser(model))
-    named_as_path = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
-    if (named_as_path or folder.exists()) and not any((folder / name).is_file() for name in ("config.json", CONFIG)):
-        what = "holds no config.json and no adapter" if folder.is_dir() else "does not exist"
-        fix = "Correct --base-model: a folder with config.json and weights, or a Hub id such as LiquidAI/LFM2.5-1.2B-Instruct."
-        raise Stop("no_model", f"The model {model} {what}.", fix)
 
 
 # ---- training/preference_card.py ------------------------------------------------------------------------------
@@ -6080,6 +6325,47 @@ def warn_of_displacement(changes: dict[str, list[float]]) -> None:
             "the rejected ones grew: the model may write neither. Lower --learning-rate to a third, raise --beta, or try "
             "--loss apo_zero or --loss orpo.",
         )
+
+
+# ---- training/encoded_rows.py ---------------------------------------------------------------------------------
+# Rows through the tokenizer, and what becomes of them: the same for answers to imitate and for preferences.
+
+
+def map_rows(rows: Any, encode: Callable[[Mapping[str, list]], dict[str, list]], features: Any, at_once: int) -> Any:
+    """A datasets.Dataset of what encode makes of each batch of rows, by several processes where they are many."""
+    return rows.map(
+        encode,
+        batched=True,
+        batch_size=at_once,
+        remove_columns=rows.column_names,
+        features=features,
+        num_proc=min(os.cpu_count() or 1, 16) if len(rows) > 5000 else None,
+        desc="Rows to tokens",
+    )
+
+
+def as_rows(columns: Mapping[str, list]) -> list[dict[str, Any]]:
+    """A batch as datasets gives it, row by row."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def keep_learned(encoded: Any) -> tuple[Any, dict[str, Any]]:
+    """The rows that teach something, and a summary of all. Columns read: dropped (the reason, "" for none), cut, length,
+    supervised (both in tokens).
+    """
+    reasons = dict(Counter(filter(None, encoded["dropped"])))
+    kept = encoded.filter(lambda reason: not reason, input_columns="dropped")
+    tokens, learned = sum(kept["length"]), sum(kept["supervised"])
+    return kept, {
+        "rows": len(encoded),
+        "rows_kept": len(kept),
+        "rows_without_answer": len(encoded) - len(kept),
+        "dropped": reasons,
+        "rows_cut": sum(encoded["cut"]),
+        "tokens": tokens,
+        "supervised_tokens": learned,
+        "supervised_fraction": round(learned / max(tokens, 1), 4),
+    }
 
 
 # ---- training/preferences.py ----------------------------------------------------------------------------------
@@ -6339,38 +6625,14 @@ def encode_preferences(
     kinds |= {"dropped": Value("string"), "near": Value("bool"), "cut": Value("bool"), "desirable": Value("bool")}
 
     def encode(columns: Mapping[str, list]) -> dict[str, list]:
-        batch = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         made = [
             part
-            for compared in compared_of(renderer, layout, batch)
+            for compared in compared_of(renderer, layout, as_rows(columns))
             for part in (as_pair(compared, max_length) if paired else as_singles(compared, max_length))
         ]
         return {name: [part.get(name, [] if name in names else EMPTY[name]) for part in made] for name in kinds}
 
-    encoded = rows.map(
-        encode,
-        batched=True,
-        batch_size=ROWS_AT_ONCE,
-        remove_columns=rows.column_names,
-        features=Features(kinds),
-        num_proc=min(os.cpu_count() or 1, 16) if len(rows) > 5000 else None,
-        desc="Rows to tokens",
-    )
-    reasons: dict[str, int] = {}
-    for reason in filter(None, encoded["dropped"]):
-        reasons[reason] = reasons.get(reason, 0) + 1
-    kept = encoded.filter(lambda reason: not reason, input_columns="dropped")
-    tokens, learned = sum(kept["length"]), sum(kept["supervised"])
-    summary = {
-        "rows": len(encoded),
-        "rows_kept": len(kept),
-        "rows_without_answer": len(encoded) - len(kept),
-        "dropped": reasons,
-        "rows_cut": sum(encoded["cut"]),
-        "tokens": tokens,
-        "supervised_tokens": learned,
-        "supervised_fraction": round(learned / max(tokens, 1), 4),
-    }
+    kept, summary = keep_learned(map_rows(rows, encode, Features(kinds), ROWS_AT_ONCE))
     if paired:
         summary["pairs"] = pair_figures({name: kept[name] for name in (*FIGURES, "near")})
     else:
@@ -6497,6 +6759,8 @@ class StepTrainer:
     log: Any
     passes: Passes
     timer: StepTimer
+    train_batch: Any
+    measure: Any
 
     def get_train_dataloader(self):
         import torch
@@ -6506,12 +6770,6 @@ class StepTrainer:
         pinned = torch.cuda.is_available()
         loader = DataLoader(numbers, batch_sampler=self.passes, collate_fn=self.train_batch, pin_memory=pinned)
         return self.accelerator.prepare(loader)
-
-    def train_batch(self, sequences):
-        raise NotImplementedError
-
-    def measure(self):
-        raise NotImplementedError
 
     def get_batch_samples(self, *args, **kwargs):
         self.timer.step_begins()
@@ -6842,134 +7100,6 @@ def keep_reference_if_trained(model: Any) -> None:
         remove_reference(model)
 
 
-# ---- training/repository.py -----------------------------------------------------------------------------------
-# The output repository: opened before anything is paid for.
-
-
-OPEN_PAUSES_S = (5, 20, 60)
-
-Begun = TypeVar("Begun")
-
-
-def open_repository(settings: TrainingSettings) -> tuple[Any, bool]:
-    """Create the output repository and make its first commit, so that a push that cannot work fails now, not at the end.
-
-    The client (None without a repository), and whether to resume: asked for, or the platform started this job again.
-    """
-    api = hub_client()
-    if not settings.output_repo:
-        require_no_job()
-        return None, settings.resume
-
-    def begin() -> bool:
-        resume = settings.resume or is_restarted(api, settings)
-        begin_repository(api, replace(settings, resume=resume))
-        return resume
-
-    return api, open_patiently(settings.output_repo, begin)
-
-
-def hub_client() -> Any:
-    """The Hub's client, which gives up on an answer that does not come."""
-    from huggingface_hub import HfApi, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-
-    def client() -> Any:
-        made = default_client_factory()
-        made.event_hooks["request"].append(limit)
-        return made
-
-    def limit(request: Any) -> None:  # where a call sets no timeout the client waits for ever, on a paid machine
-        request.extensions["timeout"] = {part: s or HUB_TIMEOUT_S for part, s in request.extensions["timeout"].items()}
-
-    set_client_factory(client)
-    return HfApi()
-
-
-def require_no_job() -> None:
-    """Raises Stop on a machine whose disk is gone when the job ends."""
-    if os.environ.get("JOB_ID"):
-        raise Stop(
-            "no_output_repo",
-            "A job's disk is gone when it ends, and no repository is named for the result.",
-            "Pass --output-repo YOU/NAME.",
-        )
-
-
-def open_patiently(name: str, begin: Callable[[], Begun]) -> Begun:
-    """What begin, which makes a repository's first commit, returns. Raises Stop where the Hub refuses it, or is not there."""
-    from httpx import HTTPError
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    for pause in (*OPEN_PAUSES_S, None):
-        try:
-            return begin()
-        except (HTTPError, LocalEntryNotFoundError) as error:
-            if is_refused(error):
-                raise Stop(
-                    "push_denied",
-                    f"{name} cannot be written to: {error}",
-                    "Use a token with write permission for this owner (https://huggingface.co/settings/tokens).",
-                ) from error
-            if pause is None:
-                fix = "Submit the same command again in some minutes."
-                raise Stop("hub_unreachable", f"{name} cannot be opened: {error}", fix) from error
-            time.sleep(pause)
-    raise AssertionError("the last pause ends the loop")
-
-
-def begin_repository(api: Any, settings: TrainingSettings) -> None:
-    """The first commit. Raises Stop where the repository is something else's or public, and what the client raises.
-
-    A new run takes an earlier one's last-checkpoint away, so that no --resume finds it; it stays in the history.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    api.create_repo(settings.output_repo, private=not settings.public, exist_ok=True)
-    files = api.list_repo_files(settings.output_repo)
-    if {"config.json", "adapter_config.json"} & set(files) == {"config.json"}:
-        raise Stop(
-            "name_taken",
-            f"{settings.output_repo} holds a whole model, and the adapter would be mixed with it.",
-            "Name another --output-repo.",
-        )
-    require_private(api.repo_info(settings.output_repo), settings)
-    began = CommitOperationAdd(SETTINGS_FILE, json.dumps(asdict(settings), indent=1).encode())
-    old = any(name.startswith(f"{LAST_CHECKPOINT}/") for name in files) and not settings.resume
-    removed = [CommitOperationDelete(f"{LAST_CHECKPOINT}/", is_folder=True)] if old else []
-    api.create_commit(settings.output_repo, [began, *removed], commit_message="Training begins")
-
-
-def require_private(found: Any, settings: ResultSettings) -> None:
-    """Raises Stop where a repository that was there before is public, and --public was not passed."""
-    if not settings.public and found.private is False:
-        raise Stop(
-            "public_repository",
-            f"{settings.output_repo} is public: everybody would see the result, its card and what the card quotes.",
-            "Name another --output-repo, make this one private in its settings, or pass --public.",
-        )
-
-
-def is_restarted(api: Any, settings: TrainingSettings) -> bool:
-    """Whether the platform started this job before (--attempts): its own checkpoint is in the repository then.
-
-    Such a start has the arguments of the first one, so that nothing but this tells them apart.
-    """
-    facts = run_facts()
-    if not settings.output_repo or settings.resume or facts.get("attempts", 1) < 2 or not facts.get("plan_id"):
-        return False
-    from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        path = api.hf_hub_download(settings.output_repo, f"{LAST_CHECKPOINT}/{SETTINGS_FILE}")
-    except (RemoteEntryNotFoundError, RepositoryNotFoundError):
-        return False
-    return lineage_of(Path(path).parent).get("run") == this_run()
-
-
-HUB_TIMEOUT_S = 120  # for one piece of an answer, not for a whole upload
-
-
 # ---- training/retry.py ----------------------------------------------------------------------------------------
 # Training that goes on in less memory where a GPU runs out of it.
 
@@ -7233,44 +7363,6 @@ def why_chosen(settings: TrainingSettings, config: Mapping[str, Any], rows: int,
     if settings.num_epochs == AUTO and not settings.max_steps:
         found["num_epochs"] = why_epochs(settings, rows, held_out)
     return found
-
-
-# ---- training/training_rows.py --------------------------------------------------------------------------------
-# The rows that a run trains on and those that it holds out, and how each of them is read.
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """rows: of the columns that layout uses; train and held_out are their parts, held_out None where there are none."""
-
-    rows: Any
-    train: Any
-    held_out: Any
-    layout: Format
-
-
-def read_training_rows(settings: TrainingSettings, format_of: FindFormat) -> TrainingRows:
-    """The rows of --dataset, told in the event `data`. format_of: the template's own find_format. Raises Stop."""
-    rows = load_rows(settings)
-    media = media_columns(rows.features)
-    text_columns = [name for name in rows.column_names if name not in media]
-    first_row = rows.select_columns(text_columns)[0] if len(rows) and text_columns else {}
-    layout = format_of(settings, rows.column_names, first_row, media)
-    used = set(layout.columns.values())
-    unused = sorted(set(rows.column_names) - used)
-    rows = rows.select_columns(sorted(used))  # pictures and sound beside them are not even decoded
-    train_rows, held_out = split_rows(rows, settings)
-    emit(
-        "data",
-        rows=len(rows),
-        train_rows=len(train_rows),
-        eval_rows=len(held_out or ()),
-        format=layout.name,
-        columns=layout.columns,
-        unused_columns=unused,
-        revision=data_revision(settings),
-    )
-    return TrainingRows(rows, train_rows, held_out, layout)
 
 
 if __name__ == "__main__":

@@ -1191,6 +1191,9 @@ def load_if_finished(trainer: Any, checkpoint: Path) -> bool:
 # Models: which of them learn to continue a conversation, and loading one.
 
 
+Trained = TypeVar("Trained", bound=TrainingSettings)
+
+
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a configuration that describes the language model."""
     return config.get("text_config") or config
@@ -1229,6 +1232,18 @@ def needs_bf16(config: Mapping[str, Any]) -> bool:
     """Whether a model with this config.json can only be trained on a GPU with bf16 (not on a T4)."""
     kinds = (config.get("model_type"), (config.get("text_config") or {}).get("model_type"))
     return any(str(kind).startswith(OVERFLOW_IN_FP16) for kind in kinds)
+
+
+def load_config(settings: Trained) -> tuple[Any, Trained]:
+    """The model's configuration, and the settings with its commit. Raises Stop where it is not one that can be trained.
+
+    Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    require_decoder(config.to_dict())
+    return config, replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
 
 
 def load_model(settings: TrainingSettings) -> Any:
@@ -4433,6 +4448,25 @@ def stand_in(labels: set[str], prompt: str) -> bool:
     return all(re.search(as_words(label), text) for label in labels)
 
 
+# ---- training/table_layout.py ---------------------------------------------------------------------------------
+# How the rows of a loaded data set are read.
+
+
+FindFormat = Callable[[Any, list[str], Mapping[str, Any], Iterable[str]], Format]  # a template's own find_format
+
+
+def find_layout(rows: Any, settings: Any, format_of: FindFormat) -> Format:
+    """The format of a datasets.Dataset, by its columns and its first row: pictures and sound are not decoded for it."""
+    text = without_media(rows)
+    first = text[0] if len(text) and text.column_names else {}
+    return format_of(settings, rows.column_names, first, media_columns(rows.features))
+
+
+def without_media(rows: Any) -> Any:
+    media = media_columns(rows.features)
+    return rows.select_columns([name for name in rows.column_names if name not in media])
+
+
 # ---- training/question_set.py ---------------------------------------------------------------------------------
 # Which questions base and tuned model answer once training is over, and by which rule the answers are graded.
 
@@ -4441,7 +4475,6 @@ TEST_SPLITS = ("test", "validation", "train")  # of a test set on the Hub: the f
 SPARE = 2  # times as many rows are read as are graded: some are left out
 
 Testing = TypeVar("Testing", bound=EvidenceSettings)
-FindFormat = Callable[[Any, list[str], Mapping[str, Any], Iterable[str]], Format]
 
 
 @dataclass(frozen=True)
@@ -4525,12 +4558,9 @@ def read_test_rows(settings: EvidenceSettings, format_of: FindFormat) -> tuple[A
     """The rows of --eval-dataset and how they are read. Raises Stop."""
     test = reading_test_set(settings)
     rows = load_rows(test)
-    media = media_columns(rows.features)
-    text = [name for name in rows.column_names if name not in media]
     if not len(rows):
         raise Stop("no_rows", f"{settings.eval_dataset} has no rows.", "Choose another with --eval-dataset.")
-    rows = rows.select_columns(text)
-    return rows, format_of(test, rows.column_names, rows[0], media)
+    return without_media(rows), find_layout(rows, test, format_of)
 
 
 def reading_test_set(settings: Testing) -> Testing:
@@ -5447,14 +5477,19 @@ def unpushed(settings: TrainingSettings, folder: Path, error: Exception) -> Stop
         fix = f"hf upload {repo} {shlex.quote(str(folder.resolve()))} . --exclude 'checkpoints*' --exclude 'merged/*'{private}"
         return Stop(code, message, f"It is on this disk. With a token that may write there: {fix}")
     if rescue(folder, job):
-        bucket = f"{run_facts().get('namespace') or repo.split('/')[0]}/jobs-artifacts"
-        fix = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
-        return Stop(code, message, f"It was saved with the job's files. Fetch it: {fix}")
+        return Stop(code, message, fetching_rescued(repo, job))
     return Stop(
         code,
         message,
         f"Submit the same command with --resume at its end: it goes on from the last checkpoint in {repo}, if any.",
     )
+
+
+def fetching_rescued(repo: str, job: str) -> str:
+    """How what rescue has kept is fetched."""
+    bucket = f"{run_facts().get('namespace') or repo.split('/')[0]}/jobs-artifacts"
+    fetch = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
+    return f"It was saved with the job's files. Fetch it: {fetch}"
 
 
 def rescue(folder: Path, job: str) -> bool:
@@ -5666,9 +5701,7 @@ def unpushed_report(settings: ResultSettings, error: Exception) -> Stop:
         upload = f"hf upload {settings.output_repo} {shlex.quote(str(folder.resolve()))} {FOLDER}"
         return Stop(code, message, f"It is on this disk. With a token that may write there: {upload}")
     if rescue(folder, job):
-        bucket = f"{run_facts().get('namespace') or settings.output_repo.split('/')[0]}/jobs-artifacts"
-        fetch = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
-        return Stop(code, message, f"It was saved with the job's files. Fetch it: {fetch}")
+        return Stop(code, message, fetching_rescued(settings.output_repo, job))
     return Stop(code, message, "Submit the same command again.")
 
 
@@ -6136,9 +6169,7 @@ def find_train_rows(trained: SplitSettings, reading: EvidenceSettings, format_of
     if not trained.dataset:
         raise Stop("no_test_rows", "The training rows are not known, or not on this machine.", NO_TEST_ROWS)
     rows = load_rows(trained)
-    media = media_columns(rows.features)
-    text = rows.select_columns([name for name in rows.column_names if name not in media])
-    return text, format_of(reading, rows.column_names, text[0] if len(text) else {}, media)
+    return without_media(rows), find_layout(rows, reading, format_of)
 
 
 def split_settings(settings: EvidenceSettings, training: Mapping[str, Any]) -> SplitSettings:

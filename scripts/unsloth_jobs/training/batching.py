@@ -87,6 +87,19 @@ def choose_batching(
     return largest or last, False
 
 
+def emit_batching(settings: TrainingSettings, batching: Batching, packed: bool, length: int) -> None:
+    """length: of a sequence, in tokens."""
+    emit(
+        "batching",
+        packed=packed,
+        micro=batching.micro_batch_size,
+        accumulation=batching.gradient_accumulation,
+        length=length,
+        rows_per_step=effective_batch_size(settings),
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+
+
 def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], error: Exception) -> tuple[Batching, bool]:
     """The same step in less memory: in smaller micro-batches while a GPU computes them well, then with gradient checkpointing.
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .evaluation_report import with_section
-from .push import PUSH_PAUSES_S, is_refused, rescue
+from .push import PUSH_PAUSES_S, fetching_rescued, is_refused, rescue
 from .report import Stop, emit
 from .repository import hub_client, open_patiently, require_no_job, require_private
-from .run import StopSignal, run_facts
+from .run import StopSignal
 from .settings import ResultSettings
 
 FOLDER = "evaluation"  # of the repository
@@ -80,7 +80,5 @@ def unpushed_report(settings: ResultSettings, error: Exception) -> Stop:
         upload = f"hf upload {settings.output_repo} {shlex.quote(str(folder.resolve()))} {FOLDER}"
         return Stop(code, message, f"It is on this disk. With a token that may write there: {upload}")
     if rescue(folder, job):
-        bucket = f"{run_facts().get('namespace') or settings.output_repo.split('/')[0]}/jobs-artifacts"
-        fetch = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
-        return Stop(code, message, f"It was saved with the job's files. Fetch it: {fetch}")
+        return Stop(code, message, fetching_rescued(settings.output_repo, job))
     return Stop(code, message, "Submit the same command again.")

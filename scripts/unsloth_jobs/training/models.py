@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .adapter import CONFIG
 from .report import Stop
 from .settings import TrainingSettings
+
+Trained = TypeVar("Trained", bound=TrainingSettings)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -51,6 +54,18 @@ def needs_bf16(config: Mapping[str, Any]) -> bool:
     """Whether a model with this config.json can only be trained on a GPU with bf16 (not on a T4)."""
     kinds = (config.get("model_type"), (config.get("text_config") or {}).get("model_type"))
     return any(str(kind).startswith(OVERFLOW_IN_FP16) for kind in kinds)
+
+
+def load_config(settings: Trained) -> tuple[Any, Trained]:
+    """The model's configuration, and the settings with its commit. Raises Stop where it is not one that can be trained.
+
+    Whatever is pushed to the model meanwhile: its weights are of the commit that its configuration is of.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(settings.base_model, revision=settings.base_model_revision or None)
+    require_decoder(config.to_dict())
+    return config, replace(settings, base_model_revision=getattr(config, "_commit_hash", None) or settings.base_model_revision)
 
 
 def load_model(settings: TrainingSettings) -> Any:

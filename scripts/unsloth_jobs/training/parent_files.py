@@ -70,7 +70,7 @@ def find_parent(settings: TrainingSettings) -> Parent | None:
 
 
 def holds_adapter_config(repo: str, revision: str) -> bool:
-    """Whether there is one. What else the Hub says of a model is told where that is loaded."""
+    """Whether there is one. Other errors of the Hub are raised where the model is loaded."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 

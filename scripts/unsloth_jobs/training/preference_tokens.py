@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from .columns import Format
+from .encoded_rows import as_rows, keep_learned, map_rows
 from .masks import IGNORE, Example, Renderer
 from .preferences import read_preference
 from .report import Stop
@@ -77,38 +77,14 @@ def encode_preferences(
     kinds |= {"dropped": Value("string"), "near": Value("bool"), "cut": Value("bool"), "desirable": Value("bool")}
 
     def encode(columns: Mapping[str, list]) -> dict[str, list]:
-        batch = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         made = [
             part
-            for compared in compared_of(renderer, layout, batch)
+            for compared in compared_of(renderer, layout, as_rows(columns))
             for part in (as_pair(compared, max_length) if paired else as_singles(compared, max_length))
         ]
         return {name: [part.get(name, [] if name in names else EMPTY[name]) for part in made] for name in kinds}
 
-    encoded = rows.map(
-        encode,
-        batched=True,
-        batch_size=ROWS_AT_ONCE,
-        remove_columns=rows.column_names,
-        features=Features(kinds),
-        num_proc=min(os.cpu_count() or 1, 16) if len(rows) > 5000 else None,
-        desc="Rows to tokens",
-    )
-    reasons: dict[str, int] = {}
-    for reason in filter(None, encoded["dropped"]):
-        reasons[reason] = reasons.get(reason, 0) + 1
-    kept = encoded.filter(lambda reason: not reason, input_columns="dropped")
-    tokens, learned = sum(kept["length"]), sum(kept["supervised"])
-    summary = {
-        "rows": len(encoded),
-        "rows_kept": len(kept),
-        "rows_without_answer": len(encoded) - len(kept),
-        "dropped": reasons,
-        "rows_cut": sum(encoded["cut"]),
-        "tokens": tokens,
-        "supervised_tokens": learned,
-        "supervised_fraction": round(learned / max(tokens, 1), 4),
-    }
+    kept, summary = keep_learned(map_rows(rows, encode, Features(kinds), ROWS_AT_ONCE))
     if paired:
         summary["pairs"] = pair_figures({name: kept[name] for name in (*FIGURES, "near")})
     else:

@@ -65,14 +65,19 @@ def unpushed(settings: TrainingSettings, folder: Path, error: Exception) -> Stop
         fix = f"hf upload {repo} {shlex.quote(str(folder.resolve()))} . --exclude 'checkpoints*' --exclude 'merged/*'{private}"
         return Stop(code, message, f"It is on this disk. With a token that may write there: {fix}")
     if rescue(folder, job):
-        bucket = f"{run_facts().get('namespace') or repo.split('/')[0]}/jobs-artifacts"
-        fix = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
-        return Stop(code, message, f"It was saved with the job's files. Fetch it: {fix}")
+        return Stop(code, message, fetching_rescued(repo, job))
     return Stop(
         code,
         message,
         f"Submit the same command with --resume at its end: it goes on from the last checkpoint in {repo}, if any.",
     )
+
+
+def fetching_rescued(repo: str, job: str) -> str:
+    """How what rescue has kept is fetched."""
+    bucket = f"{run_facts().get('namespace') or repo.split('/')[0]}/jobs-artifacts"
+    fetch = f"hf buckets sync hf://buckets/{bucket} ./rescued --include '*/rescued-{job}/*'"
+    return f"It was saved with the job's files. Fetch it: {fetch}"
 
 
 def rescue(folder: Path, job: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .columns import Format, media_columns
+from .columns import Format
 from .contamination import seen_rows
 from .dataset import load_rows
 from .grader_fit import grader_misfit, propose_grader
@@ -19,12 +19,12 @@ from .masks import Renderer
 from .questions import Question, read_context, read_questions
 from .report import Stop, emit
 from .settings import EvidenceSettings
+from .table_layout import FindFormat, find_layout, without_media
 
 TEST_SPLITS = ("test", "validation", "train")  # of a test set on the Hub: the first of them that it has
 SPARE = 2  # times as many rows are read as are graded: some are left out
 
 Testing = TypeVar("Testing", bound=EvidenceSettings)
-FindFormat = Callable[[Any, list[str], Mapping[str, Any], Iterable[str]], Format]
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,9 @@ def read_test_rows(settings: EvidenceSettings, format_of: FindFormat) -> tuple[A
     """The rows of --eval-dataset and how they are read. Raises Stop."""
     test = reading_test_set(settings)
     rows = load_rows(test)
-    media = media_columns(rows.features)
-    text = [name for name in rows.column_names if name not in media]
     if not len(rows):
         raise Stop("no_rows", f"{settings.eval_dataset} has no rows.", "Choose another with --eval-dataset.")
-    rows = rows.select_columns(text)
-    return rows, format_of(test, rows.column_names, rows[0], media)
+    return without_media(rows), find_layout(rows, test, format_of)
 
 
 def reading_test_set(settings: Testing) -> Testing:

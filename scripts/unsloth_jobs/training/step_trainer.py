@@ -25,6 +25,8 @@ class StepTrainer:
     log: Any
     passes: Passes
     timer: StepTimer
+    train_batch: Any
+    measure: Any
 
     def get_train_dataloader(self):
         import torch
@@ -34,12 +36,6 @@ class StepTrainer:
         pinned = torch.cuda.is_available()
         loader = DataLoader(numbers, batch_sampler=self.passes, collate_fn=self.train_batch, pin_memory=pinned)
         return self.accelerator.prepare(loader)
-
-    def train_batch(self, sequences):
-        raise NotImplementedError
-
-    def measure(self):
-        raise NotImplementedError
 
     def get_batch_samples(self, *args, **kwargs):
         self.timer.step_begins()

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import LINEAGE
-from .columns import Format, media_columns
+from .columns import Format
 from .dataset import data_revision, load_rows, split_rows
 from .files import FILE_KINDS
-from .question_set import FindFormat, read_test_rows, reading_test_set
+from .question_set import read_test_rows, reading_test_set
 from .report import Stop, emit
 from .settings import EvidenceSettings, SplitSettings
+from .table_layout import FindFormat, find_layout, without_media
 
 NO_TEST_ROWS = "Pass --eval-dataset: rows with a question and an answer, which no model here was trained on."
 
@@ -78,9 +79,7 @@ def find_train_rows(trained: SplitSettings, reading: EvidenceSettings, format_of
     if not trained.dataset:
         raise Stop("no_test_rows", "The training rows are not known, or not on this machine.", NO_TEST_ROWS)
     rows = load_rows(trained)
-    media = media_columns(rows.features)
-    text = rows.select_columns([name for name in rows.column_names if name not in media])
-    return text, format_of(reading, rows.column_names, text[0] if len(text) else {}, media)
+    return without_media(rows), find_layout(rows, reading, format_of)
 
 
 def split_settings(settings: EvidenceSettings, training: Mapping[str, Any]) -> SplitSettings:

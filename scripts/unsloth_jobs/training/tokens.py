@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .columns import Format
+from .encoded_rows import as_rows, keep_learned, map_rows
 from .masks import IGNORE, Example, Renderer
 from .report import Stop
 from .rows import normalise_row
@@ -28,37 +28,10 @@ def encode_rows(rows: Any, renderer: Renderer, layout: Format, max_length: int) 
     features = Features(kinds | {"cut": Value("bool"), "dropped": Value("string")})  # a batch of empty rows tells none
 
     def encode(columns: Mapping[str, list]) -> dict[str, list]:
-        batch = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        made = [as_encoded(example, max_length) for example in examples_of(renderer, layout, batch)]
+        made = [as_encoded(example, max_length) for example in examples_of(renderer, layout, as_rows(columns))]
         return {name: [one[name] for one in made] for name in made[0]}
 
-    processes = min(os.cpu_count() or 1, 16) if len(rows) > 5000 else None
-    encoded = rows.map(
-        encode,
-        batched=True,
-        batch_size=ROWS_AT_ONCE,
-        remove_columns=rows.column_names,
-        features=features,
-        num_proc=processes,
-        desc="Rows to tokens",
-    )
-    reasons: dict[str, int] = {}
-    for reason in encoded["dropped"]:
-        if reason:
-            reasons[reason] = reasons.get(reason, 0) + 1
-    kept = encoded.filter(lambda reason: not reason, input_columns="dropped")
-    tokens = sum(kept["length"])
-    supervised = sum(kept["supervised"])
-    summary = {
-        "rows": len(encoded),
-        "rows_kept": len(kept),
-        "rows_without_answer": len(encoded) - len(kept),
-        "dropped": reasons,
-        "rows_cut": sum(encoded["cut"]),
-        "tokens": tokens,
-        "supervised_tokens": supervised,
-        "supervised_fraction": round(supervised / max(tokens, 1), 4),
-    }
+    kept, summary = keep_learned(map_rows(rows, encode, features, ROWS_AT_ONCE))
     return kept.select_columns(["input_ids", "labels", "length"]), summary
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .columns import Format, media_columns
+from .columns import Format
 from .dataset import data_revision, load_rows, split_rows
-from .question_set import FindFormat
 from .report import emit
 from .settings import TrainingSettings
+from .table_layout import FindFormat, find_layout
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,7 @@ class TrainingRows:
 def read_training_rows(settings: TrainingSettings, format_of: FindFormat) -> TrainingRows:
     """The rows of --dataset, told in the event `data`. format_of: the template's own find_format. Raises Stop."""
     rows = load_rows(settings)
-    media = media_columns(rows.features)
-    text_columns = [name for name in rows.column_names if name not in media]
-    first_row = rows.select_columns(text_columns)[0] if len(rows) and text_columns else {}
-    layout = format_of(settings, rows.column_names, first_row, media)
+    layout = find_layout(rows, settings, format_of)
     used = set(layout.columns.values())
     unused = sorted(set(rows.column_names) - used)
     rows = rows.select_columns(sorted(used))  # pictures and sound beside them are not even decoded
