@@ -127,7 +127,7 @@ def run(task: str, point: str, options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     train = folder / "train.jsonl"
-    lines = (options.data / f"{task}-train.jsonl").read_text("utf-8").splitlines(keepends=True)[: options.rows]
+    lines = (options.data / f"{task}-train.jsonl").read_text("utf-8").splitlines(keepends=True)[: options.rows or None]
     train.write_text("".join(lines), encoding="utf-8")
     row: dict[str, Any] = {
         "task": task, "point": point, "train_rows": len(lines), "max_steps": options.steps, "model": options.model.name,
@@ -200,7 +200,8 @@ def train_trl(model_folder: str, train: str, out: str, steps: str, point: str) -
         gradient_checkpointing=False, max_length=LENGTH, save_strategy="no", report_to="none", seed=settings.seed,
         disable_tqdm=True,
     )  # fmt: skip
-    adapter = LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    rank, alpha = sft.rank_of(settings), sft.alpha_of(settings)
+    adapter = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     model = sft.load_plain_model(model_folder, None, True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder)
     trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer, train_dataset=data, peft_config=adapter)
