@@ -30,7 +30,7 @@ def test_the_rule_meets_what_was_measured():
     """SmolLM2-135M at 16 rows a step: 1e-3 and 2e-3 were the best of four rates. LFM2.5-1.2B: between the sweeps' 3e-4 and 1e-3."""
     assert 1e-3 <= rate() <= 2e-3
     assert 3e-4 <= rate({"model_type": "lfm2", "hidden_size": 2048}) <= 1e-3
-    assert rate({"model_type": "llama", "hidden_size": 2000}) == 5e-4  # where the published rule has no exponent
+    assert rate({"model_type": "llama", "hidden_size": 2000}) == 6.3e-4  # a quarter above the published 5e-4
 
 
 def test_a_number_that_is_given_is_used_as_it_is():
@@ -48,7 +48,7 @@ def test_the_rate_is_positive_capped_and_never_grows_with_width_or_alpha(width, 
         config = {"model_type": kind, "hidden_size": given.pop("width")}
         return rate(config, gradient_accumulation=accumulation, **given)
 
-    assert 0 < at() <= 1.5e-3
+    assert 0 < at() <= 2e-3
     assert at(width=2 * width) <= at() and at(lora_alpha=2 * alpha) <= at() <= at(batch_size=2 * batch)
     assert at(lora_r=2 * rank) == at()
     assert float(f"{at():.2g}") == at()  # as short as it is said, so that what is said can be typed
@@ -69,14 +69,14 @@ def test_the_width_of_a_language_model_inside_another_counts():
 # ---- epochs
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(1, 3), (280, 3), (1056, 3), (1057, 2), (1600, 2), (1601, 1), (100_000, 1)])
+@pytest.mark.parametrize(("rows", "epochs"), [(1, 3), (280, 3), (2656, 3), (2657, 2), (4000, 2), (4001, 1), (100_000, 1)])
 def test_few_rows_are_passed_over_several_times(rows, epochs):
     settings = sft.Settings(dataset="x")
     assert sft.epochs_for(settings, rows) == epochs
     assert sft.patience_for(settings, rows, 28) == (3 if epochs > 1 else 0)
     assert sft.patience_for(settings, rows, 0) == 0  # nothing to see it by
     text = (ROOT / "references" / "defaults.md").read_text("utf-8")
-    assert "three up to 1,056 rows, two up to 1,600, then one" in text
+    assert "three up to 2,656 rows, two up to 4,000, then one" in text
 
 
 def test_what_is_given_of_steps_epochs_and_stopping_counts():
@@ -93,7 +93,7 @@ def test_epochs_are_one_to_three_and_fewer_for_more_rows(rows, batch, accumulati
     epochs = sft.epochs_for(settings, rows)
     assert 1 <= epochs <= 3 and epochs == round(epochs) and sft.epochs_for(settings, 2 * rows) <= epochs
     steps = epochs * math.ceil(max(rows, 1) / (batch * accumulation))
-    assert epochs == 1 or steps <= 200
+    assert epochs == 1 or steps <= 500
 
 
 # ---- 16 or 4 bits

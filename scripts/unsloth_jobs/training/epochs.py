@@ -8,7 +8,7 @@ from .setting import AUTO
 from .settings import TrainingSettings
 from .steps import effective_batch_size
 
-ENOUGH_STEPS = 200  # optimizer steps up to which a small set is repeated
+ENOUGH_STEPS = 500  # optimizer steps up to which a small set is repeated
 MOST_EPOCHS = 3
 PATIENCE = 3  # evaluations, of the ten in such a run
 
