@@ -29,7 +29,9 @@ UV = str(Path(sys.executable).with_name("uv"))
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
 # Two processes train at once (make test): with more threads than cores, OpenMP spins, and each takes ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-for name in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "CC"):
+# Many processes import the same libraries: where none may keep what it has compiled, that takes longer than all else.
+sys.dont_write_bytecode = False
+for name in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "CC", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
 
 
