@@ -10,11 +10,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from commands import Commands
@@ -85,12 +86,22 @@ def python_of(script: Path) -> str:
     return found.stdout.strip()
 
 
+def once(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A file or folder that all workers of a session share: the first that needs it makes it."""
+    shared = temporary.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / name).exists():
+            make(shared / f"{name}.partial")
+            (shared / f"{name}.partial").rename(shared / name)
+    return shared / name
+
+
 @pytest.fixture(scope="session")
 def tiny_model(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LFM2 with random weights, a tokenizer and a chat template."""
-    folder = tmp_path_factory.mktemp("model") / "tiny-lfm2"
-    subprocess.run([training_python, str(ROOT / "demo" / "tiny_model.py"), str(folder)], check=True, capture_output=True)
-    return folder
+    make = [training_python, str(ROOT / "demo" / "tiny_model.py")]
+    return once(tmp_path_factory, "tiny-lfm2", lambda folder: subprocess.run([*make, folder], check=True, capture_output=True))
 
 
 @pytest.fixture(scope="session")
@@ -142,8 +153,15 @@ def commands(hub: Hub, tmp_path: Path) -> Commands:
 
 
 @pytest.fixture(scope="session")
-def chat_templates(training_python: str) -> dict[str, str]:
+def chat_templates(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The chat templates that the installed trl and unsloth packages carry, by `trl/NAME` and `unsloth/NAME`."""
+    made = once(
+        tmp_path_factory, "chat_templates.json", lambda file: file.write_text(json.dumps(find_templates(training_python)))
+    )
+    return json.loads(made.read_text())
+
+
+def find_templates(training_python: str) -> dict[str, str]:
     purelib = subprocess.run(
         [training_python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True,

@@ -931,7 +931,8 @@ GROWTH = 4 << 20  # bytes that a watch may hold more after 60 updates: at 70 kB 
 def test_a_watch_leaks_nothing(hub, server, job):
     hub.jobs.set(job, stage="RUNNING", logs=[progress(step) for step in range(10)])
     for fault in ANYWHERE[-3:]:
-        hub.faults.add(**fault, skip=10, times=UPDATES // 10)
+        hub.faults.add(**fault, skip=10, times=2)
+        hub.faults.add(**fault, skip=WARM_UP + 10, times=2)
     hub.journal.clear()
     command = [sys.executable, str(ROOT / "scripts" / "status.py"), job, "--watch", "--interval", "0.1"]
     with subprocess.Popen(command, cwd=server.cwd, env=server.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as watch:
