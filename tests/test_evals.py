@@ -30,7 +30,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of `uv run` in an eval: it forks the skill's commands. Only the program, below, starts them anew."""
-    return str(Interpreter(tmp_path_factory.mktemp("python")).path)
+    return str(Interpreter(tmp_path_factory.mktemp("python")).path) if sys.platform == "linux" else sys.executable
 
 
 @pytest.fixture(scope="module")
