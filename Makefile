@@ -1,13 +1,15 @@
 # make demo: the whole way on this machine, without an account.  make test: all tests.
-# Both set up what they need inside this folder (.venv, .cache), uv included, and nothing twice.
+# Both set up what they need inside this folder (.venv, .cache), uv included, and nothing twice; make setup does that alone.
 
 PYTHON ?= python3
 VENV := .venv
+BEGAN := $(shell date +%s)
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 export UV_PYTHON ?= $(CURDIR)/$(BIN)/python
+unexport PYTHONDONTWRITEBYTECODE  # libraries that are compiled again at each start take most of a test's time
 
-.PHONY: demo quick test test-hub lint templates audit pictures tables clean
+.PHONY: demo setup quick test test-hub lint templates audit pictures tables clean
 
 demo: $(VENV)/uv
 	$(BIN)/python demo/demo.py
@@ -16,8 +18,12 @@ demo: $(VENV)/uv
 quick: $(VENV)/tests
 	$(BIN)/python -m pytest -n 2 --quick
 
-test: $(VENV)/tests lint
+# How long set-up and lint take is said before the tests, and how long these take, at their end.
+test: $(VENV)/environments lint
+	@echo "Set-up and lint took $$(($$(date +%s) - $(BEGAN))) s."
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+setup: $(VENV)/environments
 
 # The test Hub against the real one, by your own token (HF_TOKEN). It says what it will spend, and asks.
 test-hub: $(VENV)/tests
@@ -55,6 +61,10 @@ $(VENV)/uv: tests/requirements-uv.txt
 
 $(VENV)/tests: $(VENV)/uv tests/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/requirements.txt
+	@touch $@
+
+$(VENV)/environments: $(VENV)/tests tests/set_up.py tests/package.json recipes/versions.toml
+	$(BIN)/python tests/set_up.py
 	@touch $@
 
 clean:

@@ -68,6 +68,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import unicodedata
@@ -555,8 +556,17 @@ LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: th
 SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
+told_to_end = threading.Event()  # by a signal, while there was nothing to save
+
+
 def emit(event: str, **values: Any) -> None:
-    """One line for status, logs and people, without secrets."""
+    """One line for status, logs and people, without secrets.
+
+    Raises KeyboardInterrupt once the run was told to end: where a library has swallowed the first, as some do amid their
+    imports, the run gets no further than its next event.
+    """
+    if told_to_end.is_set() and event != "failed":
+        raise KeyboardInterrupt
     LAST_EVENTS[event] = values
     line = json.dumps({"event": event, "time": round(time.time(), 1), **values}, ensure_ascii=False, default=str)
     print("EVENT " + redacted(line.translate(SEPARATORS)), flush=True)
@@ -582,10 +592,10 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         return 0
     except Stop as stop:
         emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
-    except KeyboardInterrupt:
-        emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
-    except Exception as error:
-        if DISK_FULL.search(str(error)):
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
+            emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
+        elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
             emit("failed", code="disk_full", message=f"The disk is full: {error}", fix=f"{room}; {again}.")
         else:
@@ -866,6 +876,7 @@ class StopSignal:
         self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
 
     def listen(self) -> None:
+        told_to_end.clear()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.on_signal)
 
@@ -876,6 +887,7 @@ class StopSignal:
             return
         self.reason, self.signalled_at = "cancelled", time.monotonic()
         if not self.training:  # nothing new has been learned that could be saved
+            told_to_end.set()
             raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
     def due(self, saving_s: float) -> bool:
@@ -3002,13 +3014,15 @@ def case_folded(text: str) -> str:
 
 
 PATTERN_LENGTH = 2_000  # characters
+PATTERN_PARTS = 20_000  # what it counts out: (?:a{1000}){1000} is laid out a million times before anything is searched
 PATTERN_SECONDS = 0.3  # for one answer; a pattern such as (a+)+$ would take years
+TOKENS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(\d+)(?:,\d*)?\}|.", re.DOTALL)
 
 
 def grade_regex(answer: str, reference: str, row: Mapping[str, Any]) -> float:
     """1 where the pattern stands in the answer; ^ and $ are its begin and end. No answer in time is a wrong one.
 
-    Raises regex.error on a reference that is no pattern, and ValueError on one that is too long.
+    Raises regex.error on a reference that is no pattern, and ValueError on one that is too long or repeats too much.
     """
     return float(stands_in(reference, answer[-LONGEST:].strip()))
 
@@ -3019,10 +3033,34 @@ def stands_in(pattern: str, text: str) -> bool:
 
     if len(pattern) > PATTERN_LENGTH:
         raise ValueError(f"the pattern is longer than {PATTERN_LENGTH:,} characters")
+    if laid_out(pattern) > PATTERN_PARTS:
+        counted = f"more than {PATTERN_PARTS:,} characters or groups"
+        raise ValueError(f"the pattern's repetitions such as {{1000}} come to {counted}: use smaller counts, or + and *")
     try:
         return regex.search(pattern, text, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
         return False
+
+
+def laid_out(pattern: str) -> int:
+    """Of how many parts a pattern is when each counted repetition is written out as often as it must occur.
+
+    That is what compiling it takes time and memory for, and the timeout bounds the search alone.
+    """
+    open_groups, last = [0], 0
+    for token in TOKENS.finditer(pattern):
+        if token[0] == "(":
+            open_groups.append(0)
+            continue
+        if token[1]:
+            more = last * (max(int(token[1]), 1) - 1)
+            last += more
+        elif token[0] == ")" and len(open_groups) > 1:
+            more = last = open_groups.pop() + 1
+        else:
+            more = last = 1
+        open_groups[-1] += more
+    return sum(open_groups)
 
 
 def is_pattern(text: str) -> bool:

@@ -70,7 +70,7 @@ def serve_environment(calls: socket.socket) -> None:
         if not message:
             return
         call = json.loads(message)
-        if call["script"] == "check.py":
+        if Path(call["script"]).name == "check.py":
             import_for_checks()
         if not os.fork():
             calls.close()
@@ -107,7 +107,7 @@ def wait_for(call: dict[str, Any], stdin: int, stdout: int, stderr: int, answer:
 
 
 def run(script: str, words: list[str], cwd: str, env: dict[str, str], settings: dict[str, Any]) -> None:
-    """What `python scripts/SCRIPT WORDS` does; the script ends the process."""
+    """What `python scripts/SCRIPT WORDS` does, or a copy of it elsewhere; the script ends the process."""
     signal.alarm(LIMIT_S)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdin, sys.stdout, sys.stderr = streams()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ KEPT = ("PATH", "UV_CACHE_DIR", "UV_PYTHON", "LANG", "OMP_NUM_THREADS")
 
 # Where the Hub and a user's files are: in the process that commands are forked from, nowhere.
 PLACES = {"HF_ENDPOINT", "HF_DATASETS_SERVER", "HF_HOME", "HF_XET_CACHE", "HOME"}
+# What no library looks at while it is imported, so that one process is forked for all of its values.
+LATE = {"HF_TOKEN", "PATH", "PWD", "OLDPWD", "SHLVL", "_", "USERPROFILE"}
+LONGEST = 1 << 20  # bytes of a message
+FORKING = threading.Lock()
 # How long commands wait for a Hub that says no, or that may still start a job: settings for tests that need it to be short.
 HASTY = {
     "lookup.client:PATIENCE_S": 0.3,
@@ -77,23 +83,59 @@ class Commands:
         return Said(command, done.returncode, done.stdout, done.stderr)
 
     def fork(self, script: str, words: tuple[str, ...]) -> Said:
-        late = {name: value for name, value in self.env.items() if name in PLACES | {"HF_TOKEN"}}
-        shared = self.env | {name: nowhere(name, self.env[name]) for name in PLACES & self.env.keys()}
-        shared.pop("HF_TOKEN", None)
-        call = {"script": script, "words": words, "cwd": str(self.cwd), "env": late, "settings": self.settings}
-        (out, to_out), (err, to_err), (answer, to_answer) = os.pipe(), os.pipe(), os.pipe()
+        (out, to_out), (err, to_err) = os.pipe(), os.pipe()
         nothing = os.open(os.devnull, os.O_RDONLY)
-        files = [nothing, to_out, to_err, to_answer]
-        starter = environment(tuple(sorted(shared.items())))
-        socket.send_fds(starter, [json.dumps(call).encode()], files)
-        for file in files:
-            os.close(file)
+        call = {"script": script, "words": words, "cwd": str(self.cwd), "settings": self.settings}
+        answer = fork(call, self.env, [nothing, to_out, to_err])
         with ThreadPoolExecutor(3) as readers:
             said, errors, end = readers.map(read, (out, err, answer))
         code, held = json.loads(end)
         made = Said([script, *words], code, said, errors)
         made.held = held
         return made
+
+
+class Interpreter:
+    """A file that runs `SCRIPT WORDS` as Python does, but for the skill's commands, which it has forked.
+
+    For who starts commands by a program's name, such as an assistant: in whatever environment and folder that is.
+    """
+
+    def __init__(self, folder: Path):
+        self.path, place = folder / "python", folder / "socket"
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(place))
+        self.listener.listen()
+        client = [sys.executable, "-E", "-S", str(Path(__file__).with_name("forked_python.py")), str(place)]
+        self.path.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
+        self.path.chmod(0o755)
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        while True:
+            asked, _ = self.listener.accept()
+            threading.Thread(target=self.answer, args=(asked,), daemon=True).start()
+
+    def answer(self, asked: socket.socket) -> None:
+        with asked:
+            message, files, *_ = socket.recv_fds(asked, LONGEST, 3)
+            call = json.loads(message)
+            code, _ = json.loads(read(fork(call | {"settings": {}}, call["env"], files)))
+            asked.send(str(code).encode())
+
+
+def fork(call: dict[str, Any], env: dict[str, str], files: list[int]) -> int:
+    """Start a command with these as stdin, stdout and stderr: the file to which its exit code and its memory are written."""
+    answer, to_answer = os.pipe()
+    late = {name: value for name, value in env.items() if name in PLACES | LATE}
+    shared = {name: value for name, value in env.items() if name not in LATE and not name.startswith("PYTEST_")}
+    shared |= {name: nowhere(name, env[name]) for name in PLACES & env.keys()}
+    with FORKING:
+        starter = environment(tuple(sorted(shared.items())))
+        socket.send_fds(starter, [json.dumps(call | {"env": late}).encode()], [*files, to_answer])
+    for file in (*files, to_answer):
+        os.close(file)
+    return answer
 
 
 def nowhere(name: str, place: str) -> str:

@@ -10,11 +10,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from commands import Commands
@@ -29,7 +30,9 @@ UV = str(Path(sys.executable).with_name("uv"))
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "0"}
 # Two processes train at once (make test): with more threads than cores, OpenMP spins, and each takes ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-for name in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "CC"):
+# Many processes import the same libraries: where none may keep what it has compiled, that takes longer than all else.
+sys.dont_write_bytecode = False
+for name in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "CC", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
 
 
@@ -39,19 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Files that take minutes come first, so that two workers end together. The rest is in the order of the alphabet.
 LONGEST = (
-    "faults",
-    "export",
-    "packing",
-    "kept",
-    "training",
-    "evals",
-    "data",
-    "check",
-    "estimate",
-    "evidence",
-    "money",
-    "trust",
-)
+    "faults", "export", "packing", "kept", "evals", "faults_many", "dpo_runs", "adapters", "evaluate", "training",
+    "installed", "data", "check", "faults_local", "estimate", "evidence", "faults_job", "money", "evaluation", "trust",
+    "masks", "properties", "commands",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -83,12 +77,22 @@ def python_of(script: Path) -> str:
     return found.stdout.strip()
 
 
+def once(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A file or folder that all workers of a session share: the first that needs it makes it."""
+    shared = temporary.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / name).exists():
+            make(shared / f"{name}.partial")
+            (shared / f"{name}.partial").rename(shared / name)
+    return shared / name
+
+
 @pytest.fixture(scope="session")
 def tiny_model(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LFM2 with random weights, a tokenizer and a chat template."""
-    folder = tmp_path_factory.mktemp("model") / "tiny-lfm2"
-    subprocess.run([training_python, str(ROOT / "demo" / "tiny_model.py"), str(folder)], check=True, capture_output=True)
-    return folder
+    make = [training_python, str(ROOT / "demo" / "tiny_model.py")]
+    return once(tmp_path_factory, "tiny-lfm2", lambda folder: subprocess.run([*make, folder], check=True, capture_output=True))
 
 
 @pytest.fixture(scope="session")
@@ -140,8 +144,15 @@ def commands(hub: Hub, tmp_path: Path) -> Commands:
 
 
 @pytest.fixture(scope="session")
-def chat_templates(training_python: str) -> dict[str, str]:
+def chat_templates(training_python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The chat templates that the installed trl and unsloth packages carry, by `trl/NAME` and `unsloth/NAME`."""
+    made = once(
+        tmp_path_factory, "chat_templates.json", lambda file: file.write_text(json.dumps(find_templates(training_python)))
+    )
+    return json.loads(made.read_text())
+
+
+def find_templates(training_python: str) -> dict[str, str]:
     purelib = subprocess.run(
         [training_python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True,

@@ -1,5 +1,6 @@
 """Runs of templates/evaluate.py, each forked from this process, so that libraries are imported only once: as run_server.py."""
 
+import gc
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ def run(arguments: list[str], folder: str, env: dict[str, str], **_: object) -> 
         return 1
 
 
+gc.freeze()  # a collection in a run looks at what the run has made, not at all libraries
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs leave nothing behind
 for line in sys.stdin:
     if process := os.fork():

@@ -4,6 +4,7 @@ Run in the template's environment. Each line on stdin is a run as JSON: {"argume
 answer is its process id. Its output goes to FOLDER/log.txt, and ends with EXIT and its exit code.
 """
 
+import gc
 import json
 import os
 import resource
@@ -13,8 +14,16 @@ import traceback
 from pathlib import Path
 
 import unsloth  # noqa: F401 # isort: skip  # first: it patches what comes after it
+
+# What a run comes to import by and by, which takes it longer than its steps.
+import datasets.packaged_modules.generator.generator  # noqa: F401
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401
 import torch
+import torch.utils.serialization  # noqa: F401
 import trackio  # noqa: F401
+import transformers.generation.streamers
+import transformers.models.lfm2.modeling_lfm2  # noqa: F401
 from huggingface_hub.utils import http_backoff
 from trl import DPOTrainer, SFTTrainer
 
@@ -278,6 +287,7 @@ FAULTS = {
     )  # fmt: skip
 }
 
+gc.freeze()  # a collection in a run looks at what the run has made, not at all libraries
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs leave nothing behind
 for line in sys.stdin:
     if process := os.fork():

@@ -72,6 +72,7 @@ class Runs:
             [self.python, str(Path(__file__).with_name(self.script))],
             # With more threads than one, OpenMP spins in a forked process.
             env={**os.environ, **self.hub.env(token=ADA), "OMP_NUM_THREADS": "1"},
+            cwd=self.root,  # where Unsloth writes what it has rewritten
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

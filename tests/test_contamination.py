@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unsloth_jobs.training import contamination
 from unsloth_jobs.training.contamination import plain_question, seen_rows
 
 texts = st.text(alphabet="aAbB ,.!é\u0301\n2+-", max_size=6)
@@ -32,19 +32,18 @@ def test_it_is_what_comparing_each_with_each_finds(test, training):
     assert normalised == [at for at, text in enumerate(test) if text not in training and plain_question(text) in plain]
 
 
-def test_any_number_of_training_rows_is_read_without_keeping_them():
+def test_any_number_of_training_rows_is_read_once_without_keeping_them(monkeypatch):
+    read = []
+    monkeypatch.setattr(contamination, "plain_question", lambda text: (read.append(1), plain_question(text))[1])
     test = [f"What is {at} plus {at}?" for at in range(200)]
     training = (f"what is {at} plus {at}? " + "x" * (200 * (at >= 100)) for at in range(10_000))
     tracemalloc.start()
-    started = time.process_time()
     assert seen_rows(test, training) == ([], list(range(100)))
-    assert time.process_time() - started < 2
+    assert len(read) <= 10_000 + 2 * len(test)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
 
 
 def test_hostile_questions_end():
-    started = time.process_time()
     hostile = ["\ud800", "\u0301\u0323" * 10**6, "?" * 10**7, "\x00\x1b"]
     assert seen_rows(hostile, hostile) == ([0, 1, 2, 3], [])
-    assert time.process_time() - started < 2

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from commands import Interpreter
 from conftest import ROOT
 from grade import ALLOWED, matches
 from run import CASES, EVALS, Assistant, Library, Result, play
@@ -27,10 +28,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 
 @pytest.fixture(scope="module")
-def results(library: Library) -> dict[str, Result]:
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of `uv run` in an eval: it forks the skill's commands. Only the program, below, starts them anew."""
+    return str(Interpreter(tmp_path_factory.mktemp("python")).path) if sys.platform == "linux" else sys.executable
+
+
+@pytest.fixture(scope="module")
+def results(library: Library, python: str) -> dict[str, Result]:
     """What became of each eval with the scripted assistant."""
     with ThreadPoolExecutor(2) as pool:
-        played = pool.map(lambda case: play(case, Assistant(SCRIPTED), library, ROOT, sys.executable), CASES.values())
+        played = pool.map(lambda case: play(case, Assistant(SCRIPTED), library, ROOT, python), CASES.values())
         return {result.id: result for result in played}
 
 
@@ -108,10 +115,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("harm", BAD)
-def test_who_does_harm_or_nothing_fails(library, harm):
+def test_who_does_harm_or_nothing_fails(library, python, harm):
     case, code, failure = BAD[harm]
     timeout = 2.0 if harm == "does not end" else 300.0
-    result = play(CASES[case], Assistant([sys.executable, "-c", HARM + code], timeout_s=timeout), library, ROOT, sys.executable)
+    result = play(CASES[case], Assistant([sys.executable, "-c", HARM + code], timeout_s=timeout), library, ROOT, python)
     assert not result.passed
     assert any(failure in one for one in result.failures), result
 
@@ -140,14 +147,14 @@ def test_a_repository_that_is_only_called_like_the_skill_s_own_is_no_part_of_a_w
         ("wrong-data-set", "check.py MODEL DATASET", "check.py DATASET MODEL"),
     ],
 )
-def test_a_wrong_skill_fails(library, tmp_path, case, right, wrong):
+def test_a_wrong_skill_fails(library, python, tmp_path, case, right, wrong):
     skill = tmp_path / "skill"
     shutil.copytree(ROOT, skill, ignore=NOT_OF_THE_SKILL)
     pages = [skill / "SKILL.md", *(skill / "references").glob("*.md")]
     assert any(right in page.read_text("utf-8") for page in pages)
     for page in pages:  # a reference may say the same
         page.write_text(page.read_text("utf-8").replace(right, wrong), "utf-8")
-    assert not play(CASES[case], Assistant(SCRIPTED), library, skill, sys.executable).passed
+    assert not play(CASES[case], Assistant(SCRIPTED), library, skill, python).passed
 
 
 # ---- the program

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
-import random
 import re
 import resource
 import shlex
@@ -13,32 +12,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import sft
 from commands import Commands, Said, with_json
-from conftest import ROOT, ROWS, SFT
+from conftest import ROOT, SFT
+from faults import PATIENCE_S, SHOWN, shows
 from hub import Hub
 from hubs import ADA, BOB, event, hub_of_ada
 from huggingface_hub import HfApi
-from test_local_jobs import SCRIPT, said, start
 from tiny_models import shape_of_a_model
 
-PATIENCE_S = 300  # after which a command counts as hanging
 TABLE = (ROOT / "references" / "faults.md").read_text()
-SHOWN: dict[str, str] = {}  # the faults that this file injects: id -> what status or the command says of it
-
-
-def shows(**outcomes: str) -> Callable:
-    """Marks a test of faults of the table: by id, the code (or stage) that the table states for them."""
-    SHOWN.update({name.replace("_", "-"): outcome for name, outcome in outcomes.items()})
-    return lambda test: test
-
-
 ELSEWHERE = {  # faults of the table whose test stands with what it disturbs
     "trackio-down": ("test_training.py", "test_an_unreachable_dashboard_costs_the_curves_not_the_run"),
     "told-to-end": ("test_kept.py", "test_a_run_that_is_told_to_end_saves_pushes_and_goes_on_later"),
@@ -48,6 +36,8 @@ ELSEWHERE = {  # faults of the table whose test stands with what it disturbs
 
 
 def test_the_table_states_the_outcomes_that_are_tested():
+    for other in ("local", "job"):
+        importlib.import_module(f"test_faults_{other}")  # each says what it shows
     rows = re.findall(r"(?m)^\| (`.*?) \| `(\w+)` \|", TABLE)
     stated = {fault: outcome for cell, outcome in rows for fault in re.findall(r"`([a-z][a-z0-9-]*)`", cell)}
     assert {fault: stated[fault] for fault in stated if fault in SHOWN} == SHOWN
@@ -566,234 +556,6 @@ def test_what_others_do_to_a_job_is_said_with_what_is_kept(hub, server, job):
     assert server("submit", *words[3:]).returncode == 3  # a plan that can be approved
 
 
-# ---- on this machine
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Commands:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    return Commands({"HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": ADA, "HF_HUB_OFFLINE": "1"}, tmp_path)
-
-
-def folder_of(local: Commands, job: str) -> Path:
-    return local.cwd / "hf" / "unsloth-jobs" / "jobs" / job
-
-
-def state_of(local: Commands, job: str) -> dict[str, Any]:
-    return json.loads((folder_of(local, job) / "state.json").read_text())
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@shows(terminal_closed="COMPLETED")
-def test_a_closed_terminal_ends_no_run(local):
-    """The terminal's shell and all of its process group get SIGHUP, as from a window that is closed."""
-    submit = f"{sys.executable} {ROOT}/scripts/submit.py script.py --where local --yes --json -- 2 0; sleep 600"
-    shell = subprocess.Popen(
-        ["bash", "-c", submit], cwd=local.cwd, env=local.env, text=True, stdout=subprocess.PIPE, start_new_session=True
-    )
-    job = json.loads(shell.stdout.readline())["job_id"]
-    os.killpg(shell.pid, signal.SIGHUP)
-    assert shell.wait(PATIENCE_S) == -signal.SIGHUP
-    assert local.json("status.py", job, "--watch")["stage"] == "COMPLETED"
-
-
-@shows(rebooted="ERROR", stale_pid="ERROR")
-@pytest.mark.parametrize("pid", [None, os.getpid()], ids=["free", "another's"])
-def test_a_machine_that_was_restarted_has_ended_the_run(local, pid):
-    job = start(local, 0)
-    wait_until(lambda: state_of(local, job)["stage"] == "COMPLETED")
-    process = {"pid": pid or 2**22 + 1, "process_created": time.time() - 9e6}  # Linux gives no larger number than 2**22
-    before = state_of(local, job) | process | {"stage": "RUNNING", "child": process}
-    (folder_of(local, job) / "state.json").write_text(json.dumps(before))
-    log = folder_of(local, job) / "log.txt"  # it ended amid the run, so no result was told of
-    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"done"' not in line))
-    status = local.json("status.py", job, code=1)
-    assert (status["stage"], "restarted" in status["message"]) == ("ERROR", True)
-    local.run("status.py", job, "--cancel", code=1)  # which ends no process that is another's
-    assert psutil.Process(os.getpid()).is_running()
-    assert start(local, 0) != job
-
-
-def test_a_run_whose_runner_was_killed_goes_on_printing_and_keeps_its_log(local):
-    (local.cwd / "script.py").write_text(TALKS)
-    job = start(local, 3)
-    said(local, job, "hello")
-    runner = psutil.Process(state_of(local, job)["pid"])
-    runner.kill()
-    wait_until(lambda: (local.cwd / "kept").exists())
-    said(local, job, "last line")
-    log = (folder_of(local, job) / "log.txt").read_text()
-    assert ADA not in log and "hf_***" in log.splitlines()[-1]
-
-
-TALKS = """
-import os, sys, time
-print("hello", flush=True)
-until = time.monotonic() + float(sys.argv[1])
-while time.monotonic() < until:
-    print("x" * 100, flush=True)
-    time.sleep(0.01)
-print("last line", os.environ["HF_TOKEN"], flush=True)
-open("kept", "w").write("kept")
-"""
-
-
-def test_a_run_whose_runner_stands_still_is_not_said_to_have_ended(local):
-    job = start(local, 60)
-    said(local, job, "hello")
-    runner = psutil.Process(state_of(local, job)["pid"])
-    runner.suspend()
-    problem = local.json("status.py", job, "--cancel", code=1)["problems"][0]
-    assert (problem["code"], f"kill -CONT {runner.pid}" in problem["fix"]) == ("runner_stopped", True)
-    runner.resume()
-    assert local.json("status.py", job, "--watch")["stage"] == "CANCELED"
-    assert "ended already" in local.run("status.py", job, "--cancel").stderr
-
-
-@shows(runner_killed="RUNNING")
-def test_a_run_whose_runner_was_killed_is_seen_and_can_be_ended(local):
-    job = start(local, 60)
-    said(local, job, "hello")
-    state = state_of(local, job)
-    child = psutil.Process(state["child"]["pid"])
-    psutil.Process(state["pid"]).kill()
-    status = local.json("status.py", job)
-    assert (status["stage"], str(child.pid) in status["message"]) == ("RUNNING", True)
-    assert start(local, 60) == job  # it runs, so it is not started a second time
-    assert local.json("status.py", job, "--cancel")["stage"] == "CANCELED"
-    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-
-
-@shows(never_started="ERROR")
-def test_a_job_that_was_never_started_is_said_and_holds_nothing_up(local):
-    first = start(local, 0)
-    wait_until(lambda: state_of(local, first)["stage"] == "COMPLETED")
-    state, folder = folder_of(local, first) / "state.json", folder_of(local, "local-20990101-000000-beef")
-    folder.mkdir()  # without a state: the disk was full just then
-    state.write_text(json.dumps({"stage": "SCHEDULING", "created": time.time() - 600}))
-    status = local.json("status.py", first, code=1)
-    assert "never started" in status["message"]
-    assert local.json("status.py", folder.name, code=1)["stage"] == "ERROR"
-    assert start(local, 0) != first
-
-
-CHATTY = """
-import sys
-for line in range(2000):
-    print("line", line, flush=True)
-open("result", "w").write("kept")
-"""
-
-
-@shows(log_full="COMPLETED")
-def test_a_log_that_cannot_grow_costs_its_end_and_not_the_run(local):
-    (local.cwd / "chatty.py").write_text(CHATTY)
-    words = ["chatty.py", "--where", "local", "--yes", "--json"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "submit.py"), *words],
-        cwd=local.cwd, env=local.env, preexec_fn=limit, capture_output=True, text=True,
-    )  # fmt: skip
-    job = json.loads(done.stdout)["job_id"]
-    assert local.json("status.py", job, "--watch")["stage"] == "COMPLETED"
-    assert (local.cwd / "result").read_text() == "kept"
-    assert (folder_of(local, job) / "log.txt").stat().st_size <= 4096
-
-
-@shows(same_folder="folder_in_use")
-def test_two_runs_do_not_write_to_one_folder(local):
-    # A run that is there as long as it is asked about, however slow the machine: it waits where it would train, and so
-    # needs no libraries.
-    waiting = re.sub(r"(?s)# /// script.*?# ///\n", "", SFT.read_text("utf-8"), count=1)
-    waiting = waiting.replace("    settings = parse_args()\n", "    settings = parse_args()\n    time.sleep(600)\n")
-    (local.cwd / "waiting.py").write_text(waiting, encoding="utf-8")
-    model = shape_of_a_model(local.cwd / "model")
-    words = ["--base-model", str(model), "--dataset", str(ROWS), "--save-local", "out"]
-    submit = ["submit.py", "waiting.py", "--where", "local", "--yes", "--"]
-    first = local.json(*submit, *words)["job_id"]
-    try:
-        refused = local.json(*submit, *words, "--max-steps", "5", code=2)["problems"][0]
-        assert refused["code"] == "folder_in_use" and first in refused["message"]
-        assert local.json(*submit, *words)["job_id"] == first
-    finally:
-        local.run("status.py", first, "--cancel", code=None)
-
-
-# ---- in the job
-
-
-@pytest.fixture(scope="module")
-def words(tiny_model: Path) -> list[str]:
-    """A run of 12 steps that keeps a checkpoint each third."""
-    model = ["--base-model", str(tiny_model), "--load-in-16bit", "--dataset", str(ROWS), "--max-seq-length", "128"]
-    return [*model, "--batch-size", "4", "--gradient-accumulation", "4", "--max-steps", "12", "--save-steps", "3"]
-
-
-def pushes(run: Any) -> dict[int, bool]:
-    return {event["step"]: event["pushed"] for event in run.all("checkpoint")}
-
-
-@shows(checkpoint_hub_down="none", repository_deleted="none", push_half_done="none")
-def test_a_hub_that_is_down_for_a_while_costs_a_checkpoint_and_not_the_run(runs, words):
-    run = runs.start(*words, "--output-repo", "ada/down", fault=["impatient"])
-    run.wait_for("checkpoint", 3)
-    down = runs.hub.faults.add(path="^/api/models/ada/down/", status=503)
-    run.wait_for("checkpoint", 6)
-    runs.hub.faults.clear()
-    assert down.hits
-    with runs.hub.store.lock:
-        runs.hub.store.repos.pop(("model", "ada/down"))  # its owner deletes it meanwhile
-    half = runs.hub.faults.add(path="^/api/models/ada/down/commit", status=500, handled=True, skip=1, times=1)
-    run.wait()
-    runs.hub.faults.clear()
-    assert (run.code, sorted(run.losses())) == (0, list(range(1, 13))), run.log[-3000:]
-    assert half.hits
-    assert pushes(run)[3] and not pushes(run)[6] and pushes(run)[12]
-    assert {"push_failed"} == {event["code"] for event in run.all("warning")}
-    assert {"README.md", "adapter_model.safetensors", "last-checkpoint/trainer_state.json"} <= set(runs.hub.files("ada/down"))
-    assert runs.hub.store.repos["model", "ada/down"].private
-
-
-@shows(token_revoked="push_denied")
-def test_a_token_that_is_revoked_amid_the_run_leaves_a_model_and_the_command_that_sends_it(runs, words):
-    eve = "hf_eveeveeveeveeve"
-    runs.hub.add_user("eve", token=eve)
-    run = runs.start(*words, "--output-repo", "eve/revoked", fault=["impatient"], HF_TOKEN=eve)
-    run.wait_for("checkpoint", 3)
-    runs.hub.accounts.revoke(eve)
-    run.wait()
-    failed = run.last("failed")
-    assert (run.code, failed["code"]) == (1, "push_denied"), run.log[-3000:]
-    assert sorted(run.losses()) == list(range(1, 13))
-    assert eve not in run.log
-    kept = (run.folder / "out" / "adapter_model.safetensors").read_bytes()
-
-    again = "hf_eveagaineveagain"
-    runs.hub.add_user("eve", token=again)
-    command = shlex.split("hf " + failed["fix"].partition(": hf ")[2])
-    hf = str(Path(sys.executable).with_name("hf"))
-    subprocess.run([hf, *command[1:]], env=os.environ | runs.hub.env(token=again), check=True, capture_output=True)
-    files = runs.hub.files("eve/revoked")
-    assert files["adapter_model.safetensors"].read_bytes() == kept
-    assert not [path for path in files if path.startswith("checkpoints")]
-
-
-@shows(disk_full="disk_full")
-def test_a_full_disk_ends_the_run_with_its_name_and_it_goes_on_elsewhere(runs, words):
-    run = runs.start(*words, "--output-repo", "ada/full", fault=["disk_full", 4, 60_000]).wait()
-    failed = run.last("failed")
-    assert (run.code, failed["code"]) == (1, "disk_full"), run.log[-3000:]
-    assert "--resume" in failed["fix"]
-    resumed = runs.start(*words, "--output-repo", "ada/full", "--resume").wait()
-    assert (resumed.code, min(resumed.losses())) == (0, 4)
-
-
 @shows(name_taken="name_taken")
 def test_an_adapter_is_not_mixed_with_a_whole_model(hub):
     before = set(hub.files("ada/tiny"))
@@ -828,122 +590,3 @@ def test_the_first_commit_of_a_new_run_takes_the_last_one_s_checkpoint_away(hub)
     sft.begin_repository(api, settings)
     assert "last-checkpoint/trainer_state.json" not in hub.files("ada/earlier")
     assert "adapter_model.safetensors" in hub.files("ada/earlier")
-
-
-LOST = """
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["huggingface_hub==1.33.0", "httpx"]
-# ///
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(sys.argv[1]).parent))
-import sft
-from huggingface_hub import HfApi
-
-settings, folder = sft.Settings(dataset="x", output_repo="ada/lost", save_local="out"), Path("out")
-(folder / "checkpoints").mkdir(parents=True)
-for name in ("adapter_model.safetensors", "checkpoints/large"):
-    (folder / name).write_text("learned")
-try:
-    sft.push_results(HfApi(token="hf_revokedrevoked"), settings, folder, sft.StopSignal())
-except sft.Stop as stop:
-    sft.emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
-"""
-
-
-@shows(push_denied_on_job="push_denied")
-def test_what_a_job_cannot_push_is_fetched_from_its_bucket(tmp_path):
-    """A job's machine is gone when it ends; the bucket that its script came from is not."""
-    with Hub(tmp_path / "hub", scheduling=0.02) as hub:
-        hub.add_user("ada", token=ADA)
-        (tmp_path / "lost.py").write_text(LOST)
-        api = HfApi(endpoint=hub.url, token=ADA)
-        info = api.run_uv_job(str(tmp_path / "lost.py"), script_args=[str(SFT)], namespace="ada")
-        job = hub.jobs.wait(info.id, PATIENCE_S)
-        [failed] = [json.loads(line.text.removeprefix("EVENT ")) for line in job.logs if '"failed"' in line.text]
-        assert failed["code"] == "push_denied"
-        command = shlex.split("hf " + failed["fix"].partition(": hf ")[2])
-        hf = str(Path(sys.executable).with_name("hf"))
-        env = os.environ | hub.env(token=ADA)
-        subprocess.run([hf, *command[1:]], env=env, cwd=tmp_path, check=True, capture_output=True)
-        fetched = [path.relative_to(tmp_path / "rescued") for path in (tmp_path / "rescued").rglob("*") if path.is_file()]
-        assert [path.name for path in fetched] == ["adapter_model.safetensors"]
-
-
-# ---- all of it, many times over
-
-CYCLES, SEED = 100, 7
-ANYWHERE = [
-    {"path": "whoami", "status": 429, "headers": {"Retry-After": "60"}},
-    {"path": "/api/jobs/hardware", "status": 502},
-    {"path": JOB, "method": "POST", "status": 500},
-    {"path": JOB, "method": "POST", "status": 500, "handled": True},
-    {"path": JOB, "method": "POST", "drop": "before"},
-    {"path": JOB, "method": "POST", "drop": "after"},
-    {"path": JOB, "method": "POST", "status": 200, "body": "<html>", "handled": True},
-    {"path": JOB, "method": "GET", "status": 503},
-    {"path": f"{ARTIFACTS}/batch", "status": 403},
-    {"path": "/api/jobs/ada/[^/]+$", "drop": "before"},
-    {"path": "/logs", "drop": "during"},
-    {"path": "/logs", "status": 500},
-]
-
-
-def test_a_hundred_runs_with_random_faults_lose_none_and_double_none(hub, tmp_path):
-    chance, script = random.Random(SEED), tmp_path / "short.py"
-    script.write_text("print('done')")
-    server = Impatient(hub.env(token=ADA), tmp_path)
-    plans, jobs = [], []
-    for _ in range(CYCLES):
-        words = new_plan(script)
-        for fault in chance.sample(ANYWHERE, chance.choice((0, 1, 1, 2))):
-            hub.faults.add(**fault, times=chance.choice((1, 2)))
-        for _ in range(6):
-            told = server("submit", *words, patience_s=0.05)
-            if told.returncode == 0:
-                break
-            assert (told.returncode, bool(told.problem)) == (4, True), told
-            if told.problem == "submit_unclear" and not jobs_of(hub, words):
-                hub.faults.clear()
-                words = approved_anew(server, words)
-        assert told.returncode == 0
-        hub.faults.clear()
-        if chance.random() < 0.5:
-            hub.faults.add(**chance.choice(ANYWHERE), times=1)
-        hub.jobs.wait(told.json["job_id"])
-        looked = server("status", told.json["job_id"], patience_s=0.05)
-        read = server("logs", told.json["job_id"], patience_s=0.05)
-        assert {looked.returncode, read.returncode} <= {0, 4}
-        hub.faults.clear()
-        plans.append(words)
-        jobs.append(told.json["job_id"])
-    assert [[job.id for job in jobs_of(hub, words)] for words in plans] == [[job] for job in jobs]
-    listed = [one["job_id"] for one in server("status", "--all").json["jobs"]]
-    assert sorted(listed) == sorted(jobs)
-
-
-UPDATES, WARM_UP = 60, 15
-GROWTH = 4 << 20  # bytes that a watch may hold more after 60 updates: at 70 kB each, an hour of them
-
-
-def test_a_watch_leaks_nothing(hub, server, job):
-    hub.jobs.set(job, stage="RUNNING", logs=[progress(step) for step in range(10)])
-    for fault in ANYWHERE[-3:]:
-        hub.faults.add(**fault, skip=10, times=UPDATES // 10)
-    hub.journal.clear()
-    command = [sys.executable, str(ROOT / "scripts" / "status.py"), job, "--watch", "--interval", "0.1"]
-    with subprocess.Popen(command, cwd=server.cwd, env=server.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as watch:
-        process, held = psutil.Process(watch.pid), []
-        for count in (WARM_UP, WARM_UP + UPDATES):
-            while len(hub.journal.requests(path=f"/{job}$")) < count:
-                assert watch.poll() is None, watch.stderr.read()
-                hub.jobs.set(job, logs=[progress(len(hub.journal))])
-                time.sleep(0.1)
-            held.append((process.num_fds(), process.memory_info().rss))
-        hub.jobs.set(job, stage="COMPLETED")
-        assert watch.wait() == 0
-    (files, memory), (later_files, later_memory) = held
-    assert later_files <= files + 2
-    assert later_memory <= memory + GROWTH, f"{(later_memory - memory) / 2**20:.0f} MB more"

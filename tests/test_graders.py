@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from keyword import iskeyword
@@ -99,19 +98,32 @@ REFERENCES = {"regex": "([a-z ]|[a-z ]?)+Z$", "number": "43"}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_no_answer_raises_or_takes_a_second(kind):
+def test_no_answer_raises_or_never_ends(kind):
+    """What is worse than linear takes hours here, and is ended by faulthandler_timeout."""
     for name, grader in GRADERS.items():
-        started = time.process_time()
         score = grader(HOSTILE[kind], REFERENCES.get(name, '{"name": "f", "arguments": {"a": 42}}'), {})
-        assert 0 <= score < 1
-        assert time.process_time() - started < 1, name
+        assert 0 <= score < 1, name
 
 
-@pytest.mark.parametrize("pattern", ["(a|aa)+$", "(?:a{1000}){1000}"])
-def test_a_pattern_that_would_take_years_is_given_up(pattern):
-    started = time.process_time()
-    assert grade("regex", "a" * 10**6 + "!", pattern) == 0
-    assert time.process_time() - started < 1
+def test_a_pattern_that_would_take_years_is_given_up():
+    assert grade("regex", "a" * 10**6 + "!", "(a|aa)+$") == 0
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(?:a{1000}){1000}", "a{20001}", r"(?:[\]x]\d{150}(b|c){150,}){150}", "(((a{99}){99}){99}", "a{" + "9" * 1900 + "}"],
+)
+def test_a_pattern_that_takes_long_before_anything_is_searched_is_refused(pattern):
+    graded = grade_answers(GRADERS["regex"], ["aaa"], [pattern], [{}])
+    assert graded.failed == 1 and "repetitions" in graded.first_failure and "use smaller counts" in graded.first_failure
+    assert grader_misfit("regex", [pattern])
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\d{4}-\d{2}", r"[{]{3}\{9999999}", "(?:a{100}){100}", "a{0,99999}b{,99999}", "(a|b{2}){99}?c"]
+)
+def test_a_pattern_that_counts_within_reason_is_searched(pattern):
+    assert grader_misfit("regex", [pattern]) is None
 
 
 # ---- each grader

@@ -18,11 +18,8 @@ import pytest
 from conftest import ROOT, UV
 from github import GitHub
 from hubs import ADA
+from set_up import BIN, SKILLS, assistants
 
-PINNED = ROOT / "tests" / "package.json"
-PROGRAMS = ROOT / ".cache" / "assistants"
-SKILLS = ROOT / ".cache" / "skills"  # not a new folder each time: uv makes an environment for each path of a script
-BIN = Path(sys.executable).parent
 NOWHERE = "http://127.0.0.1:9"
 REPOSITORY = "you/unsloth-jobs"
 URL = f"https://github.com/{REPOSITORY}"
@@ -39,18 +36,7 @@ def documented(start: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def programs() -> Path:
-    """The folder of the commands claude, codex, opencode and skills, installed from the npm registry where missing."""
-    installed = PROGRAMS / "installed.json"
-    if not installed.exists() or installed.read_text() != PINNED.read_text():
-        PROGRAMS.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PINNED, PROGRAMS / "package.json")
-        # The machine's own npm, where there is one, knows its registry; its settings are in the real home.
-        path = os.pathsep.join([os.environ["PATH"], str(BIN)])
-        npm = [shutil.which("npm", path=path), "install", "--prefix", str(PROGRAMS), "--no-package-lock", "--no-audit"]
-        done = subprocess.run(npm, env=os.environ | {"PATH": path}, cwd=PROGRAMS, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        shutil.copy(PINNED, installed)
-    return PROGRAMS / "node_modules" / ".bin"
+    return assistants()
 
 
 @pytest.fixture(scope="session")
@@ -246,7 +232,6 @@ def test_the_commands_run_from_where_the_skill_was_installed_and_leave_no_trace(
     (project / "hello.py").write_text(HELLO)
     before = files(SKILLS) | files(project)
     env = os.environ | hub.env(token=ADA)
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def run(script: str, *words: str, code: int = 0) -> dict:
         command = [UV, "run", "--quiet", str(skill / "scripts" / script), *words]

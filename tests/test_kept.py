@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -114,11 +116,36 @@ def test_a_run_that_is_told_to_end_before_training_ends_at_once(training_python,
     time.sleep(1.5)  # amid the imports
     for _ in range(times):
         process.terminate()
-    said += process.communicate(timeout=60)[0]
+    said += process.communicate(timeout=600)[0]
     assert process.returncode == 1
     [failed] = [line for line in said.splitlines() if '"failed"' in line]
     assert '"cancelled"' in failed and "--resume" in failed
     assert '"masks"' not in said and "Traceback" not in said
+
+
+@pytest.fixture
+def signals():
+    """A StopSignal that listens; afterwards signals do what they did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield sft.StopSignal()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    sft.told_to_end.clear()
+
+
+@pytest.mark.parametrize("makes_of_it", [None, ImportError("cannot import name 'x' from partially initialized module 'y'")])
+def test_a_signal_that_a_library_swallows_amid_its_import_ends_the_run_all_the_same(signals, capsys, makes_of_it):
+    def run() -> None:
+        signals.listen()
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if makes_of_it:
+            raise makes_of_it
+        sft.emit("masks", rows=1)
+
+    assert sft.exit_code(run, "the same command with --resume") == 1
+    [failed] = capsys.readouterr().out.splitlines()
+    assert json.loads(failed.removeprefix("EVENT "))["code"] == "cancelled"
 
 
 @pytest.mark.parametrize("where", ["has_cross_contamination", "show_evidence"])

@@ -14,11 +14,9 @@ import sft
 from commands import Commands
 from conftest import ROOT, ROWS, SFT, UV
 from datasets import Dataset
-from hub import Hub
 from hubs import ADA
 from unsloth_jobs.estimate import cost
 
-pytestmark = pytest.mark.hub(execute_jobs=True, scheduling=0.1)
 QUICK = ["--learning-rate", "5e-3", "--batch-size", "8", "--gradient-accumulation", "1", "--max-seq-length", "256"]
 
 
@@ -28,6 +26,7 @@ def events(text: str) -> dict[str, dict]:
     return {event["event"]: event for event in found}
 
 
+@pytest.mark.hub(execute_jobs=True, scheduling=0.1)
 def test_from_plan_to_an_adapter_that_answers(hub, tmp_path, training_python):
     commands = Commands(hub.env(token=ADA), tmp_path)
     arguments = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "3", *QUICK, "--trackio-space="]
@@ -76,16 +75,12 @@ def test_from_plan_to_an_adapter_that_answers(hub, tmp_path, training_python):
     assert answered["answer"].strip()
 
 
-def run_template(hub: Hub, tmp_path: Path, python: str, *arguments: str, **env: str) -> tuple[int, dict[str, dict]]:
-    """The template by itself, as `uv run templates/sft.py` starts it."""
-    done = subprocess.run(
-        [python, str(SFT), "--save-local", str(tmp_path / "out"), *arguments],
-        env={**os.environ, **hub.env(token=ADA), **env},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, events(done.stdout)
+@pytest.fixture(scope="module")
+def words(runs, tiny_model, docs) -> list[str]:
+    """A model and a data set on the Hub of the runs."""
+    runs.hub.add_repo("ada/tiny", tiny_model)
+    runs.hub.add_repo("ada/docs", docs, type="dataset")
+    return ["--base-model", "ada/tiny", "--dataset", "ada/docs"]
 
 
 def write_rows(path: Path, *rows: dict) -> str:
@@ -147,37 +142,37 @@ ASKED = {"role": "user", "content": "Hi"}
         (None, ["--dataset", "ada/dogs"], {}, "dataset_not_found"),
     ],
 )
-def test_it_stops_before_the_model_is_loaded_and_says_what_to_do(hub, tmp_path, training_python, rows, arguments, env, code):
-    data = "ada/docs" if rows is None else write_rows(tmp_path / "rows.jsonl", *rows)
-    words = ["--base-model", "ada/tiny", "--dataset", data, *arguments]
-    exit_code, said = run_template(hub, tmp_path, training_python, *words, **env)
-    assert exit_code == 1
-    assert said["failed"]["code"] == code
-    assert said["failed"]["fix"]
-    assert "coverage" not in said
-    assert not hub.journal.requests(path=r"ada/tiny/resolve/.*safetensors")
+def test_it_stops_before_the_model_is_loaded_and_says_what_to_do(runs, words, tiny_model, tmp_path, rows, arguments, env, code):
+    runs.hub.add_repo("ada/unloaded", tiny_model)
+    data = [] if rows is None else ["--dataset", write_rows(tmp_path / "rows.jsonl", *rows)]
+    run = runs.start(*words, "--base-model", "ada/unloaded", *data, *arguments, **env).wait()
+    assert run.code == 1
+    assert run.last("failed")["code"] == code
+    assert run.last("failed")["fix"]
+    assert not run.all("coverage")
+    assert not runs.hub.journal.requests(path=r"ada/unloaded/resolve/.*safetensors")
 
 
-def test_a_tokenizer_without_a_chat_template_stops_conversations(hub, tmp_path, training_python, tiny_model):
+def test_a_tokenizer_without_a_chat_template_stops_conversations(runs, tmp_path, tiny_model):
     bare = tmp_path / "bare"
     bare.mkdir()
     for path in tiny_model.iterdir():
         if path.name != "chat_template.jinja":
             (bare / path.name).write_bytes(path.read_bytes())
-    exit_code, said = run_template(hub, tmp_path, training_python, "--base-model", str(bare), "--dataset", str(ROWS))
-    assert (exit_code, said["failed"]["code"]) == (1, "no_chat_template")
+    run = runs.start("--base-model", str(bare), "--dataset", str(ROWS)).wait()
+    assert (run.code, run.last("failed")["code"]) == (1, "no_chat_template")
 
 
 @pytest.mark.parametrize("fault", ["space", "everything"])
-def test_an_unreachable_dashboard_costs_the_curves_not_the_run(hub, tmp_path, training_python, fault):
+def test_an_unreachable_dashboard_costs_the_curves_not_the_run(runs, words, fault):
     """The test Hub has no running Spaces; and once, nothing that Trackio asks for answers."""
     if fault == "everything":
-        hub.faults.add(path=r"/api/(spaces|buckets)", status=500, times=1000)
-        hub.faults.add(path=r"/api/repos/create", status=500, times=1000)
-    words = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--max-steps", "2", "--num-samples", "40"]
-    exit_code, said = run_template(hub, tmp_path, training_python, *words, "--trackio-space", "ada/trackio")
-    assert (exit_code, said["done"]["steps"]) == (0, 2)
-    spaces = [repo for (kind, _), repo in hub.store.repos.items() if kind == "space"]
+        runs.hub.faults.add(path=r"/api/(spaces|buckets)", status=500, times=1000)
+        runs.hub.faults.add(path=r"/api/repos/create", status=500, times=1000)
+    run = runs.start(*words, "--max-steps", "2", "--num-samples", "40", "--trackio-space", f"ada/trackio-{fault}").wait()
+    runs.hub.faults.clear()
+    assert (run.code, run.last("done")["steps"]) == (0, 2)
+    spaces = [repo for (kind, _), repo in runs.hub.store.repos.items() if kind == "space"]
     assert all(repo.private for repo in spaces)
 
 
@@ -191,15 +186,14 @@ def test_an_unreachable_dashboard_costs_the_curves_not_the_run(hub, tmp_path, tr
     ],
     ids=["sharegpt", "alpaca", "prompt-completion", "text"],
 )
-def test_each_format_trains(hub, tmp_path, training_python, row):
+def test_each_format_trains(runs, words, tmp_path, row):
     data = write_rows(tmp_path / "rows.jsonl", *[row] * 12)
-    words = ["--base-model", "ada/tiny", "--dataset", data, "--max-steps", "2", "--load-in-16bit"]
-    exit_code, said = run_template(hub, tmp_path, training_python, *words)
-    assert (exit_code, said["done"]["steps"]) == (0, 2)
-    assert said["done"]["tuned_loss"] < said["done"]["base_loss"]
-    assert "warning" not in said
-    assert ("sample" in said) == ("text" not in row)
-    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    run = runs.start(*words, "--dataset", data, "--max-steps", "2", "--load-in-16bit").wait()
+    assert (run.code, run.last("done")["steps"]) == (0, 2)
+    assert run.last("done")["tuned_loss"] < run.last("done")["base_loss"]
+    assert not run.all("warning")
+    assert bool(run.all("sample")) == ("text" not in row)
+    assert (run.folder / "out" / "adapter_model.safetensors").is_file()
 
 
 def test_the_help_needs_no_library():

@@ -100,15 +100,14 @@ def keep_rows_apart(model: Any) -> None:
 
     transformers' own falls back to a plain convolution, which ignores seq_idx and is compiled again for each length.
     """
-    if "unsloth" in sys.modules:
+    if "unsloth" in sys.modules and next(model.parameters()).is_cuda:  # for a CPU Unsloth has none, and takes seconds to say so
         try:  # attention over each row alone; without it, it is as exact over a mask of tokens × tokens
             from unsloth.utils.hf_packed_attention import enable_hf_packed_attention
 
             enable_hf_packed_attention()
         except ImportError as error:
-            if next(model.parameters()).is_cuda:  # Unsloth has it for GPUs only
-                message = f"Packed rows take more memory: Unsloth's attention over each row alone is missing ({error})."
-                emit("warning", code="packed_attention", message=message)
+            message = f"Packed rows take more memory: Unsloth's attention over each row alone is missing ({error})."
+            emit("warning", code="packed_attention", message=message)
     for kind in {type(module) for module in model.modules()}:
         forward = inspect.unwrap(kind.forward)
         if "seq_idx" in inspect.signature(forward).parameters and "causal_conv1d_fn" in forward.__globals__:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -27,8 +28,17 @@ LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: th
 SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
+told_to_end = threading.Event()  # by a signal, while there was nothing to save
+
+
 def emit(event: str, **values: Any) -> None:
-    """One line for status, logs and people, without secrets."""
+    """One line for status, logs and people, without secrets.
+
+    Raises KeyboardInterrupt once the run was told to end: where a library has swallowed the first, as some do amid their
+    imports, the run gets no further than its next event.
+    """
+    if told_to_end.is_set() and event != "failed":
+        raise KeyboardInterrupt
     LAST_EVENTS[event] = values
     line = json.dumps({"event": event, "time": round(time.time(), 1), **values}, ensure_ascii=False, default=str)
     print("EVENT " + redacted(line.translate(SEPARATORS)), flush=True)
@@ -54,10 +64,10 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         return 0
     except Stop as stop:
         emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
-    except KeyboardInterrupt:
-        emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
-    except Exception as error:
-        if DISK_FULL.search(str(error)):
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
+            emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
+        elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
             emit("failed", code="disk_full", message=f"The disk is full: {error}", fix=f"{room}; {again}.")
         else:

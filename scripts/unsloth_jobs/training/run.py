@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .report import Stop
+from .report import Stop, told_to_end
 from .settings import TrainingSettings
 
 
@@ -56,6 +56,7 @@ class StopSignal:
         self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
 
     def listen(self) -> None:
+        told_to_end.clear()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.on_signal)
 
@@ -66,6 +67,7 @@ class StopSignal:
             return
         self.reason, self.signalled_at = "cancelled", time.monotonic()
         if not self.training:  # nothing new has been learned that could be saved
+            told_to_end.set()
             raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
     def due(self, saving_s: float) -> bool:
