@@ -158,15 +158,15 @@ def test_auto_is_a_word_and_any_other_is_refused(flag, capsys):
 def test_check_estimate_and_plan_say_what_the_run_chooses(commands):
     checked = commands.json("check.py", "ada/tiny", "ada/docs")["settings"]
     estimated = commands.json("estimate.py", "ada/tiny", "ada/docs")
-    assert (checked["learning_rate"], checked["num_epochs"], checked["early_stopping"]) == (6.2e-4, 3, 3)
+    assert (checked["learning_rate"], checked["num_epochs"], checked["early_stopping"]) == (7.7e-4, 3, 3)
     assert checked["why"].items() <= estimated["settings"]["why"].items()
     assert {name: estimated["settings"][name] for name in checked if name != "why"}.items() <= checked.items()
     assert estimated["recommended"]["precision"] == estimated["settings"]["precision"] == "16bit"
     train = ["--base-model", "ada/tiny", "--dataset", "ada/docs"]
     shown = commands.json("submit.py", str(SFT), "--flavor", "l4x1", "--timeout", "1h", "--", *train, code=3)
-    assert {"--learning-rate=0.00062", "--load-in-16bit"} <= set(shown["plan"]["arguments"])
+    assert {"--learning-rate=0.00077", "--load-in-16bit"} <= set(shown["plan"]["arguments"])
     assert shown["estimate"]["epochs"] == 3  # it is found, whatever the plan has fixed
-    for text in ("3 epochs over 288 rows", f"{shown['estimate']['steps']:,} steps", "learning rate 0.00062"):
+    for text in ("3 epochs over 288 rows", f"{shown['estimate']['steps']:,} steps", "learning rate 0.00077"):
         assert text in shown["summary"]["training"]
     assert "16 bits" in shown["summary"]["method"]
     # Typed again as it stands in the plan, it is the same plan.
@@ -205,16 +205,16 @@ def test_the_trainer_the_checkpoint_and_the_card_see_numbers(runs, tiny_model):
     run = runs.start("--base-model", str(tiny_model), "--dataset", str(ROWS), "--num-samples", "40", "--max-seq-length", "256")
     run.wait()
     said = run.last("settings")
-    assert (said["learning_rate"], said["num_epochs"], said["early_stopping"]) == (6.2e-4, 3, 3)
+    assert (said["learning_rate"], said["num_epochs"], said["early_stopping"]) == (7.7e-4, 3, 3)
     assert (said["load_in_16bit"], said["load_in_4bit"]) == (True, False)
     steps = run.last("done")["steps"]
     assert steps == 3 * math.ceil(36 / 16)
-    assert max(event["learning_rate"] for event in run.all("progress")) == pytest.approx(6.2e-4)
+    assert max(event["learning_rate"] for event in run.all("progress")) == pytest.approx(7.7e-4)
     [newest] = (run.folder / "out" / "checkpoints").glob(f"checkpoint-{steps}")
     kept = json.loads((newest / sft.SETTINGS_FILE).read_text())
     assert all(kept[name] == value for name, value in said.items() if name in kept)
     card = (run.folder / "out" / "README.md").read_text()
-    assert "0.00062" in card and all(reason in card for reason in said["why"].values())
+    assert "0.00077" in card and all(reason in card for reason in said["why"].values())
     again = runs.start(
         "--base-model", str(tiny_model), "--dataset", str(ROWS), "--num-samples", "40", "--max-seq-length", "256", "--resume",
         folder=run.folder,
