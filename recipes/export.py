@@ -62,6 +62,7 @@ from unsloth_jobs.training.adapter_on_base import Adapter, base_bytes, base_file
 from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, compare_gguf
 from unsloth_jobs.training.export_cards import gguf_card, merged_card
 from unsloth_jobs.training.flags import parse_flags
+from unsloth_jobs.training.gguf_sizes import gguf_bytes
 from unsloth_jobs.training.llama_cpp import convert, llama_cpp_source, quantize, require_convertible
 from unsloth_jobs.training.machine import memory_bytes, versions
 from unsloth_jobs.training.report import Stop, emit, exit_code
@@ -251,21 +252,14 @@ def require_disk(folder: Path, needed: int, step: str) -> None:
         )
 
 
-# Of a weight, by the beginning of a quantisation's name.
-BITS = {"bf16": 16, "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5": 5.7, "q4": 4.9, "q3": 3.9, "q2": 3.4}
-
-
-def bits(name: str) -> float:
-    return next(size for start, size in BITS.items() if name.startswith(start))
-
-
 def require_room(adapter: Adapter, files: Path, folder: Path, missing: list[str]) -> None:
     """Stop before the weights are downloaded where this machine cannot hold them, or not what is made of them. Roughly."""
     config = json.loads((files / "config.json").read_text("utf-8"))
     stored = base_bytes(adapter)
     size = stored / 2 if "float32" in (config.get("dtype"), config.get("torch_dtype")) else stored  # in 16 bits
     downloaded = 0 if Path(adapter.base).is_dir() else stored
-    ggufs = size * sum(bits(name) for name in {*missing, "bf16"}) / 16 if missing else 0  # all are made from the one in bf16
+    made = {*missing, "bf16"} if missing else set()  # all are made from the one in bf16
+    ggufs = sum(gguf_bytes(size, name) for name in made)
     require_disk(folder, int(downloaded + size + ggufs), "This export")
     memory, needed = memory_bytes(), 1.1 * size + 1e9  # the model once, and the libraries
     if memory and memory < needed:

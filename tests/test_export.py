@@ -257,4 +257,4 @@ def test_a_machine_that_cannot_hold_the_export_is_seen_before_the_download(tmp_p
     assert stop(1e9) is None
     monkeypatch.undo()
     assert 1e8 < export.memory_bytes() < 1e14
-    assert all(export.bits(name) for name in export.QUANTIZATIONS)
+    assert all(export.gguf_bytes(1e9, name) for name in export.QUANTIZATIONS)
