@@ -2253,12 +2253,19 @@ def in_full_precision(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
+def count_parameters(model: Any, linears: Mapping[str, tuple[int, int]]) -> int:
+    """Weights of a model, also where it is held in 4 bits: then a tensor has fewer entries than the layer has weights."""
+    sizes = ((linears.get(name.removesuffix(".weight")), weights.numel()) for name, weights in model.named_parameters())
+    return sum(shape[0] * shape[1] if shape else count for shape, count in sizes)
+
+
 def attach_adapter(model: Any, settings: TrainingSettings, parent: Parent | None = None) -> Any:
     """The model with LoRA on each target, new or as in the adapter that training goes on from.
 
     Raises Stop when it reaches less than min_coverage of the targets, or does not fit the model.
     """
     linears = linear_shapes(model)
+    parameters = count_parameters(model, linears)
     everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
     targets = parent.targets if parent else lora_targets(linears, settings.target_modules)
     alike = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
@@ -2284,6 +2291,7 @@ def attach_adapter(model: Any, settings: TrainingSettings, parent: Parent | None
         target_modules=targets,
         modules=len(adapted),
         trainable=trainable,
+        parameters=parameters,  # of the model under it
         expected_trainable=lora_size(asked.values(), rank_of(settings)),
     )
     if share < settings.min_coverage:
@@ -3696,6 +3704,89 @@ def trackio_callback() -> Any:
             trackio.finish()
 
     return Guarded()
+
+
+# ---- training/gguf_sizes.py -----------------------------------------------------------------------------------
+# How large a GGUF file is, and what runs it well.
+
+
+# Bits of a weight, by the beginning of a quantisation's name.
+BITS = {"bf16": 16, "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5": 5.7, "q4": 4.9, "q3": 3.9, "q2": 3.4}
+
+
+def bits(name: str) -> float:
+    """Bits of a weight in a file of this quantisation, roughly: small models keep more of theirs finer."""
+    return next(size for start, size in BITS.items() if name.startswith(start))
+
+
+def gguf_bytes(in_16_bits: float, name: str) -> int:
+    """The size of a file of this quantisation, from that of the model in 16 bits."""
+    return round(in_16_bits * bits(name) / 16)
+
+
+# A token reads all weights once, and memory is the limit: 50 GB a second in a laptop, 15 in a phone, half of it reached.
+LAPTOP_BYTES_S, PHONE_BYTES_S = 50e9 / 2, 15e9 / 2
+
+
+def speed_class(size: float) -> str:
+    """What to expect of a file of so many bytes on common devices."""
+    laptop, phone = (rate / size for rate in (LAPTOP_BYTES_S, PHONE_BYTES_S))
+    text = f"about {speed_figure(laptop)} tokens a second on a laptop's processor"
+    return text + (f", {speed_figure(phone)} on a phone" if size < 3e9 else "; too large for most phones")
+
+
+def speed_figure(speed: float) -> str:
+    """One figure that counts: it is a class, not a measurement."""
+    if speed < 1:
+        return "less than 1"
+    digits = 10 ** (len(str(int(speed))) - 1)
+    return f"{round(speed / digits) * digits:,}"
+
+
+# ---- training/after_training.py -------------------------------------------------------------------------------
+# What people want of a model once it is trained, in the order in which they want it, and the commands for it.
+
+
+FILE = "q4_k_m"  # the first that export.py makes
+LONGEST_NAME = 32  # characters of an Inference Endpoint's
+ENDPOINT = (
+    "--framework pytorch --task text-generation --vendor aws --region us-east-1 --accelerator gpu --instance-type nvidia-l4 "
+    "--instance-size x1 --min-replica 0 --scale-to-zero-timeout 15"
+)
+
+
+def laptop_line(parameters: int | None) -> str:
+    """The GGUF file to expect, as: q4_k_m, about 0.7 GB: about 30 tokens a second ... . parameters: of the base."""
+    if not parameters or parameters < 0:
+        return FILE
+    size = gguf_bytes(parameters * 2, FILE)
+    amount = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    return f"{FILE}, about {amount}: {speed_class(size)}"
+
+
+def endpoint_command(repository: str) -> str:
+    """`hf endpoints deploy` of the merged model that export.py pushes beside an adapter: it loads without PEFT."""
+    name = re.sub("[^a-z0-9]+", "-", repository.rpartition("/")[2].lower())[:LONGEST_NAME].strip("-")
+    return f"hf endpoints deploy {name} --repo {shlex.quote(repository + '-merged')} {ENDPOINT}"
+
+
+USE_CARD = """## Try it, and put it to use
+
+With unsloth-jobs, which made it, in its folder. Each of ours shows its price and asks first:
+
+```bash
+uv run scripts/serve.py {repository} --chat  # in a terminal, beside the base model
+uv run scripts/submit.py templates/export.py --flavor cpu-upgrade --timeout 2h -- --adapter {repository}  # GGUF, and merged
+uv run scripts/serve.py {repository}  # an OpenAI-compatible API, for half an hour
+{endpoint}  # one that stays, once it is merged
+```
+
+The GGUF file: {laptop}."""
+
+
+def use_part(repository: str, parameters: int | None) -> str:
+    """Of an adapter's card."""
+    return USE_CARD.format(repository=repository, endpoint=endpoint_command(repository), laptop=laptop_line(parameters))
 
 
 # ---- training/memory.py ---------------------------------------------------------------------------------------
@@ -6025,6 +6116,7 @@ def model_card(
         "## How it was made",
         markdown_table({"": "", **{name: value for name, value in figures.items() if value is not None}}),
         "" if base.exists() else CARD_USAGE.format(where=where) + (CARD_CHAT if answers else "") + "```",
+        use_part(where, LAST_EVENTS["coverage"]["parameters"]) if settings.output_repo and not base.exists() else "",
     ]
     return redacted("\n\n".join(filter(None, parts))) + "\n"
 
@@ -6112,6 +6204,7 @@ def emit_done(
         early_stopped="early_stopped" in LAST_EVENTS,
         supervised_fraction=masks["supervised_fraction"],
         coverage=LAST_EVENTS["coverage"]["coverage"],
+        parameters=LAST_EVENTS["coverage"]["parameters"],
         cost_usd=cost_usd(),
         steps=trainer.state.global_step,
         trained_steps=trained_steps,

@@ -23,11 +23,11 @@ LAPTOP_BYTES_S, PHONE_BYTES_S = 50e9 / 2, 15e9 / 2
 def speed_class(size: float) -> str:
     """What to expect of a file of so many bytes on common devices."""
     laptop, phone = (rate / size for rate in (LAPTOP_BYTES_S, PHONE_BYTES_S))
-    text = f"about {rounded(laptop)} tokens a second on a laptop's processor"
-    return text + (f", {rounded(phone)} on a phone" if size < 3e9 else "; too large for most phones")
+    text = f"about {speed_figure(laptop)} tokens a second on a laptop's processor"
+    return text + (f", {speed_figure(phone)} on a phone" if size < 3e9 else "; too large for most phones")
 
 
-def rounded(speed: float) -> str:
+def speed_figure(speed: float) -> str:
     """One figure that counts: it is a class, not a measurement."""
     if speed < 1:
         return "less than 1"
