@@ -38,7 +38,7 @@ Here, from a folder that templates/sft.py made:
 
 After each conversion its answers are compared with the adapter's own, token by token, before it is pushed. What an
 earlier run pushed is not made again. Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`;
-NAME is one of plan, warning, reference, merged, converted, compared, pushed, done, failed. Exit code 0: the models are
+NAME is one of plan, warning, reference, merged, converted, compared, ollama, pushed, done, failed. Exit code 0: the models are
 where the `done` event says; 1: the `failed` event says why and what to do.
 
 llama-cpp-python is llama.cpp: its library quantises and answers, and its source archive holds the matching converter.
@@ -59,12 +59,13 @@ from typing import Any
 
 from unsloth_jobs.training.adapter import TOKENIZER_FILES
 from unsloth_jobs.training.adapter_on_base import Adapter, base_bytes, base_files, find_adapter
-from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, compare_gguf
+from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, open_gguf
 from unsloth_jobs.training.export_cards import gguf_card, merged_card
 from unsloth_jobs.training.flags import parse_flags
 from unsloth_jobs.training.gguf_sizes import gguf_bytes
 from unsloth_jobs.training.llama_cpp import convert, llama_cpp_source, quantize, require_convertible
 from unsloth_jobs.training.machine import memory_bytes, versions
+from unsloth_jobs.training.modelfile import working_turns, write_ollama_files
 from unsloth_jobs.training.report import Stop, emit, exit_code
 from unsloth_jobs.training.setting import setting
 
@@ -177,6 +178,8 @@ def make_ggufs(
     settings: Settings, adapter: Adapter, source: Path, merged: Result, result: Result, reference: Mapping[str, Any]
 ) -> None:
     """Each quantisation that is not there yet: made, compared and pushed, one after the other."""
+    from transformers import AutoTokenizer
+
     missing = [name for name in settings.wanted if not result.has(name)]
     if not missing:
         return
@@ -189,7 +192,12 @@ def make_ggufs(
     convert(source, model, whole, "--outtype", "bf16")
     emit("converted", what="bf16", path=str(whole), gigabytes=gigabytes(whole))
     # Compared before it is quantised, so that a fault of the converter is not taken for one of the quantisation.
-    whole_figures = compare_gguf("bf16", whole, reference, settings.min_agreement)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with open_gguf(whole, reference) as opened:
+        whole_figures = compare("bf16", opened, reference, settings.min_agreement)
+        turns = working_turns(opened, tokenizer, reference)
+    result.record["whole"] = whole_figures | {"gigabytes": gigabytes(whole)}
+    stops = [tokenizer.convert_ids_to_tokens(token) for token in reference["stops"]]
     for what in missing:
         target = result.folder / f"{name}-{what.upper()}.gguf"
         figures = whole_figures
@@ -197,11 +205,14 @@ def make_ggufs(
             require_disk(result.folder, size, f"Making {what}")
             quantize(whole, target, what)
             emit("converted", what=what, path=str(target), gigabytes=gigabytes(target))
-            figures = compare_gguf(what, target, reference, settings.min_agreement)
+            with open_gguf(target, reference) as opened:
+                figures = compare(what, opened, reference, settings.min_agreement)
         result.record["made"][what] = figures | {"file": target.name, "gigabytes": gigabytes(target)}
         made = result.record["made"][what]
-        readme = gguf_card(result.folder, result.repo, result.record["made"], settings.adapter, adapter, merged.repo, kind)
-        result.keep(what, made, [target.name], readme)
+        first = next(iter(result.record["made"].values()))["file"]
+        ollama = write_ollama_files(result.folder, first, turns, stops)
+        readme = gguf_card(result.folder, result.repo, result.record, settings.adapter, adapter, merged.repo, kind)
+        result.keep(what, made, [target.name, *ollama], readme)
     if "bf16" not in settings.wanted:
         whole.unlink()
 
