@@ -6,9 +6,6 @@ import pytest
 from conftest import make_tokenizer
 from unsloth_jobs.training.modelfile import CONVERSATIONS, find_turns, modelfile
 
-# Families whose conversations are no plain sequence of turns, or that need more than text: Ollama looks at the file's own.
-OTHERWISE = ("gptoss", "phi3", "idefics", "llava", "smolvlm")
-
 
 def test_most_installed_templates_become_ollama_s_and_write_the_same(chat_templates):
     found, other = {}, []
