@@ -214,7 +214,8 @@ def fixed(machine: Flavor, model: Model, settings: Any) -> Any:
 def resolve_export(api: HfApi, settings: Any, identity: Identity | None, owner: str | None, machine: Flavor) -> ResolvedRun:
     """What a run of templates/export.py left open, filled in: the adapter's commit, and where the models go."""
     found = preflight.find_adapter(api, settings)
-    model = preflight.find_base(api, found.base, settings.base_model_revision or found.base_revision)
+    revision = settings.base_model_revision or found.base_revision or None
+    model = preflight.find_base(api, found.base, revision, is_job=owner is not None)
     sizes = other_jobs.export_sizes(model, settings.wanted) if model else None
     if sizes and owner:
         preflight.require_export_fits(machine, sizes)
@@ -230,7 +231,6 @@ def resolve_export(api: HfApi, settings: Any, identity: Identity | None, owner: 
     repositories = tuple(preflight.find_repository(api, one) for one in names)
     for one in repositories:
         preflight.require_room(one, settings.public, of_adapter=False)
-    revision = settings.base_model_revision or found.base_revision or None
     return ResolvedRun(settings, repositories, found.base, revision, estimate=estimate, sizes=sizes)
 
 
@@ -247,7 +247,7 @@ def resolve_evaluation(api: HfApi, settings: Any, identity: Identity | None, own
         preflight.require_room(one, settings.public, of_adapter=False)
     first = settings.base_model or models[0].id
     revision = settings.base_model_revision or (None if settings.base_model else models[0].revision)
-    model = preflight.find_base(api, first, revision) if owner else None
+    model = preflight.find_base(api, first, revision, is_job=True) if owner else None
     size = evaluating.size_of(settings, models)
     estimate = other_jobs.estimate_evaluation(machine, model, size) if model else None
     return ResolvedRun(settings, repositories, first, revision, estimate=estimate)

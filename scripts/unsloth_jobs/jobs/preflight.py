@@ -118,7 +118,7 @@ def adapter_config(api: HfApi, name: str, revision: str | None) -> dict[str, Any
     return config if isinstance(config, dict) else {}
 
 
-def find_base(api: HfApi, name: str, revision: str | None) -> Model | None:
+def find_base(api: HfApi, name: str, revision: str | None, is_job: bool) -> Model | None:
     """The model that an export or an evaluation loads; None where its shapes cannot be read, as of other formats.
 
     Raises UserError where the job could not read it: it is gone, gated, or private.
@@ -126,8 +126,8 @@ def find_base(api: HfApi, name: str, revision: str | None) -> Model | None:
     try:
         return fetch_model(api, name, revision)
     except UserError as error:
-        if error.exit_code == HUB or error.problem.code == "not_found":
-            raise
+        if is_job and (error.exit_code == HUB or error.problem.code == "not_found"):
+            raise  # here it may lie in the cache
         return None
 
 

@@ -59,7 +59,7 @@ def price_job(
 
 
 def require_shapes(api: HfApi, name: str, revision: str | None) -> Model:
-    if model := preflight.find_base(api, name, revision):
+    if model := preflight.find_base(api, name, revision, is_job=True):
         return model
     fix = "Submit it with a --timeout: that bounds what it costs."
     raise UserError("unknown_size", f"The weights of {name} cannot be measured from here.", fix, USAGE)
