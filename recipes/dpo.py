@@ -118,6 +118,12 @@ class Settings(TrainingSettings):
     completion_column: str = setting("", "column that holds a single answer, for --loss kto")
     label_column: str = setting("", "column that says whether a single answer is good (true or false)")
 
+    @property
+    def least_sequences(self) -> int:
+        """Sequences in a forward pass at least."""
+        found = LOSSES.get(self.loss)
+        return found.sequences * found.smallest if found else 1
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # Your rows.

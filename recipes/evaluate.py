@@ -59,7 +59,7 @@ from unsloth_jobs.training.files import sha256_of
 from unsloth_jobs.training.flags import parse_flags
 from unsloth_jobs.training.judge import judge_answers
 from unsloth_jobs.training.machine import hardware, require_gpu_where_paid, versions
-from unsloth_jobs.training.preferences import find_preference_format
+from unsloth_jobs.training.preferences import find_preference_format, is_marked
 from unsloth_jobs.training.question_set import SPARE, QuestionSet, choose_grader, unseen
 from unsloth_jobs.training.questions import read_questions
 from unsloth_jobs.training.report import LAST_EVENTS, Stop, emit, exit_code
@@ -86,6 +86,9 @@ class Settings(ResultSettings, EvidenceSettings):
     few_shot: int = setting(0, "also ask the base model with N examples from the training rows (0: no)")
     prompt_column: str = setting("", "column that holds the question, where its name is not recognised")
     completion_column: str = setting("", "column that holds the answer, where its name is not recognised")
+    chosen_column: str = setting("", "of preferences: column that holds the better answer, which is the right one")
+    rejected_column: str = setting("", "of preferences: column that holds the worse answer")
+    label_column: str = setting("", "of answers marked good or bad: column that says which; bad ones are not asked for")
     dataset: str = setting("", "training rows, to take examples from and to find test rows in (default: the adapter's own)")
     dataset_split: str = setting("", "split of the training rows (default: the adapter's own, `train`, or the only one)")
     max_seq_length: int = setting(2048, "tokens that a question may have; longer ones are left out")
@@ -134,12 +137,17 @@ def find_format(settings: Settings, columns: list[str], first: Mapping[str, Any]
     """
     if custom := custom_format(to_messages, first) if first else None:
         return custom
+    roles = ("prompt", "chosen", "rejected", "completion", "label")
+    named = {role: getattr(settings, f"{role}_column") for role in roles}
+    preferences = lambda: find_preference_format(columns, named, lambda row: None, first, media)  # noqa: E731
+    if settings.chosen_column or settings.label_column or is_marked(first):
+        return preferences()
     try:
         return detect_format(columns, settings.prompt_column, settings.completion_column, media)
     except Stop as stop:
         if stop.code != "preference_data":
             raise
-        return find_preference_format(columns, {}, lambda row: None, first, media)
+        return preferences()
 
 
 def own_grader(rows: Iterable[Mapping[str, Any]]) -> Any:
@@ -310,8 +318,10 @@ def setting_problems(settings: Settings) -> Iterable[str]:
     count = len(every) + bool(settings.system_prompt) + bool(settings.few_shot)
     if count > MOST_CONTENDERS:
         yield f"--models, with the base model and its forms, are at most {MOST_CONTENDERS}, not {count}"
-    if bool(settings.prompt_column) != bool(settings.completion_column):
-        yield "--prompt-column and --completion-column go together"
+    if bool(settings.chosen_column) != bool(settings.rejected_column):
+        yield "--chosen-column and --rejected-column go together"
+    if not settings.chosen_column and bool(settings.prompt_column) != bool(settings.completion_column):
+        yield "--prompt-column goes with --completion-column, or with --chosen-column and --rejected-column"
     if bool(settings.judge_url) != bool(settings.judge_model):
         yield "--judge-url and --judge-model go together"
     local = ("http://localhost", "http://127.0.0.1")

@@ -38,7 +38,7 @@ Here, from a folder that templates/sft.py made:
 
 After each conversion its answers are compared with the adapter's own, token by token, before it is pushed. What an
 earlier run pushed is not made again. Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`;
-NAME is one of plan, warning, reference, merged, converted, compared, pushed, done, failed. Exit code 0: the models are
+NAME is one of plan, warning, reference, merged, converted, compared, ollama, pushed, done, failed. Exit code 0: the models are
 where the `done` event says; 1: the `failed` event says why and what to do.
 
 llama-cpp-python is llama.cpp: its library quantises and answers, and its source archive holds the matching converter.
@@ -59,11 +59,13 @@ from typing import Any
 
 from unsloth_jobs.training.adapter import TOKENIZER_FILES
 from unsloth_jobs.training.adapter_on_base import Adapter, base_bytes, base_files, find_adapter
-from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, compare_gguf
+from unsloth_jobs.training.agreement import Transformers, answer_questions, card_questions, compare, open_gguf
 from unsloth_jobs.training.export_cards import gguf_card, merged_card
 from unsloth_jobs.training.flags import parse_flags
+from unsloth_jobs.training.gguf_sizes import gguf_bytes
 from unsloth_jobs.training.llama_cpp import convert, llama_cpp_source, quantize, require_convertible
 from unsloth_jobs.training.machine import memory_bytes, versions
+from unsloth_jobs.training.modelfile import working_turns, write_ollama_files
 from unsloth_jobs.training.report import Stop, emit, exit_code
 from unsloth_jobs.training.setting import setting
 
@@ -176,6 +178,8 @@ def make_ggufs(
     settings: Settings, adapter: Adapter, source: Path, merged: Result, result: Result, reference: Mapping[str, Any]
 ) -> None:
     """Each quantisation that is not there yet: made, compared and pushed, one after the other."""
+    from transformers import AutoTokenizer
+
     missing = [name for name in settings.wanted if not result.has(name)]
     if not missing:
         return
@@ -188,7 +192,12 @@ def make_ggufs(
     convert(source, model, whole, "--outtype", "bf16")
     emit("converted", what="bf16", path=str(whole), gigabytes=gigabytes(whole))
     # Compared before it is quantised, so that a fault of the converter is not taken for one of the quantisation.
-    whole_figures = compare_gguf("bf16", whole, reference, settings.min_agreement)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with open_gguf(whole, reference) as opened:
+        whole_figures = compare("bf16", opened, reference, settings.min_agreement)
+        turns = working_turns(opened, tokenizer, reference)
+    result.record["whole"] = whole_figures | {"gigabytes": gigabytes(whole)}
+    stops = [tokenizer.convert_ids_to_tokens(token) for token in reference["stops"]]
     for what in missing:
         target = result.folder / f"{name}-{what.upper()}.gguf"
         figures = whole_figures
@@ -196,11 +205,14 @@ def make_ggufs(
             require_disk(result.folder, size, f"Making {what}")
             quantize(whole, target, what)
             emit("converted", what=what, path=str(target), gigabytes=gigabytes(target))
-            figures = compare_gguf(what, target, reference, settings.min_agreement)
+            with open_gguf(target, reference) as opened:
+                figures = compare(what, opened, reference, settings.min_agreement)
         result.record["made"][what] = figures | {"file": target.name, "gigabytes": gigabytes(target)}
         made = result.record["made"][what]
-        readme = gguf_card(result.folder, result.repo, result.record["made"], settings.adapter, adapter, merged.repo, kind)
-        result.keep(what, made, [target.name], readme)
+        first = next(iter(result.record["made"].values()))["file"]
+        ollama = write_ollama_files(result.folder, first, turns, stops)
+        readme = gguf_card(result.folder, result.repo, result.record, settings.adapter, adapter, merged.repo, kind)
+        result.keep(what, made, [target.name, *ollama], readme)
     if "bf16" not in settings.wanted:
         whole.unlink()
 
@@ -251,21 +263,14 @@ def require_disk(folder: Path, needed: int, step: str) -> None:
         )
 
 
-# Of a weight, by the beginning of a quantisation's name.
-BITS = {"bf16": 16, "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5": 5.7, "q4": 4.9, "q3": 3.9, "q2": 3.4}
-
-
-def bits(name: str) -> float:
-    return next(size for start, size in BITS.items() if name.startswith(start))
-
-
 def require_room(adapter: Adapter, files: Path, folder: Path, missing: list[str]) -> None:
     """Stop before the weights are downloaded where this machine cannot hold them, or not what is made of them. Roughly."""
     config = json.loads((files / "config.json").read_text("utf-8"))
     stored = base_bytes(adapter)
     size = stored / 2 if "float32" in (config.get("dtype"), config.get("torch_dtype")) else stored  # in 16 bits
     downloaded = 0 if Path(adapter.base).is_dir() else stored
-    ggufs = size * sum(bits(name) for name in {*missing, "bf16"}) / 16 if missing else 0  # all are made from the one in bf16
+    made = {*missing, "bf16"} if missing else set()  # all are made from the one in bf16
+    ggufs = sum(gguf_bytes(size, name) for name in made)
     require_disk(folder, int(downloaded + size + ggufs), "This export")
     memory, needed = memory_bytes(), 1.1 * size + 1e9  # the model once, and the libraries
     if memory and memory < needed:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from huggingface_hub import HfApi
 from rich.markup import escape
 
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
@@ -35,6 +36,8 @@ from unsloth_jobs.estimate.flavors import Flavor, current_flavors, find_flavor
 from unsloth_jobs.estimate.history import History, entries, run_key
 from unsloth_jobs.estimate.memory import GB
 from unsloth_jobs.jobs import records
+from unsloth_jobs.jobs.plan_text import file_line
+from unsloth_jobs.jobs.pricing import Priced, price_job, recommend
 from unsloth_jobs.lookup import client
 from unsloth_jobs.lookup.checks import examine
 from unsloth_jobs.lookup.model_info import Model
@@ -84,7 +87,7 @@ app = application("What will a run cost, and on which GPU?")
 def estimate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Hub id or local folder of the model")],
-    dataset: Annotated[str, typer.Argument(help="Hub id or local file of the data set")],
+    dataset: Annotated[str | None, typer.Argument(help="Hub id or local file of the data set (not of an export)")] = None,
     epochs: Annotated[
         float | None,
         typer.Option(help="passes over the training rows (the template's --num-epochs) [default: auto]", show_default=False),
@@ -103,11 +106,17 @@ def estimate(
     """What will a run cost, and on which GPU? From its own tokens, the model's own shapes and today's prices.
 
     Any flag of the template can follow: --batch-size, --max-seq-length, --max-steps, --num-samples ...
+    With --script templates/export.py or templates/evaluate.py, the adapter alone is named: what those cost.
 
     Example: estimate.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k
     """
     quiet_libraries()
     api, module = client.connect(client.LOOKUP_TIMEOUT_S), template.load(script)
+    if not template.trains(module):
+        words = [dataset, *context.args] if dataset else context.args  # a flag's value may stand in its place
+        return estimate_other(api, module, model, words, flavor, json)
+    if dataset is None:
+        raise UserError("no_dataset", "No data set was named.", "Pass the id or the file of one after the model.", USAGE)
     passes = [f"--num-epochs={epochs}"] if epochs is not None else []
     settings = template.settings(module, [f"--base-model={model}", f"--dataset={dataset}", *passes, *context.args])
     if epochs is not None and settings.num_epochs != epochs:
@@ -187,6 +196,52 @@ def estimate(
         raise typer.Exit(FAILED)
 
 
+def estimate_other(api: HfApi, module: template.Template, model: str, words: list[str], flavor: str | None, json: bool) -> None:
+    """What an export or an evaluation costs: they train nothing, so there are no rows to count."""
+    named = "--models" if template.evaluates(module) else "--adapter"
+    flavors, source = current_flavors(api)
+    chosen = [find_flavor(flavors, flavor)] if flavor else flavors
+    found, sizes = price_job(api, module, template.settings(module, [f"{named}={model}", *words]), chosen)
+    best = recommend(found)
+    problems = (
+        [] if best else [Problem("nothing_fits", "error", "The job fits on no flavor that was asked for.", nothing(found))]
+    )
+    if json:
+        listed = {"flavors": [one.as_json() for one in found], "recommended": best and asdict(best)}
+        files = {"files": sizes.files} if sizes else {}
+        shown = [asdict(problem) for problem in problems]
+        print_json(NOTHING | {"price_source": source, **listed, **files, "ok": best is not None, "problems": shown})
+    else:
+        for name, of_bytes in sizes.files.items() if sizes else ():
+            people.print(file_line(name, of_bytes), markup=False)
+        rows = table("", "flavor", "time", "job $")
+        for one in found:
+            if not one.reason:
+                low, high = (one.estimate[f"usd_{end}"] for end in ("low", "high"))
+                mark = "[green]→[/]" if best and one.flavor.name == best.flavor else ""
+                hours = span(one.estimate["hours_low"], one.estimate["hours_high"])
+                rows.add_row(mark, one.flavor.name, hours, f"{low:.2f}–{high:.2f}")
+        people.print(rows)
+        if best:
+            people.print(f"From {found[0].estimate['basis']}, at assumed rates. Prices: {source}", markup=False)
+            people.print(submit_with(best))
+    for problem in problems:
+        show_problem(problem)
+    if best is None:
+        raise typer.Exit(FAILED)
+
+
+def nothing(found: list[Priced]) -> str:
+    return found[0].reason if found else "An export runs on a processor, an evaluation on one GPU: pass no --flavor."
+
+
+def submit_with(best: cost.Recommended) -> str:
+    return (
+        f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
+        f"(ends after {duration(best.timeout_s)} at the latest)"
+    )
+
+
 def rank(
     flavors: list[Flavor], model: Model, settings: Any, script: Path, run: cost.Run, digest: dict[str, Any]
 ) -> list[cost.Candidate]:
@@ -249,10 +304,7 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
     people.print(f"{tokens} tokens to train on. Prices: {source}", markup=False)
     if best:
         people.print(f"Time: {time_line(shown)}")
-        people.print(
-            f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
-            f"(ends after {duration(best.timeout_s)} at the latest)"
-        )
+        people.print(submit_with(best))
 
 
 def time_line(one: cost.Candidate) -> str:

@@ -44,6 +44,7 @@ from unsloth_jobs.output import (
     show_problem,
     table,
 )
+from unsloth_jobs.status.notify import message_of, notify, require_target
 from unsloth_jobs.status.status import Status, as_json, fetch_status, remember, set_aside
 from unsloth_jobs.status.view import as_table, estimated_usd
 from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, WatchInterrupted, end_job, watch
@@ -68,6 +69,10 @@ def status(
     max_usd: Annotated[
         float | None, typer.Option(min=0, metavar="USD", help="with --watch: cancel the job before it has cost more")
     ] = None,
+    notify_: Annotated[
+        str | None,
+        typer.Option("--notify", metavar="COMMAND_OR_URL", help="with --watch: run or post to this once the job has ended"),
+    ] = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="end the job; what it pushed stays")] = False,
     namespace: Annotated[str | None, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
@@ -80,6 +85,9 @@ def status(
     if it has pushed none; a run that will end before N is left alone. That holds only while this command runs: the
     ceiling that needs no watcher is the job's own --timeout.
 
+    --notify runs a command (the message is its last argument, and JOB_TEXT, JOB_ID, JOB_STAGE in its environment) or
+    posts to a webhook, once, whether the job is done or has failed.
+
     Example: status.py 6871f2a0b0c4d5e6f7a8b9c0 --watch --max-usd 2
     """
     if all:
@@ -91,6 +99,10 @@ def status(
             "no_watch", "Only --watch can end a job at --max-usd.", "Add --watch, or --cancel to end it now.", USAGE
         )
     require_amount(max_usd)
+    if notify_ is not None and not watch_:
+        raise UserError("no_watch", "Only --watch sees the job end.", "Add --watch to --notify.", USAGE)
+    if notify_ is not None:
+        require_target(notify_)
     if interval is not None and not math.isfinite(interval):
         raise UserError(
             "bad_interval", f"--interval must be above 0, not {interval}.", "Pass seconds, such as --interval 10.", USAGE
@@ -106,10 +118,21 @@ def status(
     except WatchInterrupted as left:
         leave(left.status, max_usd, json)
         raise typer.Exit(LEFT) from left
+    except UserError as error:
+        if notify_:
+            tell(notify_, ref.job_id, "UNKNOWN", f"Job {ref.job_id} is no longer watched: {error.problem.message}")
+        raise
+    if notify_:
+        tell(notify_, ref.job_id, found.job.stage, message_of(found))
     remember(found)
     print_json(as_json(found)) if json else people.print(as_table(found))
     if found.job.stage in ("ERROR", "DELETED"):
         raise typer.Exit(FAILED)
+
+
+def tell(target: str, job_id: str, stage: str, text: str) -> None:
+    if problem := notify(target, text, {"job_id": job_id, "job_stage": stage}):
+        show_problem(problem)
 
 
 def leave(status: Status, max_usd: float | None, json: bool) -> None:

@@ -84,7 +84,7 @@ def submit(
     made, earlier = submission.assign_number(backend, prepared.plan, approve, yes)
     prepared = replace(prepared, plan=made)
     preflight.require_unused(api, made, PLAN_LABEL)
-    estimate = records.recall_estimate(made.run_key, made.flavor)
+    estimate = prepared.estimate or records.recall_estimate(made.run_key, made.flavor)
     if not json and not approve:
         show(prepared, estimate, verbose)
     problems = [*prepared.problems, *estimate_warnings(made), *approval.time_problems(made, estimate), *earlier]

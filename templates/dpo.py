@@ -255,6 +255,12 @@ class Settings(TrainingSettings):
     completion_column: str = setting("", "column that holds a single answer, for --loss kto")
     label_column: str = setting("", "column that says whether a single answer is good (true or false)")
 
+    @property
+    def least_sequences(self) -> int:
+        """Sequences in a forward pass at least."""
+        found = LOSSES.get(self.loss)
+        return found.sequences * found.smallest if found else 1
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # Your rows.
@@ -2309,12 +2315,19 @@ def in_full_precision(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
+def count_parameters(model: Any, linears: Mapping[str, tuple[int, int]]) -> int:
+    """Weights of a model, also where it is held in 4 bits: then a tensor has fewer entries than the layer has weights."""
+    sizes = ((linears.get(name.removesuffix(".weight")), weights.numel()) for name, weights in model.named_parameters())
+    return sum(shape[0] * shape[1] if shape else count for shape, count in sizes)
+
+
 def attach_adapter(model: Any, settings: TrainingSettings, parent: Parent | None = None) -> Any:
     """The model with LoRA on each target, new or as in the adapter that training goes on from.
 
     Raises Stop when it reaches less than min_coverage of the targets, or does not fit the model.
     """
     linears = linear_shapes(model)
+    parameters = count_parameters(model, linears)
     everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
     targets = parent.targets if parent else lora_targets(linears, settings.target_modules)
     alike = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
@@ -2340,6 +2353,7 @@ def attach_adapter(model: Any, settings: TrainingSettings, parent: Parent | None
         target_modules=targets,
         modules=len(adapted),
         trainable=trainable,
+        parameters=parameters,  # of the model under it
         expected_trainable=lora_size(asked.values(), rank_of(settings)),
     )
     if share < settings.min_coverage:
@@ -3752,6 +3766,89 @@ def trackio_callback() -> Any:
             trackio.finish()
 
     return Guarded()
+
+
+# ---- training/gguf_sizes.py -----------------------------------------------------------------------------------
+# How large a GGUF file is, and what runs it well.
+
+
+# Bits of a weight, by the beginning of a quantisation's name.
+BITS = {"bf16": 16, "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5": 5.7, "q4": 4.9, "q3": 3.9, "q2": 3.4}
+
+
+def bits(name: str) -> float:
+    """Bits of a weight in a file of this quantisation, roughly: small models keep more of theirs finer."""
+    return next(size for start, size in BITS.items() if name.startswith(start))
+
+
+def gguf_bytes(in_16_bits: float, name: str) -> int:
+    """The size of a file of this quantisation, from that of the model in 16 bits."""
+    return round(in_16_bits * bits(name) / 16)
+
+
+# A token reads all weights once, and memory is the limit: 50 GB a second in a laptop, 15 in a phone, half of it reached.
+LAPTOP_BYTES_S, PHONE_BYTES_S = 50e9 / 2, 15e9 / 2
+
+
+def speed_class(size: float) -> str:
+    """What to expect of a file of so many bytes on common devices."""
+    laptop, phone = (rate / size for rate in (LAPTOP_BYTES_S, PHONE_BYTES_S))
+    text = f"about {speed_figure(laptop)} tokens a second on a laptop's processor"
+    return text + (f", {speed_figure(phone)} on a phone" if size < 3e9 else "; too large for most phones")
+
+
+def speed_figure(speed: float) -> str:
+    """One figure that counts: it is a class, not a measurement."""
+    if speed < 1:
+        return "less than 1"
+    digits = 10 ** (len(str(int(speed))) - 1)
+    return f"{round(speed / digits) * digits:,}"
+
+
+# ---- training/after_training.py -------------------------------------------------------------------------------
+# What people want of a model once it is trained, in the order in which they want it, and the commands for it.
+
+
+FILE = "q4_k_m"  # the first that export.py makes
+LONGEST_NAME = 32  # characters of an Inference Endpoint's
+ENDPOINT = (
+    "--framework pytorch --task text-generation --vendor aws --region us-east-1 --accelerator gpu --instance-type nvidia-l4 "
+    "--instance-size x1 --min-replica 0 --scale-to-zero-timeout 15"
+)
+
+
+def laptop_line(parameters: int | None) -> str:
+    """The GGUF file to expect, as: q4_k_m, about 0.7 GB: about 30 tokens a second ... . parameters: of the base."""
+    if not parameters or parameters < 0:
+        return FILE
+    size = gguf_bytes(parameters * 2, FILE)
+    amount = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    return f"{FILE}, about {amount}: {speed_class(size)}"
+
+
+def endpoint_command(repository: str) -> str:
+    """`hf endpoints deploy` of the merged model that export.py pushes beside an adapter: it loads without PEFT."""
+    name = re.sub("[^a-z0-9]+", "-", repository.rpartition("/")[2].lower())[:LONGEST_NAME].strip("-")
+    return f"hf endpoints deploy {name} --repo {shlex.quote(repository + '-merged')} {ENDPOINT}"
+
+
+USE_CARD = """## Try it, and put it to use
+
+With unsloth-jobs, which made it, in its folder. Each of ours shows its price and asks first:
+
+```bash
+uv run scripts/serve.py {repository} --chat  # in a terminal, beside the base model
+uv run scripts/submit.py templates/export.py --flavor cpu-upgrade --timeout 2h -- --adapter {repository}  # GGUF, and merged
+uv run scripts/serve.py {repository}  # an OpenAI-compatible API, for half an hour
+{endpoint}  # one that stays, once it is merged
+```
+
+The GGUF file: {laptop}."""
+
+
+def use_part(repository: str, parameters: int | None) -> str:
+    """Of an adapter's card."""
+    return USE_CARD.format(repository=repository, endpoint=endpoint_command(repository), laptop=laptop_line(parameters))
 
 
 # ---- training/memory.py ---------------------------------------------------------------------------------------
@@ -6107,6 +6204,7 @@ def model_card(
         "## How it was made",
         markdown_table({"": "", **{name: value for name, value in figures.items() if value is not None}}),
         "" if base.exists() else CARD_USAGE.format(where=where) + (CARD_CHAT if answers else "") + "```",
+        use_part(where, LAST_EVENTS["coverage"]["parameters"]) if settings.output_repo and not base.exists() else "",
     ]
     return redacted("\n\n".join(filter(None, parts))) + "\n"
 
@@ -6194,6 +6292,7 @@ def emit_done(
         early_stopped="early_stopped" in LAST_EVENTS,
         supervised_fraction=masks["supervised_fraction"],
         coverage=LAST_EVENTS["coverage"]["coverage"],
+        parameters=LAST_EVENTS["coverage"]["parameters"],
         cost_usd=cost_usd(),
         steps=trainer.state.global_step,
         trained_steps=trained_steps,
@@ -6560,6 +6659,12 @@ def find_preference_format(
         message = f"The rows hold pictures or sound ({', '.join(seen)}), and only text can be learned."
         raise Stop("unknown_columns", message, "Choose a data set of text.")
     return Format(name, roles, PreferenceReader(roles))
+
+
+def is_marked(first: Mapping[str, Any]) -> bool:
+    """Whether a row says of its answer that it is good or bad. A label that is a number may as well name a class."""
+    answered = any(name in first for name in PROMPTS) and any(name in first for name in COMPLETIONS)
+    return answered and str(from_cell(first.get("label"))).strip().lower() in ("true", "false")
 
 
 def hook_reads(hook: ToPreference, first: Mapping[str, Any]) -> bool:
@@ -7325,28 +7430,34 @@ def with_precision(settings: Chosen, in_16bit: bool) -> Chosen:
 def fits_in_16bit(
     settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], parameters: int, memory: float
 ) -> bool:
-    """Whether a GPU of this memory (bytes) holds the model in 16 bits and the activations of a row of full length.
+    """Whether a GPU of this memory (bytes) holds the model in 16 bits and the activations of the smallest forward pass: one
+    row of full length, and of a preference both of its answers.
 
     Then 16 bits cost no time either: nothing has to be recomputed for them. A memory of 0 is a CPU.
     """
     if config.get("quantization_config"):
         return False
-    return not memory or fits_kept(settings, linears, config, settings.max_seq_length, 2 * parameters, memory)
+    tokens = settings.max_seq_length * getattr(settings, "least_sequences", 1)
+    return not memory or fits_kept(settings, linears, config, tokens, 2 * parameters, memory)
 
 
-def chooses_16bit(settings: TrainingSettings, config: Any) -> bool:
-    """Whether a model of this transformers configuration is held in 16 bits on this machine."""
+def choose_precision(settings: TrainingSettings, config: Any) -> tuple[bool, str]:
+    """Whether a model of this transformers configuration is held in 16 bits on this machine, and why."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    if not (memory := gpu_bytes()):
-        return not config.to_dict().get("quantization_config")
+    stated, memory = config.to_dict(), gpu_bytes()
+    if not memory:
+        in_16bit = not stated.get("quantization_config")
+        return in_16bit, why_precision(in_16bit, stated, memory)
     try:
         with torch.device("meta"):  # its shapes, without memory for them
             model = AutoModelForCausalLM.from_config(config)
-    except Exception:  # a model that cannot be laid out empty: the smaller form is the safer guess
-        return False
-    return fits_in_16bit(settings, linear_shapes(model), config.to_dict(), model.num_parameters(), memory)
+    except Exception as error:  # the smaller form is the safer guess
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return False, f"4-bit QLoRA: how large the model is could not be told ({reason}); --load-in-16bit holds it in 16"
+    in_16bit = fits_in_16bit(settings, linear_shapes(model), stated, model.num_parameters(), memory)
+    return in_16bit, why_precision(in_16bit, stated, memory)
 
 
 def gpu_bytes() -> int:
@@ -7377,8 +7488,8 @@ def settle(settings: Chosen, config: Any, rows: int, held_out: int) -> Chosen:
     stated = config.to_dict()
     why = why_chosen(settings, stated, rows, held_out)
     if is_precision_auto(settings):
-        settings = with_precision(settings, chooses_16bit(settings, config))
-        why["precision"] = why_precision(settings.load_in_16bit, stated, gpu_bytes())
+        in_16bit, why["precision"] = choose_precision(settings, config)
+        settings = with_precision(settings, in_16bit)
     values = chosen_values(settings, stated, rows, held_out)
     settings = replace(settings, **values)
     emit("settings", **values, load_in_16bit=settings.load_in_16bit, load_in_4bit=settings.load_in_4bit, why=why)

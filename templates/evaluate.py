@@ -201,6 +201,9 @@ class Settings(ResultSettings, EvidenceSettings):
     few_shot: int = setting(0, "also ask the base model with N examples from the training rows (0: no)")
     prompt_column: str = setting("", "column that holds the question, where its name is not recognised")
     completion_column: str = setting("", "column that holds the answer, where its name is not recognised")
+    chosen_column: str = setting("", "of preferences: column that holds the better answer, which is the right one")
+    rejected_column: str = setting("", "of preferences: column that holds the worse answer")
+    label_column: str = setting("", "of answers marked good or bad: column that says which; bad ones are not asked for")
     dataset: str = setting("", "training rows, to take examples from and to find test rows in (default: the adapter's own)")
     dataset_split: str = setting("", "split of the training rows (default: the adapter's own, `train`, or the only one)")
     max_seq_length: int = setting(2048, "tokens that a question may have; longer ones are left out")
@@ -249,12 +252,17 @@ def find_format(settings: Settings, columns: list[str], first: Mapping[str, Any]
     """
     if custom := custom_format(to_messages, first) if first else None:
         return custom
+    roles = ("prompt", "chosen", "rejected", "completion", "label")
+    named = {role: getattr(settings, f"{role}_column") for role in roles}
+    preferences = lambda: find_preference_format(columns, named, lambda row: None, first, media)  # noqa: E731
+    if settings.chosen_column or settings.label_column or is_marked(first):
+        return preferences()
     try:
         return detect_format(columns, settings.prompt_column, settings.completion_column, media)
     except Stop as stop:
         if stop.code != "preference_data":
             raise
-        return find_preference_format(columns, {}, lambda row: None, first, media)
+        return preferences()
 
 
 def own_grader(rows: Iterable[Mapping[str, Any]]) -> Any:
@@ -425,8 +433,10 @@ def setting_problems(settings: Settings) -> Iterable[str]:
     count = len(every) + bool(settings.system_prompt) + bool(settings.few_shot)
     if count > MOST_CONTENDERS:
         yield f"--models, with the base model and its forms, are at most {MOST_CONTENDERS}, not {count}"
-    if bool(settings.prompt_column) != bool(settings.completion_column):
-        yield "--prompt-column and --completion-column go together"
+    if bool(settings.chosen_column) != bool(settings.rejected_column):
+        yield "--chosen-column and --rejected-column go together"
+    if not settings.chosen_column and bool(settings.prompt_column) != bool(settings.completion_column):
+        yield "--prompt-column goes with --completion-column, or with --chosen-column and --rejected-column"
     if bool(settings.judge_url) != bool(settings.judge_model):
         yield "--judge-url and --judge-model go together"
     local = ("http://localhost", "http://127.0.0.1")
@@ -6104,6 +6114,12 @@ def find_preference_format(
     return Format(name, roles, PreferenceReader(roles))
 
 
+def is_marked(first: Mapping[str, Any]) -> bool:
+    """Whether a row says of its answer that it is good or bad. A label that is a number may as well name a class."""
+    answered = any(name in first for name in PROMPTS) and any(name in first for name in COMPLETIONS)
+    return answered and str(from_cell(first.get("label"))).strip().lower() in ("true", "false")
+
+
 def hook_reads(hook: ToPreference, first: Mapping[str, Any]) -> bool:
     """Whether the script's to_preference reads these rows. Raises Stop where it fails on the first."""
     try:
@@ -6245,7 +6261,10 @@ def with_columns(settings: EvidenceSettings, training: Mapping[str, Any]) -> Evi
     """The settings with the columns of the training, where none are named."""
     if getattr(settings, "prompt_column", ""):
         return settings
-    columns: dict[str, Any] = {name: str(training.get(name) or "") for name in ("prompt_column", "completion_column")}
+    names = [f"{role}_column" for role in ("prompt", "completion", "chosen", "rejected", "label")]
+    columns: dict[str, Any] = {name: str(training.get(name) or "") for name in names if hasattr(settings, name)}
+    if training.get("loss") == "kto" and "label_column" in columns:
+        columns["label_column"] = columns["label_column"] or "label"
     return replace(settings, **columns)
 
 

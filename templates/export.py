@@ -43,7 +43,7 @@ Here, from a folder that templates/sft.py made:
 
 After each conversion its answers are compared with the adapter's own, token by token, before it is pushed. What an
 earlier run pushed is not made again. Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`;
-NAME is one of plan, warning, reference, merged, converted, compared, pushed, done, failed. Exit code 0: the models are
+NAME is one of plan, warning, reference, merged, converted, compared, ollama, pushed, done, failed. Exit code 0: the models are
 where the `done` event says; 1: the `failed` event says why and what to do.
 
 llama-cpp-python is llama.cpp: its library quantises and answers, and its source archive holds the matching converter.
@@ -68,7 +68,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -195,6 +195,8 @@ def make_ggufs(
     settings: Settings, adapter: Adapter, source: Path, merged: Result, result: Result, reference: Mapping[str, Any]
 ) -> None:
     """Each quantisation that is not there yet: made, compared and pushed, one after the other."""
+    from transformers import AutoTokenizer
+
     missing = [name for name in settings.wanted if not result.has(name)]
     if not missing:
         return
@@ -207,7 +209,12 @@ def make_ggufs(
     convert(source, model, whole, "--outtype", "bf16")
     emit("converted", what="bf16", path=str(whole), gigabytes=gigabytes(whole))
     # Compared before it is quantised, so that a fault of the converter is not taken for one of the quantisation.
-    whole_figures = compare_gguf("bf16", whole, reference, settings.min_agreement)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with open_gguf(whole, reference) as opened:
+        whole_figures = compare("bf16", opened, reference, settings.min_agreement)
+        turns = working_turns(opened, tokenizer, reference)
+    result.record["whole"] = whole_figures | {"gigabytes": gigabytes(whole)}
+    stops = [tokenizer.convert_ids_to_tokens(token) for token in reference["stops"]]
     for what in missing:
         target = result.folder / f"{name}-{what.upper()}.gguf"
         figures = whole_figures
@@ -215,11 +222,14 @@ def make_ggufs(
             require_disk(result.folder, size, f"Making {what}")
             quantize(whole, target, what)
             emit("converted", what=what, path=str(target), gigabytes=gigabytes(target))
-            figures = compare_gguf(what, target, reference, settings.min_agreement)
+            with open_gguf(target, reference) as opened:
+                figures = compare(what, opened, reference, settings.min_agreement)
         result.record["made"][what] = figures | {"file": target.name, "gigabytes": gigabytes(target)}
         made = result.record["made"][what]
-        readme = gguf_card(result.folder, result.repo, result.record["made"], settings.adapter, adapter, merged.repo, kind)
-        result.keep(what, made, [target.name], readme)
+        first = next(iter(result.record["made"].values()))["file"]
+        ollama = write_ollama_files(result.folder, first, turns, stops)
+        readme = gguf_card(result.folder, result.repo, result.record, settings.adapter, adapter, merged.repo, kind)
+        result.keep(what, made, [target.name, *ollama], readme)
     if "bf16" not in settings.wanted:
         whole.unlink()
 
@@ -270,21 +280,14 @@ def require_disk(folder: Path, needed: int, step: str) -> None:
         )
 
 
-# Of a weight, by the beginning of a quantisation's name.
-BITS = {"bf16": 16, "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5": 5.7, "q4": 4.9, "q3": 3.9, "q2": 3.4}
-
-
-def bits(name: str) -> float:
-    return next(size for start, size in BITS.items() if name.startswith(start))
-
-
 def require_room(adapter: Adapter, files: Path, folder: Path, missing: list[str]) -> None:
     """Stop before the weights are downloaded where this machine cannot hold them, or not what is made of them. Roughly."""
     config = json.loads((files / "config.json").read_text("utf-8"))
     stored = base_bytes(adapter)
     size = stored / 2 if "float32" in (config.get("dtype"), config.get("torch_dtype")) else stored  # in 16 bits
     downloaded = 0 if Path(adapter.base).is_dir() else stored
-    ggufs = size * sum(bits(name) for name in {*missing, "bf16"}) / 16 if missing else 0  # all are made from the one in bf16
+    made = {*missing, "bf16"} if missing else set()  # all are made from the one in bf16
+    ggufs = sum(gguf_bytes(size, name) for name in made)
     require_disk(folder, int(downloaded + size + ggufs), "This export")
     memory, needed = memory_bytes(), 1.1 * size + 1e9  # the model once, and the libraries
     if memory and memory < needed:
@@ -729,6 +732,14 @@ class LlamaCpp:
     def tokens(self, text: str) -> list[int]:
         return self.llama.tokenize(text.encode(), add_bos=False, special=True)
 
+    def whole_tokens(self, text: str) -> list[int]:
+        """With the token before it that llama.cpp adds to every text, as the file says."""
+        return self.llama.tokenize(text.encode(), add_bos=True, special=True)
+
+    @property
+    def adds_begin(self) -> bool:
+        return self.whole_tokens("a") != self.tokens("a")
+
     def text(self, ids: list[int]) -> str:
         return self.llama.detokenize(ids).decode("utf-8", "replace").strip()
 
@@ -831,23 +842,110 @@ def compare(what: str, model: Transformers | LlamaCpp, reference: Mapping[str, A
     return figures
 
 
-def compare_gguf(what: str, path: Path, reference: Mapping[str, Any], least: float) -> dict[str, Any]:
+@contextlib.contextmanager
+def open_gguf(path: Path, reference: Mapping[str, Any]) -> Iterator[LlamaCpp]:
+    """A GGUF file in memory, with room for what the reference asks."""
     model = LlamaCpp(path, reference["context"])
     try:
-        return compare(what, model, reference, least)
+        yield model
     finally:
         model.llama.close()
+
+
+# ---- training/gguf_sizes.py -----------------------------------------------------------------------------------
+# How large a GGUF file is, and what runs it well.
+
+
+# Bits of a weight, by the beginning of a quantisation's name.
+BITS = {"bf16": 16, "f16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5": 5.7, "q4": 4.9, "q3": 3.9, "q2": 3.4}
+
+
+def bits(name: str) -> float:
+    """Bits of a weight in a file of this quantisation, roughly: small models keep more of theirs finer."""
+    return next(size for start, size in BITS.items() if name.startswith(start))
+
+
+def gguf_bytes(in_16_bits: float, name: str) -> int:
+    """The size of a file of this quantisation, from that of the model in 16 bits."""
+    return round(in_16_bits * bits(name) / 16)
+
+
+# A token reads all weights once, and memory is the limit: 50 GB a second in a laptop, 15 in a phone, half of it reached.
+LAPTOP_BYTES_S, PHONE_BYTES_S = 50e9 / 2, 15e9 / 2
+
+
+def speed_class(size: float) -> str:
+    """What to expect of a file of so many bytes on common devices."""
+    laptop, phone = (rate / size for rate in (LAPTOP_BYTES_S, PHONE_BYTES_S))
+    text = f"about {speed_figure(laptop)} tokens a second on a laptop's processor"
+    return text + (f", {speed_figure(phone)} on a phone" if size < 3e9 else "; too large for most phones")
+
+
+def speed_figure(speed: float) -> str:
+    """One figure that counts: it is a class, not a measurement."""
+    if speed < 1:
+        return "less than 1"
+    digits = 10 ** (len(str(int(speed))) - 1)
+    return f"{round(speed / digits) * digits:,}"
+
+
+# ---- training/after_training.py -------------------------------------------------------------------------------
+# What people want of a model once it is trained, in the order in which they want it, and the commands for it.
+
+
+FILE = "q4_k_m"  # the first that export.py makes
+LONGEST_NAME = 32  # characters of an Inference Endpoint's
+ENDPOINT = (
+    "--framework pytorch --task text-generation --vendor aws --region us-east-1 --accelerator gpu --instance-type nvidia-l4 "
+    "--instance-size x1 --min-replica 0 --scale-to-zero-timeout 15"
+)
+
+
+def laptop_line(parameters: int | None) -> str:
+    """The GGUF file to expect, as: q4_k_m, about 0.7 GB: about 30 tokens a second ... . parameters: of the base."""
+    if not parameters or parameters < 0:
+        return FILE
+    size = gguf_bytes(parameters * 2, FILE)
+    amount = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    return f"{FILE}, about {amount}: {speed_class(size)}"
+
+
+def endpoint_command(repository: str) -> str:
+    """`hf endpoints deploy` of the merged model that export.py pushes beside an adapter: it loads without PEFT."""
+    name = re.sub("[^a-z0-9]+", "-", repository.rpartition("/")[2].lower())[:LONGEST_NAME].strip("-")
+    return f"hf endpoints deploy {name} --repo {shlex.quote(repository + '-merged')} {ENDPOINT}"
+
+
+USE_CARD = """## Try it, and put it to use
+
+With unsloth-jobs, which made it, in its folder. Each of ours shows its price and asks first:
+
+```bash
+uv run scripts/serve.py {repository} --chat  # in a terminal, beside the base model
+uv run scripts/submit.py templates/export.py --flavor cpu-upgrade --timeout 2h -- --adapter {repository}  # GGUF, and merged
+uv run scripts/serve.py {repository}  # an OpenAI-compatible API, for half an hour
+{endpoint}  # one that stays, once it is merged
+```
+
+The GGUF file: {laptop}."""
+
+
+def use_part(repository: str, parameters: int | None) -> str:
+    """Of an adapter's card."""
+    return USE_CARD.format(repository=repository, endpoint=endpoint_command(repository), laptop=laptop_line(parameters))
 
 
 # ---- training/export_cards.py ---------------------------------------------------------------------------------
 # Model cards of what export.py makes: what it is, how far it agrees with the adapter, where it runs.
 
 
-def comparison_table(made: Mapping[str, Mapping[str, Any]]) -> str:
+def comparison_table(made: Mapping[str, Mapping[str, Any]], whole: Mapping[str, Any] | None = None) -> str:
+    """Size and loss of each file. whole: the figures of the one in 16 bits that they were made of, where it is not kept."""
+    kept = {"in 16 bits, not kept": whole, **made} if whole and "bf16" not in made else made
     rows = [
-        f"| {figures.get('file', what)} | {figures['gigabytes']:.2f} GB | {figures['agreement']:.1%} | "
+        f"| {figures.get('file', what)} | {figures['gigabytes']:,.3g} GB | {figures['agreement']:.1%} | "
         f"{figures['adapter_perplexity']:.3f} → {figures['perplexity']:.3f} | {figures['same_answers']} of {figures['answers']} |"
-        for what, figures in made.items()
+        for what, figures in kept.items()
     ]
     head = "| | size | same next token | perplexity, adapter → this | same answer |\n|---|---|---|---|---|\n"
     return head + "\n".join(rows)
@@ -872,9 +970,9 @@ The adapter answered {questions} questions greedily, {tokens} tokens in all. *Sa
 same beginning, picks the token that the adapter picked. *Perplexity*: on those answers."""
 
 
-def compared_part(made: Mapping[str, Mapping[str, Any]]) -> str:
+def compared_part(made: Mapping[str, Mapping[str, Any]], whole: Mapping[str, Any] | None = None) -> str:
     first = next(iter(made.values()))
-    return COMPARED.format(questions=first["answers"], tokens=first["tokens"]) + "\n\n" + comparison_table(made)
+    return COMPARED.format(questions=first["answers"], tokens=first["tokens"]) + "\n\n" + comparison_table(made, whole)
 
 
 MERGED_USE = """## Use
@@ -884,6 +982,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{where}", dtype="bfloat16")
 tokenizer = AutoTokenizer.from_pretrained("{where}")
+```"""
+MERGED_ELSEWHERE = """On a Mac with Apple's own processor, by [MLX](https://github.com/ml-explore/mlx-lm), in 4 bits:
+
+```bash
+pip install mlx-lm
+mlx_lm.convert --hf-path {where} --mlx-path {name}-mlx -q
+mlx_lm.chat --model {name}-mlx
+```
+
+At an address that stays, by Hugging Face's [Inference Endpoints](https://endpoints.huggingface.co), paid for by the hour while it is up:
+
+```bash
+{endpoint}
 ```"""
 
 
@@ -897,6 +1008,9 @@ def merged_card(where: str, made: Mapping[str, Mapping[str, Any]], name: str, ad
     says = f"`{display_name(adapter.base)}` with the LoRA adapter `{display_name(name)}` folded in, in 16 bits."
     base = None if Path(adapter.base).exists() else adapter.base
     parts = [says, compared_part(made), MERGED_USE.format(where=where)]
+    if not Path(where).exists():
+        endpoint = endpoint_command(where.removesuffix("-merged"))
+        parts.append(MERGED_ELSEWHERE.format(where=where, name=Path(where).name.lower(), endpoint=endpoint))
     return render_card(Path(where).name, base, "finetune", "transformers", parts)
 
 
@@ -914,6 +1028,13 @@ llama-cli -hf {repo}:{tag}
 ollama run hf.co/{repo}:{tag}
 ```
 
+Or from files, with the chat template and what ends an answer in `Modelfile`:
+
+```bash
+hf download {repo} {file} Modelfile --local-dir .
+ollama create {name} -f Modelfile
+```
+
 [LM Studio](https://lmstudio.ai):
 
 ```bash
@@ -923,7 +1044,7 @@ lms import {file}
 FROM_FILE = """## On a laptop
 
 [llama.cpp](https://github.com/ggml-org/llama.cpp): `llama-cli -m {file}`. [LM Studio](https://lmstudio.ai): `lms import {file}`.
-[Ollama](https://ollama.com): `echo "FROM ./{file}" > Modelfile && ollama create {name} -f Modelfile && ollama run {name}`."""
+[Ollama](https://ollama.com), from here: `ollama create {name} -f Modelfile && ollama run {name}`."""
 PHONE = """## On a phone
 
 Any app that runs llama.cpp takes `{file}`: [PocketPal AI](https://github.com/a-ghorbani/pocketpal-ai) (Android, iOS) opens it from
@@ -935,20 +1056,15 @@ In an app of your own, Liquid AI's [LEAP SDK](https://docs.liquid.ai/deployment/
 
 
 def gguf_card(
-    folder: Path,
-    repo: str | None,
-    made: Mapping[str, Mapping[str, Any]],
-    name: str,
-    adapter: Adapter,
-    merged: str | None,
-    kind: str,
+    folder: Path, repo: str | None, record: Mapping[str, Any], name: str, adapter: Adapter, merged: str | None, kind: str
 ) -> str:
     """README.md of GGUF files. repo, merged: where they and the merged model are on the Hub; kind: its model_type."""
+    made = record["made"]
     file = next(iter(made.values()))["file"]
     values = {"repo": repo, "file": file, "tag": file.rsplit("-", 1)[1].removesuffix(".gguf"), "name": Path(file).stem.lower()}
     says = f"GGUF files of `{display_name(adapter.base)}` with the LoRA adapter `{display_name(name)}`, made by llama.cpp."
     laptop, phone = LAPTOP if repo else FROM_FILE, PHONE + (LEAP if kind.startswith("lfm2") else "")
-    parts = [says, laptop.format(**values), phone.format(**values), compared_part(made)]
+    parts = [says, laptop.format(**values), phone.format(**values), compared_part(made, record.get("whole"))]
     return render_card(Path(repo or folder).name, merged, "quantized", "gguf", parts)
 
 
@@ -1152,6 +1268,157 @@ def memory_bytes() -> int | None:
         with contextlib.suppress(OSError, ValueError):  # "max": there is none
             found.append(int(Path(limit).read_text("utf-8")))
     return min(found, default=None)
+
+
+# ---- training/modelfile.py ------------------------------------------------------------------------------------
+# An Ollama Modelfile for a GGUF file: the chat template in Go's language, which Ollama reads, and what ends an answer.
+#
+# What stands around each turn is read off the tokenizer's own template, by rendering marked turns, and held against it on
+# whole conversations. A template that is no such sequence of turns gets none here: Ollama then looks at the file's own.
+
+
+USER, ANSWER, SECOND, SYSTEM = "Qzuser", "Qzanswer", "Qzsecond", "Qzsystem"
+CONVERSATIONS = (
+    [("user", "Why?")],
+    [("system", "Be brief."), ("user", "Why?")],
+    [("user", "Why?"), ("assistant", "Because."), ("user", "And then?")],
+    [("system", "Be brief."), ("user", "Why?"), ("assistant", "Because."), ("user", "And then?")],
+)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What a chat template writes around the text of each role; without: in place of a system turn; then: before an answer."""
+
+    system: tuple[str, str] | None
+    without: str
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    then: str
+
+    def text(self, conversation: list[tuple[str, str]]) -> str:
+        """As Ollama writes it with go_template."""
+        system = next((text for role, text in conversation if role == "system"), "")
+        begin, end = self.system or ("", "")
+        written = begin + system + end if system else self.without
+        for role, text in conversation:
+            if role != "system":
+                begin, end = self.user if role == "user" else self.assistant
+                written += begin + text + end
+        return written + self.then
+
+    def go_template(self) -> str:
+        (user, user_end), (answer, answer_end) = self.user, self.assistant
+        begin, end = self.system or ("", "")
+        system = f"{{{{ if .System }}}}{begin}{{{{ .System }}}}{end}{{{{ else }}}}{self.without}{{{{ end }}}}"
+        return (
+            f"{system if self.system else self.without}{{{{ range .Messages }}}}"
+            f'{{{{ if eq .Role "user" }}}}{user}{{{{ .Content }}}}{user_end}'
+            f'{{{{ else if eq .Role "assistant" }}}}{answer}{{{{ .Content }}}}{answer_end}'
+            f"{{{{ end }}}}{{{{ end }}}}{self.then}"
+        )
+
+
+def find_turns(tokenizer: Any, adds_begin: bool) -> Turns | None:
+    """The turns of a tokenizer's chat template; None where it writes conversations in another way, or there is none.
+
+    adds_begin: whether llama.cpp puts the token before a text that begins every text: then the template must not.
+    """
+    if not tokenizer.chat_template:
+        return None
+    begin = tokenizer.bos_token if adds_begin else ""
+
+    def render(*turns: tuple[str, str], answers: bool = False) -> str:
+        messages = [{"role": role, "content": text} for role, text in turns]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answers)
+        return text.removeprefix(begin or "")
+
+    try:
+        turns = read_turns(render)
+        same = all(
+            turns.text(conversation) == render(*conversation, answers=True)
+            for conversation in CONVERSATIONS
+            if turns.system or conversation[0][0] != "system"
+        )
+    except Exception:  # of any template's own: none here
+        return None
+    text = turns.go_template()
+    literal = turns.without + turns.then + "".join([*(turns.system or ()), *turns.user, *turns.assistant])
+    return turns if same and '"""' not in text and "{{" not in literal and "}}" not in literal else None
+
+
+def working_turns(model: LlamaCpp, tokenizer: Any, reference: Mapping[str, Any]) -> Turns | None:
+    """The turns, where llama.cpp makes of them the tokens of the tokenizer's own template, and so answers the same."""
+    turns = find_turns(tokenizer, model.adds_begin)
+    prompts = [turns.text([("user", question)]) for question in reference["asked"]] if turns else []
+    same = [
+        model.whole_tokens(prompt) == model.tokens(answer["prompt"])
+        for prompt, answer in zip(prompts, reference["answers"], strict=bool(turns))
+    ]
+    if not turns or not all(same):
+        message = "Its chat template cannot be written as Ollama's: Ollama looks for one of its own that is like it."
+        emit("warning", code="no_ollama_template", message=message)
+        return None
+    ids = model.answer(model.whole_tokens(prompts[0]), reference["length"], reference["stops"])
+    emit("ollama", prompts=len(prompts), example={"question": reference["asked"][0], "answer": model.text(ids)})
+    return turns
+
+
+def read_turns(render: Any) -> Turns:
+    """Raises ValueError where a marked text is not there, or stands more than once."""
+    asked = render(("user", USER))
+    head, user_end = between(asked, USER)
+    then = after(render(("user", USER), answers=True), asked)
+    answered = render(("user", USER), ("assistant", ANSWER), ("user", SECOND))
+    _, rest = between(answered, USER)
+    middle, rest = between(rest, ANSWER)
+    next_turn, _ = between(rest, SECOND)
+    answer, answer_end = after(middle, user_end), between(render(("user", USER), ("assistant", ANSWER)), ANSWER)[1]
+    user = after(next_turn, answer_end)
+    without = before(head, user)
+    try:
+        begin, rest = between(render(("system", SYSTEM), ("user", USER)), SYSTEM)
+        system = begin, before(between(rest, USER)[0], user)
+    except Exception:  # a template without a system turn
+        system = None
+    return Turns(system, without, (user, user_end), (answer, answer_end), then)
+
+
+def between(text: str, mark: str) -> tuple[str, str]:
+    if text.count(mark) != 1:
+        raise ValueError(f"{mark} stands {text.count(mark)} times")
+    left, _, right = text.partition(mark)
+    return left, right
+
+
+def after(text: str, start: str) -> str:
+    if not text.startswith(start):
+        raise ValueError("it begins otherwise")
+    return text[len(start) :]
+
+
+def before(text: str, end: str) -> str:
+    if not text.endswith(end):
+        raise ValueError("it ends otherwise")
+    return text[: len(text) - len(end)]
+
+
+def modelfile(file: str, turns: Turns | None, stops: list[str]) -> str:
+    """The text of a Modelfile beside a GGUF file."""
+    lines = [f"FROM ./{file}"]
+    if turns:
+        lines.append(f'TEMPLATE """{turns.go_template()}"""')
+    return "\n".join([*lines, *(f"PARAMETER stop {json.dumps(text, ensure_ascii=False)}" for text in stops)]) + "\n"
+
+
+def write_ollama_files(folder: Path, file: str, turns: Turns | None, stops: list[str]) -> list[str]:
+    """A Modelfile, and what `ollama run hf.co/…` reads from a repository: template and params. Returns their names."""
+    texts = {"Modelfile": modelfile(file, turns, stops), "params": json.dumps({"stop": stops}, ensure_ascii=False) + "\n"}
+    if turns:
+        texts["template"] = turns.go_template()
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [*texts]
 
 
 if __name__ == "__main__":

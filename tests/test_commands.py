@@ -108,6 +108,13 @@ def of_hf(bench: Bench, command: str) -> None:
     assert len(list(bench.hub.jobs)) - created == (words[1:4] == ["jobs", "uv", "run"])
 
 
+def flags_of_hf(bench: Bench, command: str) -> None:
+    """The real `hf` has this command with these flags."""
+    words = command.split()[1:3]
+    said = bench.run(str(Path(sys.executable).with_name("hf")), *words, "--help")
+    assert flags(command) <= set(re.findall(r"--[\w-]+", said))
+
+
 def by_its_help(bench: Bench, command: str) -> None:
     """What takes long, or serves until it is ended, is only asked whether it has these flags."""
     words = shlex.split(re.sub(r"^(uv run|uvx|python) ", "", command))
@@ -126,7 +133,9 @@ def elsewhere(_: Bench, __: str) -> None:
 
 HOW: dict[str, Callable[[Bench, str], None]] = {
     r"(check|estimate|submit|status|logs)\.py .*": ours,
-    r"hf .*": of_hf,
+    r"hf (?!endpoints ).*": of_hf,
+    r"hf endpoints .*": flags_of_hf,  # an account that pays by the hour
+    r"(mlx_lm\.\w+|pip install mlx-lm).*": elsewhere,  # Apple's own processors
     r"make .*": of_make,
     r"uv run templates/\w+\.py .*": by_its_help,  # run in tests/test_training.py, tests/test_export.py
     r"python benchmarks/fit_memory\.py": elsewhere,  # run in tests/test_memory.py

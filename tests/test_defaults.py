@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import subprocess
 
+import dpo
 import pytest
 import sft
 from conftest import ROOT, ROWS, SFT
@@ -15,6 +17,8 @@ from tiny_models import shape_of_a_model
 from unsloth_jobs.estimate import cost
 from unsloth_jobs.estimate.flavors import Flavor, snapshot_flavors
 from unsloth_jobs.lookup.model_info import Model
+from unsloth_jobs.training.memory import ROOM, activation_bytes
+from unsloth_jobs.training.precision import fits_in_16bit
 
 SMOLLM2 = {"model_type": "llama", "hidden_size": 576}
 
@@ -150,6 +154,30 @@ def test_auto_is_a_word_and_any_other_is_refused(flag, capsys):
         sft.parse_args(["--dataset", "x", flag, "automatic"])
     said = capsys.readouterr().err
     assert f"argument {flag}" in said and "|auto value" in said
+
+
+def test_a_preference_needs_room_for_both_of_its_answers():
+    linears = {f"model.layers.{place}.mlp.up_proj": (8192, 2048) for place in range(16)}
+    settings = [sft.Settings(base_model="a/b", dataset="c/d"), dpo.Settings(base_model="a/b", dataset="c/d")]
+    parameters, kept = 10**9, activation_bytes(linears, 2048)
+    memory = (2 * parameters + 1.5 * kept) / ROOM  # of one row of full length, and half of another
+    assert [fits_in_16bit(one, linears, {}, parameters, memory) for one in settings] == [True, False]
+    assert fits_in_16bit(settings[1], linears, {}, parameters, memory + kept / ROOM)
+
+
+def test_a_model_that_cannot_be_laid_out_is_held_in_4_bits_and_said_to_be_unknown(training_python):
+    code = """
+import sys
+sys.path.insert(0, "scripts")
+from transformers import CLIPConfig
+from unsloth_jobs.training import precision
+precision.gpu_bytes = lambda: int(24e9)  # as on a machine with a GPU
+print(precision.choose_precision(None, CLIPConfig()))
+"""
+    done = subprocess.run([training_python, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(False, ") and "how large the model is could not be told (ValueError: " in done.stdout
+    assert "--load-in-16bit" in done.stdout
 
 
 # ---- what is said before a run

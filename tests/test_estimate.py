@@ -10,8 +10,10 @@ import pytest
 from commands import Commands
 from conftest import ROOT, ROWS, SFT
 from hub import Hub
-from unsloth_jobs.estimate import cost
+from unsloth_jobs.estimate import cost, other_jobs
+from unsloth_jobs.estimate.flavors import Flavor
 from unsloth_jobs.estimate.history import History, Range, entries
+from unsloth_jobs.jobs.pricing import Priced, export_misfit, ranked, recommend
 from unsloth_jobs.lookup.model_info import Model
 
 RUN = ["ada/tiny", "ada/docs"]
@@ -260,3 +262,35 @@ def test_an_estimate_that_is_not_sound_answers_with_all_its_keys(hub, commands):
     assert refused["ok"] is False and refused["flavors"] == [] and refused["recommended"] is None
     assert set(refused) | {"framework"} == set(sound)
     assert [problem["code"] for problem in refused["problems"]] == ["not_found"]
+
+
+def test_an_export_and_an_evaluation_are_priced_from_what_they_load_and_make(hub, commands, tmp_path):
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "adapter_config.json").write_text('{"base_model_name_or_path": "ada/tiny", "peft_type": "LORA"}')
+    (tmp_path / "tuned" / "adapter_model.safetensors").write_bytes(b"...")
+    hub.add_repo("ada/tuned", tmp_path / "tuned")
+    price = lambda name, *more: commands.json("estimate.py", "ada/tuned", "--script", f"templates/{name}.py", *more)  # noqa: E731
+    commands.cwd = ROOT
+    few, many = price("export"), price("export", "--quantizations", "q4_k_m,q8_0")
+    assert few["recommended"]["flavor"] == "cpu-basic" and few["recommended"]["max_usd"] > 0
+    assert list(many["files"]) == ["merged", "q4_k_m", "q8_0"]
+    assert many["files"]["q4_k_m"] < many["files"]["q8_0"] < many["files"]["merged"]
+    assert {one["flavor"] for one in few["flavors"]} == {"cpu-basic", "cpu-upgrade", "cpu-xl", "cpu-performance"}
+    alone, prompted = price("evaluate"), price("evaluate", "--system-prompt", "Be brief.", "--benchmarks", "gsm8k")
+    assert alone["recommended"]["flavor"] == "t4-small"
+    seconds = [one["flavors"][0]["seconds"] for one in (alone, prompted)]
+    assert seconds[1]["answers"][1] == pytest.approx(1.5 * seconds[0]["answers"][1], abs=1)  # three contenders, not two
+    assert "benchmarks" in seconds[1] and "benchmarks" not in seconds[0]
+    shown = commands.run("estimate.py", "ada/tuned", "--script", "templates/export.py").stdout
+    assert "Submit with: --flavor cpu-basic" in shown and "merged, 16 bits" in shown
+
+
+def test_a_base_that_no_cheap_machine_holds_is_exported_on_a_larger_one():
+    sizes = other_jobs.ExportSizes(60 * 10**9, 60 * 10**9, {"merged": 60 * 10**9, "q4_k_m": 18 * 10**9})
+    small, large = Flavor("cpu-upgrade", 0.0005, disk_gb=50, ram_gb=32), Flavor("cpu-xl", 0.0167, disk_gb=1000, ram_gb=124)
+    found = ranked(
+        [Priced(one, other_jobs.estimate_export(one, sizes, 48), export_misfit(one, sizes)) for one in (small, large)]
+    )
+    assert [one.flavor.name for one in found] == ["cpu-xl", "cpu-upgrade"]
+    assert "67 GB of memory" in found[1].reason and recommend(found).flavor == "cpu-xl"
+    assert recommend(found[1:]) is None

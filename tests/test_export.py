@@ -55,14 +55,17 @@ def hub(training_python, llama, tiny_model, tmp_path_factory):
     with hub_of_ada(folder / "hub", execute_jobs=True, scheduling=0.1) as hub:
         hub.add_repo("ada/tiny-llama", llama)
         hub.add_repo("ada/tiny-lfm2", tiny_model)
-        words = ["--base-model", "ada/tiny-llama", "--dataset", "rows.jsonl", "--output-repo", "ada/tuned", "--load-in-16bit"]
-        words += ["--max-steps", "20", "--batch-size", "4", "--gradient-accumulation", "1", "--learning-rate", "1e-2"]
-        words += ["--max-seq-length", "128", "--eval-split", "0.02", "--save-steps", "1000", "--early-stopping", "0"]
-        done = subprocess.run(
-            [training_python, str(SFT), *words], env=environment(hub), cwd=folder, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        words = ["--base-model", "ada/tiny-llama", "--output-repo", "ada/tuned", "--load-in-16bit", "--learning-rate", "1e-2"]
+        train(hub, training_python, folder, *words, "--max-steps", "20")
         yield hub
+
+
+def train(hub: Hub, python: str, folder: Path, *words: str) -> None:
+    """On rows.jsonl of the folder, briefly."""
+    words += ("--dataset", "rows.jsonl", "--batch-size", "4", "--gradient-accumulation", "1", "--max-seq-length", "128")
+    words += ("--eval-split", "0.02", "--save-steps", "1000", "--early-stopping", "0")
+    done = subprocess.run([python, str(SFT), *words], env=environment(hub), cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 # Of questions that it was not trained on, random weights in 4 bits hold 78 to 84%, by the processor's own kernels.
@@ -127,6 +130,20 @@ def test_a_job_makes_a_merged_model_and_gguf_files_that_answer_like_the_adapter(
         "lms import tuned-Q4_K_M.gguf",
     ):
         assert command in card
+    # Ollama is told the template and what ends an answer; with that, llama.cpp gave the answer of the comparison.
+    [ollama] = [event for event in said if event["event"] == "ollama"]
+    assert ollama["example"]["answer"] == compared["bf16"]["example"]["converted"]
+    modelfile = ggufs["Modelfile"].read_text()
+    assert modelfile == f'FROM ./tuned-Q4_K_M.gguf\nTEMPLATE """{ggufs["template"].read_text()}"""\nPARAMETER stop "</s>"\n'
+    assert "[INST] {{ .Content }} [/INST]" in modelfile
+    assert json.loads(ggufs["params"].read_text()) == {"stop": ["</s>"]}
+    assert "| in 16 bits, not kept |" in card and f"{compared['bf16']['agreement']:.1%}" in card
+    # Each card says what comes next.
+    adapter_card, merged_card = hub.files("ada/tuned")["README.md"].read_text(), merged["README.md"].read_text()
+    for text in (adapter_card, merged_card):
+        assert "hf endpoints deploy tuned --repo ada/tuned-merged" in text
+    assert "serve.py ada/tuned --chat" in adapter_card and "The GGUF file: q4_k_m, about 1 MB: " in adapter_card
+    assert "mlx_lm.convert --hf-path ada/tuned-merged" in merged_card
     assert "base_model: ada/tuned-merged" in card
     assert "base_model: ada/tiny-llama" in merged["README.md"].read_text()
     assert f"{compared['q8_0']['agreement']:.1%}" in card
@@ -143,9 +160,21 @@ def test_what_is_pushed_is_not_made_again(hub, export_python, tmp_path):
     code, said = run_export(hub, tmp_path, export_python, *arguments, HF_HOME=str(tmp_path / "home"))
     assert code == 0, said[-1]
     assert [event["what"] for event in said if event["event"] == "converted"] == ["bf16", "q6_k"]
+    assert hub.files("ada/tuned-GGUF")["Modelfile"].read_text().startswith("FROM ./tuned-Q4_K_M.gguf\n")
     assert [event["what"] for event in said if event["event"] == "pushed"] == ["q6_k"]
     assert set(said[-1]["made"]) == {"merged", "q4_k_m", "q8_0", "q6_k"}
     assert not [r for r in hub.journal.requests()[earlier:] if "tiny-llama/resolve" in r.path and "safetensors" in r.path]
+
+
+def test_an_adapter_that_went_on_from_another_is_exported_whole(hub, training_python, export_python, tmp_path):
+    """It holds both trainings, on the base of the first: nothing of it is missing in the merged model."""
+    row = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Insert an item, and I."}]}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 100)
+    train(hub, training_python, tmp_path, "--base-model", "ada/tuned", "--output-repo", "ada/further", "--max-steps", "4")
+    code, said = run_export(hub, tmp_path, export_python, "--adapter", "ada/further", "--quantizations", "none")
+    [compared] = [event for event in said if event["event"] == "compared"]
+    assert code == 0 and compared["agreement"] >= 0.9
+    assert "base_model: ada/tiny-llama" in hub.files("ada/further-merged")["README.md"].read_text()
 
 
 def test_a_conversion_that_disagrees_is_not_pushed(hub, export_python, tmp_path):
@@ -257,4 +286,4 @@ def test_a_machine_that_cannot_hold_the_export_is_seen_before_the_download(tmp_p
     assert stop(1e9) is None
     monkeypatch.undo()
     assert 1e8 < export.memory_bytes() < 1e14
-    assert all(export.bits(name) for name in export.QUANTIZATIONS)
+    assert all(export.gguf_bytes(1e9, name) for name in export.QUANTIZATIONS)

@@ -529,6 +529,22 @@ def test_an_export_says_both_of_its_repositories(hub, commands, adapter):
     assert "ada/adapter-merged (private; the run makes it)" in summary["result"]
     assert "ada/adapter-GGUF (private)" in summary["result"]
     assert summary["makes"] == "a merged model in 16 bits, GGUF in q4_k_m"
+    assert summary["of model"] == "ada/tiny"
+    # Files with their sizes, and what making them takes: priced before it is approved.
+    merged, q4 = summary["files"].split("\n")
+    assert merged.startswith("merged, 16 bits: about ") and q4.startswith("q4_k_m: about ") and "tokens a second" in q4
+    assert summary["estimate"].endswith("from the sizes of the files")
+    found = shown["estimate"]
+    assert 0 < found["hours_low"] < found["hours_high"] and 0 < found["usd_low"] < found["usd_high"]
+    assert set(found["seconds"]) == {"start", "transfer", "files", "comparison"}
+
+
+def test_an_export_of_a_base_that_is_gone_is_refused_before_anything_is_paid(hub, commands, tmp_path, adapter):
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "ada/gone", "peft_type": "LORA"}')
+    hub.add_repo("ada/orphan", adapter)
+    words = ["--yes", "--max-usd", "1", "--flavor", "cpu-upgrade"]
+    assert refusal(commands, *words, arguments=["--adapter", "ada/orphan"], script=EXPORT, code=1)["code"] == "not_found"
+    assert jobs_created(hub) == []
 
 
 def test_a_model_made_of_anothers_adapter_is_the_users(hub, commands, adapter):

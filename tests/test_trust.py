@@ -109,10 +109,15 @@ def test_a_result_that_a_stranger_s_job_names_is_no_command():
 
 
 def test_a_run_that_is_done_says_what_it_was_worth_and_what_comes_next():
-    summary = summarise([progress(100, 1.2), event("done", base_loss=2.4, tuned_loss=1.312, repo="ada/out")])
+    done = event("done", base_loss=2.4, tuned_loss=1.312, repo="ada/out", parameters=1_170_000_000)
+    summary = summarise([progress(100, 1.2), done])
     status = Status(job("COMPLETED"), summary, PLAN, None)
     assert status.learned == "held-out loss 2.4000 → 1.3120"
-    compared, exported = (shlex.split(line.partition(": ")[2]) for line in status.next.splitlines()[1:])
+    chat, laptop, api, stays, _ = status.next.splitlines()[1:]
+    tried, exported, called, kept, compared = (shlex.split(line.rpartition(": ")[2]) for line in status.next.splitlines()[1:])
+    assert tried[2].endswith("scripts/serve.py") and tried[3:] == [status.job.job_id, "--chat"] and called == tried[:-1]
+    assert "q4_k_m, about 717 MB: about 30 tokens a second on a laptop's processor, 10 on a phone" in laptop
+    assert kept[:6] == ["hf", "endpoints", "deploy", "out", "--repo", "ada/out-merged"]
     assert compared[3].endswith("templates/evaluate.py") and compared[-4:-2] == ["--models", "ada/out"]
     assert exported[3].endswith("templates/export.py") and exported[-2:] == ["--adapter", "ada/out"]
     base = {"name": "base", "right": 0.12}

@@ -249,9 +249,9 @@ def misfits(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: st
 
 
 def least_memory(model: Model, settings: TrainingSettings) -> memory.Memory:
-    """With one sequence at a time, which is what a run comes down to where more do not fit."""
+    """With the smallest forward pass, which is what a run comes down to where more do not fit."""
     kept = settings.gradient_checkpointing == "off"
-    return memory.memory(model, settings, settings.max_seq_length * preferences.least_sequences(settings), kept)
+    return memory.memory(model, settings, settings.max_seq_length * getattr(settings, "least_sequences", 1), kept)
 
 
 def bf16_for(model: Model) -> str:

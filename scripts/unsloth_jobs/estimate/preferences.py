@@ -29,12 +29,6 @@ def divide_step(longest: int, settings: Any, loss: Loss, keeps: Callable[[int], 
     return choose_batching(widest, lambda sequences: 0, keeps, False, loss.smallest)
 
 
-def least_sequences(settings: Any) -> int:
-    """Sequences in a forward pass at least."""
-    loss = loss_of(settings)
-    return loss.sequences * loss.smallest if loss else 1
-
-
 def also_forward(settings: Any) -> float:
     """Floating-point operations per weight and token of what is only read: by the reference, and for KTO's KL by both."""
     loss = loss_of(settings)

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ..errors import USAGE, UserError
+from ..estimate.other_jobs import EvaluationSize
 from ..lookup import client
 from ..lookup.dataset_info import is_local
 from ..lookup.identity import Identity
@@ -66,6 +67,15 @@ def resolve_models(api: HfApi, settings: Any, is_job: bool) -> tuple[Any, list[N
         raise UserError("too_many_contenders", message, "Name fewer with --models.", USAGE)
     models = ",".join(one.pinned for one in others)
     return replace(settings, models=models, base_model=base, base_model_revision=revision), found
+
+
+def size_of(settings: Any, models: list[NamedModel]) -> EvaluationSize:
+    """How much is asked, of whom. The base is loaded once for all adapters on it; its forms answer on their own."""
+    others = [one for one in models if one.config or one.id != settings.base_model]
+    contenders = len(others) + bool(settings.base_model) + bool(settings.system_prompt) + bool(settings.few_shot)
+    whole = sum(not one.config for one in others)
+    items = settings.benchmark_items * len(settings.tasks)
+    return EvaluationSize(contenders, whole + bool(settings.base_model), settings.max_graded, items, settings.grading_seconds)
 
 
 def find_named(api: HfApi, name: str, is_job: bool) -> NamedModel:

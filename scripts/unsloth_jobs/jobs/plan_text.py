@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..estimate.other_jobs import EVALUATION_BASIS, EXPORT_BASIS
 from ..lookup import client
 from ..output import duration, span
 from ..training.contenders import id_and_revision
 from ..training.epochs import MOST_EPOCHS, why_epochs
+from ..training.gguf_sizes import speed_class
 from ..training.lora import alpha_of, rank_of
 from ..training.precision import is_precision_auto
 from ..training.setting import AUTO
@@ -31,7 +33,7 @@ def summarise(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, 
         about = evaluating(made)
     else:
         about = training(made, estimate)
-    return about | sent(plan) | costs(plan, estimate, trains=hasattr(settings, "num_epochs"))
+    return about | sent(plan) | costs(plan, estimate, is_known=settings is not None)
 
 
 def details(plan: Plan) -> dict[str, str]:
@@ -67,13 +69,22 @@ def training(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, s
 
 def exporting(made: PreparedPlan) -> dict[str, str]:
     settings = made.settings
-    return {
+    lines = {
         "adapter": pinned(settings.adapter, settings.adapter_revision),
         "of model": pinned(made.plan.model, made.plan.model_revision),
         "makes": "a merged model in 16 bits" + (f", GGUF in {', '.join(settings.wanted)}" if settings.wanted else ""),
+        "files": "\n".join(file_line(name, of_bytes) for name, of_bytes in made.sizes.files.items()) if made.sizes else "",
         "result": "\n".join(described(one, made.plan.public) for one in made.repositories)
         or f"the folder {made.plan.output_dir}",
     }
+    return {name: value for name, value in lines.items() if value}
+
+
+def file_line(name: str, of_bytes: int) -> str:
+    """A result with its size and, of a file for a laptop, the speed to expect."""
+    if name == "merged":
+        return f"merged, 16 bits: about {size(of_bytes)}"
+    return f"{name}: about {size(of_bytes)}; {speed_class(of_bytes)}"
 
 
 def evaluating(made: PreparedPlan) -> dict[str, str]:
@@ -174,17 +185,19 @@ def sent(plan: Plan) -> dict[str, str]:
 
 
 def size(of_bytes: int) -> str:
+    if of_bytes >= 1e9:
+        return f"{of_bytes / 1e9:,.1f} GB"
     return f"{of_bytes / 1e6:,.1f} MB" if of_bytes >= 1e5 else f"{of_bytes / 1e3:,.1f} kB"
 
 
-def costs(plan: Plan, estimate: dict[str, Any] | None, trains: bool) -> dict[str, str]:
+def costs(plan: Plan, estimate: dict[str, Any] | None, is_known: bool) -> dict[str, str]:
     if plan.where == "local":
         return {"runs on": "this machine, for nothing", "timeout": ends(plan)}
     return {
         "runs on": plan.flavor + (f", {plan.vram_gb:.0f} GB" if plan.vram_gb else ""),
         "paid by": plan.namespace or "",
         "price": f"${plan.usd_per_minute * 60:.2f} an hour",
-        "estimate": estimated(estimate) if trains else "none: only training is estimated",
+        "estimate": estimated(estimate) if is_known else "none: what this script does is not known",
         "timeout": ends(plan),
         "costs at most": f"${plan.max_usd:.2f}",
     }
@@ -198,7 +211,8 @@ def estimated(estimate: dict[str, Any] | None) -> str:
     if estimate is None:
         return "none was made from here with these arguments (estimate.py)"
     time = span(estimate["hours_low"], estimate["hours_high"])
-    return f"{time}, ${estimate['usd_low']:.2f}–{estimate['usd_high']:.2f} for the whole run"
+    cost = f"{time}, ${estimate['usd_low']:.2f}–{estimate['usd_high']:.2f} for the whole run"
+    return f"{cost}, from {estimate['basis']}" if estimate.get("basis") in (EXPORT_BASIS, EVALUATION_BASIS) else cost
 
 
 def heading(plan: Plan) -> str:

@@ -11,9 +11,10 @@ from huggingface_hub import HfApi
 
 from .. import template
 from ..errors import USAGE, Problem, UserError
-from ..estimate import cost
+from ..estimate import cost, other_jobs
 from ..estimate.flavors import LOCAL, Flavor, fetch_flavor
 from ..estimate.history import run_key
+from ..estimate.other_jobs import ExportSizes
 from ..lookup.adapter_info import with_lora_of
 from ..lookup.dataset_info import is_local
 from ..lookup.identity import Identity, whoami, writable_namespace
@@ -48,6 +49,8 @@ class PreparedPlan:
     repositories: tuple[preflight.Repository, ...] = ()
     problems: tuple[Problem, ...] = ()
     parent: Parent | None = None  # the adapter that training goes on from
+    estimate: dict[str, Any] | None = None  # of a job that trains nothing; a training's is made by estimate.py
+    sizes: ExportSizes | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class ResolvedRun:
     model: str | None
     model_revision: str | None
     parameters: Model | None = None  # of the model, where one is trained
+    estimate: dict[str, Any] | None = None
+    sizes: ExportSizes | None = None
 
 
 def prepare(api: HfApi, request: RunRequest) -> PreparedPlan:
@@ -110,7 +115,8 @@ def prepare(api: HfApi, request: RunRequest) -> PreparedPlan:
         arguments.require_visible(settings)
     if not template.trains(module):
         resolve = resolve_evaluation if template.evaluates(module) else resolve_export
-        return with_arguments(base, resolve(api, settings, identity, owner), module, request.arguments)
+        run = resolve(api, settings, identity, owner, machine)
+        return with_arguments(base, run, module, request.arguments)
     run = resolve_training(api, module, settings, owner, request)
     if owner and run.parameters:
         preflight.require_fit(machine, flavors, run.parameters, run.settings)
@@ -169,7 +175,8 @@ def with_arguments(plan: Plan, run: ResolvedRun, module: template.Template, type
         output_dir=str(Path(save_local).resolve()) if save_local and plan.where == "local" else None,
         trackio_space=value("trackio_space"),
     )
-    return PreparedPlan(made, settings, run.repositories, parent=run.parameters.parent if run.parameters else None)
+    parent = run.parameters.parent if run.parameters else None
+    return PreparedPlan(made, settings, run.repositories, parent=parent, estimate=run.estimate, sizes=run.sizes)
 
 
 def resolve_training(
@@ -204,9 +211,15 @@ def fixed(machine: Flavor, model: Model, settings: Any) -> Any:
     return replace(settings, learning_rate=learning_rate_for(settings, model.config))
 
 
-def resolve_export(api: HfApi, settings: Any, identity: Identity | None, owner: str | None) -> ResolvedRun:
+def resolve_export(api: HfApi, settings: Any, identity: Identity | None, owner: str | None, machine: Flavor) -> ResolvedRun:
     """What a run of templates/export.py left open, filled in: the adapter's commit, and where the models go."""
     found = preflight.find_adapter(api, settings)
+    revision = settings.base_model_revision or found.base_revision or None
+    model = preflight.find_base(api, found.base, revision, is_job=owner is not None)
+    sizes = other_jobs.export_sizes(model, settings.wanted) if model else None
+    if sizes and owner:
+        preflight.require_export_fits(machine, sizes)
+    estimate = other_jobs.estimate_export(machine, sizes, settings.compare_tokens) if sizes and owner else None
     name = settings.output_repo or (found.id if found.revision else "")
     if owner and identity and not settings.output_repo and not identity.may("repo.write", name.partition("/")[0]):
         name = f"{owner}/{name.partition('/')[2]}"  # the adapter is another's: the models made of it are the user's
@@ -218,10 +231,10 @@ def resolve_export(api: HfApi, settings: Any, identity: Identity | None, owner: 
     repositories = tuple(preflight.find_repository(api, one) for one in names)
     for one in repositories:
         preflight.require_room(one, settings.public, of_adapter=False)
-    return ResolvedRun(settings, repositories, found.base, settings.base_model_revision or None)
+    return ResolvedRun(settings, repositories, found.base, revision, estimate=estimate, sizes=sizes)
 
 
-def resolve_evaluation(api: HfApi, settings: Any, identity: Identity | None, owner: str | None) -> ResolvedRun:
+def resolve_evaluation(api: HfApi, settings: Any, identity: Identity | None, owner: str | None, machine: Flavor) -> ResolvedRun:
     """What a run of templates/evaluate.py left open, filled in."""
     settings, models = evaluating.resolve_models(api, settings, is_job=owner is not None)
     settings = evaluating.resolve_rows(api, settings, models, is_job=owner is not None)
@@ -234,7 +247,10 @@ def resolve_evaluation(api: HfApi, settings: Any, identity: Identity | None, own
         preflight.require_room(one, settings.public, of_adapter=False)
     first = settings.base_model or models[0].id
     revision = settings.base_model_revision or (None if settings.base_model else models[0].revision)
-    return ResolvedRun(settings, repositories, first, revision)
+    model = preflight.find_base(api, first, revision, is_job=True) if owner else None
+    size = evaluating.size_of(settings, models)
+    estimate = other_jobs.estimate_evaluation(machine, model, size) if model else None
+    return ResolvedRun(settings, repositories, first, revision, estimate=estimate)
 
 
 def fetch_result_repositories(api: HfApi, identity: Identity | None, settings: Any) -> tuple[preflight.Repository, ...]:

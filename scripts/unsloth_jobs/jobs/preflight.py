@@ -17,15 +17,16 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from ..errors import USAGE, UserError
+from ..errors import HUB, USAGE, UserError
 from ..estimate import cost
 from ..estimate.flavors import Flavor
+from ..estimate.other_jobs import ExportSizes
 from ..lookup import client
 from ..lookup.adapter_info import fetch_model_to_train
 from ..lookup.checks import require_decoder
 from ..lookup.dataset_info import dataset_info, is_local
 from ..lookup.identity import Identity, writable_namespace
-from ..lookup.model_info import Model
+from ..lookup.model_info import Model, fetch_model
 from ..lookup.table import read_file, reasons
 from ..template import Template
 from ..training.settings import TrainingSettings
@@ -34,6 +35,7 @@ from .plan import Plan
 CPU_PARAMETERS = 100e6  # up to so many a processor trains in reasonable time
 MEDIA = re.compile(r"\b(image|audio|video)\b", re.IGNORECASE)
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+EXPORT_LIBRARIES_GB = 8  # on disk: torch and what it needs
 
 
 # ---- the model
@@ -80,6 +82,7 @@ class Adapter:
     id: str
     revision: str | None
     base: str
+    base_revision: str | None = None
 
 
 def find_adapter(api: HfApi, settings: Any) -> Adapter:
@@ -98,20 +101,50 @@ def find_adapter(api: HfApi, settings: Any) -> Adapter:
         if {"config.json", "model.safetensors"} <= files:
             fix += " A whole model needs no export: llama.cpp converts it as it is."
         raise UserError("no_adapter", f"{settings.adapter} is no LoRA adapter: it has no {missing[0]}.", fix)
-    base = settings.base_model or adapter_base(api, settings.adapter, revision)
+    config = adapter_config(api, settings.adapter, revision)
+    base = settings.base_model or str(config.get("base_model_name_or_path") or "")
     if Path(base).exists() or base.count("/") == 1:
-        return Adapter(settings.adapter, revision, base)
+        return Adapter(settings.adapter, revision, base, None if settings.base_model else config.get("revision"))
     raise UserError("no_base_model", f"The adapter names {base!r} as its base, which is no model's id.", "Pass --base-model.")
 
 
-def adapter_base(api: HfApi, name: str, revision: str | None) -> str:
-    """The model that an adapter says it was trained on; "" where it does not."""
+def adapter_config(api: HfApi, name: str, revision: str | None) -> dict[str, Any]:
+    """What an adapter says of itself; {} where that is no object."""
     path = Path(os.path.expanduser(name)) / ADAPTER_FILES[0]
     with client.asking(f"model {name}"):
         if not path.is_file():
             path = Path(api.hf_hub_download(name, ADAPTER_FILES[0], revision=revision))
         config = json.loads(path.read_text("utf-8"))
-    return str(config.get("base_model_name_or_path") or "") if isinstance(config, dict) else ""
+    return config if isinstance(config, dict) else {}
+
+
+def find_base(api: HfApi, name: str, revision: str | None, is_job: bool) -> Model | None:
+    """The model that an export or an evaluation loads; None where its shapes cannot be read, as of other formats.
+
+    Raises UserError where the job could not read it: it is gone, gated, or private.
+    """
+    try:
+        return fetch_model(api, name, revision)
+    except UserError as error:
+        if is_job and (error.exit_code == HUB or error.problem.code == "not_found"):
+            raise  # here it may lie in the cache
+        return None
+
+
+def require_export_fits(machine: Flavor, sizes: ExportSizes) -> None:
+    """Raises UserError where the machine would run out of memory or disk. What is not known of it is not held against it."""
+    disk = sizes.disk / 1e9 + EXPORT_LIBRARIES_GB
+    for code, what, needed, there in (
+        ("too_little_memory", "memory", sizes.memory / 1e9, machine.ram_gb),
+        ("too_little_disk", "disk", disk, machine.disk_gb),
+    ):
+        if 0 < there < needed:
+            raise UserError(
+                code,
+                f"This export needs about {needed:.0f} GB of {what}, and {machine.name} has {there:.0f} GB.",
+                f"Pass a flavor with more {what}, such as --flavor cpu-xl, or fewer --quantizations.",
+                USAGE,
+            )
 
 
 # ---- the rows
@@ -187,7 +220,8 @@ def find_repository(api: HfApi, name: str) -> Repository:
             return Repository(name)
         raise
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
-    base = adapter_base(api, name, info.sha) if set(ADAPTER_FILES) <= files else ""
+    config = adapter_config(api, name, info.sha) if set(ADAPTER_FILES) <= files else {}
+    base = str(config.get("base_model_name_or_path") or "")
     return Repository(name, bool(info.private), files, base)
 
 

@@ -16,7 +16,9 @@ from ..jobs.job import Backend, Job
 from ..jobs.plan import SCRIPTS, Plan
 from ..lookup.client import IS_ID, endpoint
 from ..output import duration
+from ..training.after_training import endpoint_command, laptop_line
 from ..training.secrets import quotation
+from ..values import whole
 from .causes import Diagnosis
 from .diagnosis import describe_saved, diagnose
 from .warnings import LONG_S, Alternative, alternatives, wait_warning, waited_s, warnings
@@ -114,12 +116,22 @@ class Status:
         if not (self.plan and self.plan.model and self.plan.dataset):
             return result  # no training of a template's
         adapter = str(self.plan.output_repo or self.plan.output_dir)
-        evaluation = self.command("evaluate.py", "l4x1", "1h", "--models", adapter, "--system-prompt", "YOUR PROMPT")
-        export = self.command("export.py", "cpu-upgrade", "2h", "--adapter", adapter)
-        return (
-            f"{result}\nTo compare it with its base, given your best prompt: {evaluation}\n"
-            f"To make files of it for a laptop or a phone: {export}"
+        here = self.plan.where == "local"
+        serve = shlex.join(["uv", "run", str(SCRIPTS / "serve.py"), self.job.job_id, *(["--where", "local"] if here else [])])
+        laptop = laptop_line(whole(self.summary.event("done").get("parameters")))
+        wishes = {
+            "To try it, in a chat beside its base": f"{serve} --chat",
+            f"To run it on a laptop or a phone ({laptop})": self.command(
+                "export.py", "cpu-upgrade", "2h", "--adapter", adapter
+            ),
+            "To call it from a program, at an OpenAI-compatible address": serve,
+        }
+        if not here:
+            wishes["To keep such an address, once it is exported (Inference Endpoints)"] = endpoint_command(adapter)
+        wishes["To compare it with its base, given your best prompt"] = self.command(
+            "evaluate.py", "l4x1", "1h", "--models", adapter, "--system-prompt", "YOUR PROMPT"
         )
+        return "\n".join([result, *(f"{wish}: {command}" for wish, command in wishes.items())])
 
     def command(self, template: str, flavor: str, timeout: str, *arguments: str) -> str:
         """The command that submits another template, to where this run was."""

@@ -6,11 +6,12 @@ that was converted wrongly so shows in the same figure as weights that were.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ class LlamaCpp:
 
     def tokens(self, text: str) -> list[int]:
         return self.llama.tokenize(text.encode(), add_bos=False, special=True)
+
+    def whole_tokens(self, text: str) -> list[int]:
+        """With the token before it that llama.cpp adds to every text, as the file says."""
+        return self.llama.tokenize(text.encode(), add_bos=True, special=True)
+
+    @property
+    def adds_begin(self) -> bool:
+        return self.whole_tokens("a") != self.tokens("a")
 
     def text(self, ids: list[int]) -> str:
         return self.llama.detokenize(ids).decode("utf-8", "replace").strip()
@@ -173,9 +182,11 @@ def compare(what: str, model: Transformers | LlamaCpp, reference: Mapping[str, A
     return figures
 
 
-def compare_gguf(what: str, path: Path, reference: Mapping[str, Any], least: float) -> dict[str, Any]:
+@contextlib.contextmanager
+def open_gguf(path: Path, reference: Mapping[str, Any]) -> Iterator[LlamaCpp]:
+    """A GGUF file in memory, with room for what the reference asks."""
     model = LlamaCpp(path, reference["context"])
     try:
-        return compare(what, model, reference, least)
+        yield model
     finally:
         model.llama.close()

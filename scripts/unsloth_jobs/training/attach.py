@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,19 @@ def in_full_precision(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
+def count_parameters(model: Any, linears: Mapping[str, tuple[int, int]]) -> int:
+    """Weights of a model, also where it is held in 4 bits: then a tensor has fewer entries than the layer has weights."""
+    sizes = ((linears.get(name.removesuffix(".weight")), weights.numel()) for name, weights in model.named_parameters())
+    return sum(shape[0] * shape[1] if shape else count for shape, count in sizes)
+
+
 def attach_adapter(model: Any, settings: TrainingSettings, parent: Parent | None = None) -> Any:
     """The model with LoRA on each target, new or as in the adapter that training goes on from.
 
     Raises Stop when it reaches less than min_coverage of the targets, or does not fit the model.
     """
     linears = linear_shapes(model)
+    parameters = count_parameters(model, linears)
     everything = lora_size([*adaptable(linears).values(), *expert_shapes(model)])
     targets = parent.targets if parent else lora_targets(linears, settings.target_modules)
     alike = {name: shape for name, shape in adaptable(linears).items() if leaf(name) in targets}
@@ -91,6 +99,7 @@ def attach_adapter(model: Any, settings: TrainingSettings, parent: Parent | None
         target_modules=targets,
         modules=len(adapted),
         trainable=trainable,
+        parameters=parameters,  # of the model under it
         expected_trainable=lora_size(asked.values(), rank_of(settings)),
     )
     if share < settings.min_coverage:

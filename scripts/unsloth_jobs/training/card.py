@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .after_training import use_part
 from .evaluation import Evaluation
 from .evidence import ANSWERS_FILE, last_loss
 from .files import sha256_of
@@ -131,6 +132,7 @@ def model_card(
         "## How it was made",
         markdown_table({"": "", **{name: value for name, value in figures.items() if value is not None}}),
         "" if base.exists() else CARD_USAGE.format(where=where) + (CARD_CHAT if answers else "") + "```",
+        use_part(where, LAST_EVENTS["coverage"]["parameters"]) if settings.output_repo and not base.exists() else "",
     ]
     return redacted("\n\n".join(filter(None, parts))) + "\n"
 

@@ -43,6 +43,7 @@ def emit_done(
         early_stopped="early_stopped" in LAST_EVENTS,
         supervised_fraction=masks["supervised_fraction"],
         coverage=LAST_EVENTS["coverage"]["coverage"],
+        parameters=LAST_EVENTS["coverage"]["parameters"],
         cost_usd=cost_usd(),
         steps=trainer.state.global_step,
         trained_steps=trained_steps,

@@ -30,28 +30,34 @@ def with_precision(settings: Chosen, in_16bit: bool) -> Chosen:
 def fits_in_16bit(
     settings: TrainingSettings, linears: Shapes, config: Mapping[str, Any], parameters: int, memory: float
 ) -> bool:
-    """Whether a GPU of this memory (bytes) holds the model in 16 bits and the activations of a row of full length.
+    """Whether a GPU of this memory (bytes) holds the model in 16 bits and the activations of the smallest forward pass: one
+    row of full length, and of a preference both of its answers.
 
     Then 16 bits cost no time either: nothing has to be recomputed for them. A memory of 0 is a CPU.
     """
     if config.get("quantization_config"):
         return False
-    return not memory or fits_kept(settings, linears, config, settings.max_seq_length, 2 * parameters, memory)
+    tokens = settings.max_seq_length * getattr(settings, "least_sequences", 1)
+    return not memory or fits_kept(settings, linears, config, tokens, 2 * parameters, memory)
 
 
-def chooses_16bit(settings: TrainingSettings, config: Any) -> bool:
-    """Whether a model of this transformers configuration is held in 16 bits on this machine."""
+def choose_precision(settings: TrainingSettings, config: Any) -> tuple[bool, str]:
+    """Whether a model of this transformers configuration is held in 16 bits on this machine, and why."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    if not (memory := gpu_bytes()):
-        return not config.to_dict().get("quantization_config")
+    stated, memory = config.to_dict(), gpu_bytes()
+    if not memory:
+        in_16bit = not stated.get("quantization_config")
+        return in_16bit, why_precision(in_16bit, stated, memory)
     try:
         with torch.device("meta"):  # its shapes, without memory for them
             model = AutoModelForCausalLM.from_config(config)
-    except Exception:  # a model that cannot be laid out empty: the smaller form is the safer guess
-        return False
-    return fits_in_16bit(settings, linear_shapes(model), config.to_dict(), model.num_parameters(), memory)
+    except Exception as error:  # the smaller form is the safer guess
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return False, f"4-bit QLoRA: how large the model is could not be told ({reason}); --load-in-16bit holds it in 16"
+    in_16bit = fits_in_16bit(settings, linear_shapes(model), stated, model.num_parameters(), memory)
+    return in_16bit, why_precision(in_16bit, stated, memory)
 
 
 def gpu_bytes() -> int:

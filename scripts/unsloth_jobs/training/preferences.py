@@ -175,6 +175,12 @@ def find_preference_format(
     return Format(name, roles, PreferenceReader(roles))
 
 
+def is_marked(first: Mapping[str, Any]) -> bool:
+    """Whether a row says of its answer that it is good or bad. A label that is a number may as well name a class."""
+    answered = any(name in first for name in PROMPTS) and any(name in first for name in COMPLETIONS)
+    return answered and str(from_cell(first.get("label"))).strip().lower() in ("true", "false")
+
+
 def hook_reads(hook: ToPreference, first: Mapping[str, Any]) -> bool:
     """Whether the script's to_preference reads these rows. Raises Stop where it fails on the first."""
     try:

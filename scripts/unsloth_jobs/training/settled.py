@@ -8,7 +8,7 @@ from typing import Any
 
 from .epochs import epochs_for, patience_for, why_epochs
 from .learning_rate import learning_rate_for, why_learning_rate
-from .precision import Chosen, chooses_16bit, gpu_bytes, is_precision_auto, why_precision, with_precision
+from .precision import Chosen, choose_precision, is_precision_auto, with_precision
 from .report import emit
 from .setting import AUTO
 from .settings import TrainingSettings
@@ -22,8 +22,8 @@ def settle(settings: Chosen, config: Any, rows: int, held_out: int) -> Chosen:
     stated = config.to_dict()
     why = why_chosen(settings, stated, rows, held_out)
     if is_precision_auto(settings):
-        settings = with_precision(settings, chooses_16bit(settings, config))
-        why["precision"] = why_precision(settings.load_in_16bit, stated, gpu_bytes())
+        in_16bit, why["precision"] = choose_precision(settings, config)
+        settings = with_precision(settings, in_16bit)
     values = chosen_values(settings, stated, rows, held_out)
     settings = replace(settings, **values)
     emit("settings", **values, load_in_16bit=settings.load_in_16bit, load_in_4bit=settings.load_in_4bit, why=why)

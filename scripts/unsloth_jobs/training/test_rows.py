@@ -117,5 +117,8 @@ def with_columns(settings: EvidenceSettings, training: Mapping[str, Any]) -> Evi
     """The settings with the columns of the training, where none are named."""
     if getattr(settings, "prompt_column", ""):
         return settings
-    columns: dict[str, Any] = {name: str(training.get(name) or "") for name in ("prompt_column", "completion_column")}
+    names = [f"{role}_column" for role in ("prompt", "completion", "chosen", "rejected", "label")]
+    columns: dict[str, Any] = {name: str(training.get(name) or "") for name in names if hasattr(settings, name)}
+    if training.get("loss") == "kto" and "label_column" in columns:
+        columns["label_column"] = columns["label_column"] or "label"
     return replace(settings, **columns)
