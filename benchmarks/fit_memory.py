@@ -3,7 +3,7 @@
     python benchmarks/fit_memory.py     # in the environment of templates/sft.py
 
 The rows of HELD_OUT (whole shapes, a third of all) take no part in the fit, and neither do the runs of the template
-itself in benchmarks/speed.csv. Rows that were measured with 8-bit Adam are held against what the model says of fp32
+itself in benchmarks/speed.csv, nor those of templates/dpo.py in benchmarks/preferences.csv. Rows that were measured with 8-bit Adam are held against what the model says of fp32
 moments, less the difference. Prints the constants to put into memory.py, and the error of the model as it stands
 there on each part. Rows of one process that come second in a compiled model lack what the first took for trying
 kernels, which a run of its own would not: they are marked, and left out of the errors.
@@ -19,6 +19,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "templates"), str(ROOT / "scripts"), str(ROOT / "benchmarks")]
+import dpo  # noqa: E402
 import sft  # noqa: E402
 from memory import config_of  # noqa: E402
 from unsloth_jobs.estimate import memory  # noqa: E402
@@ -46,7 +47,7 @@ def settings_of(row: dict[str, str]):
     words = ["--dataset", "x", "--batch-size", row["batch"], "--max-seq-length", row["length"]]
     words += ["--gradient-checkpointing", row["checkpointing"], "--packing" if row["packed"] == "yes" else "--no-packing"]
     words += ["--backend", row["backend"], f"--load-in-{row['precision']}", "--num-epochs", "1"]
-    return sft.parse_args(words)
+    return (dpo if row.get("loss") else sft).parse_args(words)
 
 
 def tokens_of(row: dict[str, str]) -> int:
@@ -111,12 +112,20 @@ def predicted(row: dict[str, str], model: Model) -> float:
 
 
 def report(rows: list[dict[str, str]], models: dict[str, Model]) -> None:
-    errors: dict[str, list[float]] = {"fitted": [], "held out": [], "template": []}
+    errors: dict[str, list[float]] = {"fitted": [], "held out": [], "template": [], "preferences": []}
     seen: set[tuple] = set()
     for row in rows:
         model, process = models[row["shape"]], (row["shape"], row["precision"], row["checkpointing"], row["backend"])
         error = predicted(row, model) / float(row["allocated_gib"]) - 1
-        part = "template" if "contender" in row else "held out" if row["shape"] in HELD_OUT else "fitted"
+        part = (
+            "preferences"
+            if row.get("loss")
+            else "template"
+            if "contender" in row
+            else "held out"
+            if row["shape"] in HELD_OUT
+            else "fitted"
+        )
         compiled = row["backend"] == "unsloth" and not memory.own_forward(model) and not row["shape"].startswith("gemma")
         second = part == "fitted" and process in seen and compiled
         seen.add(process)
@@ -145,12 +154,24 @@ def template_runs() -> list[dict[str, str]]:
         ]  # fmt: skip
 
 
+def preference_runs() -> list[dict[str, str]]:
+    """The whole runs of templates/dpo.py in preferences.csv: four pairs at once, each of two answers that fill the length."""
+    fixed = {"backend": "unsloth", "checkpointing": "off", "packed": "no", "optimizer": "adamw", "loss": "sigmoid"}
+    fixed |= {"batch": "8", "length": "1024"}
+    with (ROOT / "benchmarks" / "preferences.csv").open() as file:
+        return [
+            {**row, **fixed, "trainable": "0", "allocated_gib": str(float(row["peak_gb"]) * 1e9 / GIB)}
+            for row in csv.DictReader(file)
+            if row["contender"] == "ours" and row["peak_gb"]
+        ]
+
+
 def main() -> None:
     with (ROOT / "benchmarks" / "memory.csv").open() as file:
         rows = list(csv.DictReader(file))
     models = {shape: model_of(shape) for shape in {row["shape"] for row in rows}}
     fit(rows, models)
-    report([*rows, *template_runs()], models)
+    report([*rows, *template_runs(), *preference_runs()], models)
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ def test_from_an_openai_file_to_a_pushed_adapter(tiny_model, data, tmp_path):
         ]
         assert learned[0].removesuffix("<|im_end|>") in NICE and learned[1].removesuffix("<|im_end|>") in RUDE
         estimated = commands.json("estimate.py", "ada/tiny-lfm2", "ada/choices", "--script", str(DPO), "--max-seq-length", "96")
-        assert "not measured for preferences" in estimated["flavors"][0]["basis"]
+        assert "for preferences held against" in estimated["flavors"][0]["basis"]
         shown = commands.json(*submit, "--", *arguments, code=3)
         job = commands.json(*submit, "--approve", shown["plan_id"], "--", *arguments)
         status = commands.json("status.py", job["job_id"], "--watch")

@@ -15,6 +15,7 @@ from ..lookup.model_info import Model, text_config
 from ..training.lora import EXPERTS, adaptable, leaf, lora_size, lora_targets, rank_of
 from ..training.memory import activation_bytes, keeps_activations, logits_bytes
 from ..training.settings import TrainingSettings
+from .preferences import HELD, loss_of
 
 GB = 1e9
 NF4_BYTES = 0.516  # per weight: 4 bits and double-quantised scales
@@ -25,10 +26,10 @@ PER_TOKEN_INNER, PER_TOKEN_WIDTH, FIXED = 5.81, 22.5, 103e6
 PACKED_SHARE = 0.62  # of that, where Unsloth's own forward runs packed: attention over each row alone
 # Kept: values of 16 bits for each token, layer and unit of hidden and query width, in Unsloth's own forward; once more
 # where queries and keys are normed.
-PER_TOKEN_KEPT, PER_TOKEN_NORMED = 4.12, 0.706
+PER_TOKEN_KEPT, PER_TOKEN_NORMED = 4.16, 0.716
 # Kept without Unsloth: bytes for each token, layer and unit of the widest layer's and of hidden and query width.
 PER_TOKEN_TRL_INNER, PER_TOKEN_TRL_WIDTH = 4.9, 18.7
-LOSS_SLICE = 2410  # bytes per vocabulary entry: the loss is computed over this many tokens at a time
+LOSS_SLICE = 2160  # bytes per vocabulary entry: the loss is computed over this many tokens at a time
 COMPILATION = 0.55e9  # what compiled layers (all but Unsloth's own forward) take once, for trying kernels
 CUDA_CONTEXT = 0.6e9  # what the driver holds beside torch's memory
 FRAGMENTATION = 1.05
@@ -83,7 +84,8 @@ def memory(model: Model, settings: TrainingSettings, tokens: int, kept: bool) ->
     weights = weights_bytes(model, adaptable(model.linears), settings.load_in_16bit)
     logits = logits_bytes(model.config, tokens)
     if kept:
-        activations = kept_bytes(model, linears, tokens, settings.backend)
+        held = HELD if loss_of(settings) else 1.0
+        activations = held * kept_bytes(model, linears, tokens, settings.backend)
     else:  # a layer's backward pass and the loss are never at work at once
         activations = offloaded_bytes(model, linears, tokens, settings.packing, settings.backend)
         logits = max(logits - activations, 0)
