@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .processes import process_count
 from .report import Stop
 
 
@@ -59,7 +60,7 @@ def hardware() -> dict[str, Any]:
     device = torch.cuda.get_device_properties(0)
     return {
         "device": device.name,
-        "gpus": torch.cuda.device_count(),
+        "gpus": max(torch.cuda.device_count(), process_count()),  # each of several processes sees its own
         "vram_gb": round(device.total_memory / 1e9, 1),
         "cuda": torch.version.cuda,
         "driver": driver_version(),
