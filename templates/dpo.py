@@ -3729,6 +3729,7 @@ class StepTimer:
     evaluation_s: float = 0.0  # of the newest one
     saving_s: float = 0.0  # of the newest checkpoint, its push included
     checkpoint: Path | None = None
+    peaks_gb: list[float | None] = field(default_factory=list)  # of each process, at most
 
     def step_begins(self) -> None:
         self.since = self.since or time.monotonic()
@@ -6373,6 +6374,7 @@ def emit_done(
         trained_steps=trained_steps,
         **trainer.timer.figures(),
         peak_gb=peak_gb(),
+        **({"peaks_gb": trainer.timer.peaks_gb} if len(trainer.timer.peaks_gb) > 1 else {}),
         went_on_from=parent and parent.name,
         path=str(Path(settings.save_local).resolve()),
         repo=settings.output_repo or None,
@@ -7382,6 +7384,7 @@ def train_with_oom_retry(
             stop_signal.training = True
             if not (checkpoint and load_if_finished(trainer, checkpoint)):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.timer.peaks_gb = from_all([peak_gb()])
             return trainer, base_loss
         except torch.OutOfMemoryError as error:
             if process_count() > 1 and not trainer.out_of_memory:

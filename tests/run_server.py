@@ -286,17 +286,16 @@ signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs leave nothing behind
 for line in sys.stdin:
     wish = json.loads(line)
     count = wish.pop("processes")
-    started = []
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    for number in range(count):
+    started: list[int] = []
+    while len(started) < count and (not started or started[-1]):
         started.append(os.fork())
-        if not started[-1]:
-            break
     if started[-1]:
         print(*started, file=sys.__stdout__, flush=True)
         continue
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    number = len(started) - 1
     place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()} if count > 1 else {}
     code = run(**wish, number=number)

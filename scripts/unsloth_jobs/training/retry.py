@@ -9,8 +9,9 @@ from typing import Any
 from .adapter_weights import set_weights, trained_weights
 from .batching import Batching, use_less_memory
 from .checkpoints import load_if_finished
-from .processes import process_count, share_weights
+from .machine import peak_gb
 from .memory import free_memory, recompute_activations
+from .processes import from_all, process_count, share_weights
 from .run import StopSignal
 
 
@@ -37,6 +38,7 @@ def train_with_oom_retry(
             stop_signal.training = True
             if not (checkpoint and load_if_finished(trainer, checkpoint)):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.timer.peaks_gb = from_all([peak_gb()])
             return trainer, base_loss
         except torch.OutOfMemoryError as error:
             if process_count() > 1 and not trainer.out_of_memory:
