@@ -75,7 +75,7 @@ def measure(case: Case, places: list[int], options: argparse.Namespace) -> dict:
     events, error = speed.run(command(case, options, folder), folder, limit, options.work / shape / "caches", **env)
     shutil.rmtree(folder / "out", ignore_errors=True)
     found = speed.figures(events, error, options.warmup)
-    done = next((event for event in events if event["event"] == "done"), {})
+    done = next((event for event in reversed(events) if event["event"] == "done"), {})
     losses = [event["loss"] for event in events if event["event"] == "progress"]
     return {
         "shape": shape,
@@ -226,7 +226,8 @@ def train_sharded(model_folder: str, folder: str, steps: str) -> None:
     peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
     peaks = [None] * int(os.environ["WORLD_SIZE"])
     torch.distributed.all_gather_object(peaks, round(peak, 3))
-    trainer.model.save_pretrained(folder)
+    say("done", peaks_gb=peaks, note=f"{held:.1f} GB held before training; its adapter could not be saved")
+    trainer.save_model(folder)
     torch.distributed.barrier()
     if rank == 0:
         from safetensors.torch import load_file

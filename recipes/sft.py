@@ -56,7 +56,15 @@ from typing import Any
 
 from unsloth_jobs.training.adapter_weights import trained_weights
 from unsloth_jobs.training.attach import attach_adapter, in_full_precision
-from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, emit_batching, rounded
+from unsloth_jobs.training.batching import (
+    Batching,
+    Passes,
+    batchings,
+    choose_batching,
+    emit_batching,
+    require_rows_for_all,
+    rounded,
+)
 from unsloth_jobs.training.beginning import begin_training
 from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
 from unsloth_jobs.training.card import card_figures, model_card
@@ -134,6 +142,7 @@ def train(settings: Settings) -> None:
         import unsloth  # noqa: F401
     config, settings = load_config(settings)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
+    require_rows_for_all(settings)
     tokenizer = load_tokenizer(settings, parent)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)

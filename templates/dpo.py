@@ -65,6 +65,7 @@ import gzip
 import hashlib
 import heapq
 import html
+import importlib.util
 import inspect
 import io
 import itertools
@@ -80,9 +81,11 @@ import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import unicodedata
+import uuid
 import warnings
 import zipfile
 import zlib
@@ -300,6 +303,7 @@ def train(settings: Settings) -> None:
         import unsloth  # noqa: F401
     config, settings = load_config(settings)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
+    require_rows_for_all(settings, LOSSES[settings.loss].smallest)
     tokenizer = load_tokenizer(settings, parent)
     renderer, paired = make_renderer(tokenizer, layout), LOSSES[settings.loss].paired
     train_tokens, masks = encode_preferences(train_rows, renderer, layout, settings.max_seq_length, paired)
@@ -320,11 +324,13 @@ def train(settings: Settings) -> None:
     longest = rounded(max(longest_sequence(train_tokens), longest_sequence(held_out) if held_out else 0))
     # What a forward pass holds of a row is both of its answers.
     widest = replace(settings, max_seq_length=loss.sequences * longest)
-    batching, kept = choose_batching(widest, steps.spread_length, room_for(model, settings), False, loss.smallest)
+    shares = loss.smallest, process_count()
+    room = room_for(model, settings)
+    batching, kept = from_first(lambda: choose_batching(widest, steps.spread_length, room, False, *shares))
     settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
     emit_batching(settings, batching, False, longest)
     own = lineage(METHOD, settings, train_tokens, False) | parent_lineage(parent)
-    checkpoint = checkpoint_to_resume(settings, api, own)
+    checkpoint = from_first(lambda: checkpoint_to_resume(settings, api, own))
     model = attach_adapter(model, settings, parent)
     began_with = trained_weights(model) if parent else {}
 
@@ -337,8 +343,11 @@ def train(settings: Settings) -> None:
         return build_trainer(model, tokenizer, train_tokens, held_out, *shape, api, stop_signal, best, own, yardstick)
 
     trainer = make_trainer(batching, kept)
-    ways = lambda: batchings(widest, steps.spread_length, False, smallest=loss.smallest)  # noqa: E731
+    ways = lambda: batchings(widest, steps.spread_length, False, 1, *shares)  # noqa: E731
     trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
+    leave_peers()
+    if not is_first():
+        return
     remove_reference(model)  # its log-probabilities of the held-out rows are known
     warn_of_swapped(yardstick.start)
     trained_steps = count_trained_steps(trainer, checkpoint)
@@ -428,7 +437,12 @@ def build_trainer(
     trainer.train_dataset, trainer.eval_dataset = train_tokens, held_out
     trainer.rows, trainer.held_out, trainer.yardstick = train_tokens, held_out, yardstick or Yardstick()
     trainer.filler, trainer.multiple = tokenizer.pad_token_id, 64 if torch.cuda.is_available() else 8
-    trainer.timer, trainer.passes, trainer.batching, trainer.curves = timer, Passes(order, division, False), division, curves
+    trainer.timer, trainer.passes, trainer.batching, trainer.curves = (
+        timer,
+        Passes(order, division, False, process_number(), process_count()),
+        division,
+        curves,
+    )
     trainer.remove_callback(transformers.PrinterCallback)  # the events say it
     return trainer
 
@@ -483,7 +497,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 def main() -> int:
     settings = parse_args()
-    return exit_code(lambda: train(settings), "the same command with --resume at its end goes on from the last checkpoint")
+    again = "the same command with --resume at its end goes on from the last checkpoint"
+    return run_on_all_gpus(lambda: train(settings), again, __file__)
 
 
 # ===============================================================================================================
@@ -2590,10 +2605,13 @@ class Steps:
         random.Random(f"{self.seed} order {epoch}").shuffle(steps)
         return steps + short
 
-    def tokens(self, number: int) -> int:
+    def rows(self, number: int) -> list[int]:
         """Of the step that comes after so many others."""
         epoch, at = divmod(number, self.per_epoch)
-        return sum(self.lengths[row] for row in self.of_epoch(epoch)[at])
+        return self.of_epoch(epoch)[at]
+
+    def tokens(self, number: int) -> int:
+        return self.held(self.rows(number))
 
     def spread_length(self, sequences: int) -> int:
         """Tokens that a sequence must have, so that each step's rows go into so many."""
@@ -2655,8 +2673,8 @@ def batchings(
     rows = math.ceil(effective_batch_size(settings) / processes)
     if not packed:
         most = max(max_micro_batch_size(settings), smallest)
-        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0)
-        yield from (Batching(size, rows // size, settings.max_seq_length) for size in sizes)
+        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0 or size == smallest)
+        yield from (Batching(size, math.ceil(rows / size), settings.max_seq_length) for size in sizes)
         return
     shortest = math.inf
     for passes in range(fewest, rows + 1):
@@ -2705,6 +2723,17 @@ def choose_batching(
             return batching, True
         largest = largest or batching
     return largest or last, False
+
+
+def require_rows_for_all(settings: TrainingSettings, smallest: int = 1) -> None:
+    """Raises Stop where a step has too few rows for each process to have one, or `smallest`."""
+    rows, needed = effective_batch_size(settings), smallest * process_count()
+    if rows < needed:
+        raise Stop(
+            "too_few_rows_a_step",
+            f"A step of {rows} rows cannot be shared by {process_count()} GPUs, each of which needs {smallest}.",
+            f"Raise --gradient-accumulation to {math.ceil(needed / settings.batch_size)}, or choose a flavor with fewer GPUs.",
+        )
 
 
 def emit_batching(settings: TrainingSettings, batching: Batching, packed: bool, length: int) -> None:
@@ -6338,6 +6367,118 @@ print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_t
 """
 
 
+# ---- training/launch.py ---------------------------------------------------------------------------------------
+# A run on all GPUs of its machine: one process for each, started by torch's own launcher (torchrun).
+
+
+PROCESSES = "UNSLOTH_JOBS_PROCESSES"  # how many, whatever GPUs there are: several on a machine without one, or a single one
+LAST_WORDS = 40  # lines of a process that died, which had not been shown
+# What the others say when one of them is gone.
+PEER_GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL|gloo|ProcessGroup|TCPStore", re.IGNORECASE)
+ENDED_WITHIN_S = 20.0  # of a peer's end, by the launcher
+
+
+def run_on_all_gpus(run: Callable[[], None], again: str, script: str) -> int:
+    """exit_code of a run, in this process or, where there are several GPUs, in one process for each.
+
+    script: the file that each of them runs, with the arguments of this one.
+    """
+    if join_peers():
+        return exit_code(lambda: run_beside_peers(run), again)
+    count = processes_wanted()
+    return exit_code(run, again) if count == 1 else launch(count, script)
+
+
+def processes_wanted() -> int:
+    if asked := os.environ.get(PROCESSES):
+        return max(int(asked), 1)
+    if importlib.util.find_spec("torch") is None:
+        return 1
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def run_beside_peers(run: Callable[[], None]) -> None:
+    """Run; an error that only says that another process is gone waits, so that the other's own words are the cause."""
+    try:
+        run()
+    except RuntimeError as error:
+        if process_count() > 1 and PEER_GONE.search(str(error)) and os.environ.get(LAUNCHED):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            print(f"Process {process_number()} has lost another: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+            time.sleep(ENDED_WITHIN_S)
+        raise
+
+
+def launch(count: int, script: str) -> int:
+    """Run a script in so many processes; its exit code. Where one fails, all end, and what it said is what failed."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ |= {LAUNCHED: "1", "UNSLOTH_JOBS_RUN": json.dumps(run_facts() | {"started": billed_since()})}
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whose name may not resolve
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    with tempfile.TemporaryDirectory(prefix="unsloth-jobs-") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            # The first process says what all do. What the others print is read when one of them dies.
+            logs_specs=DefaultLogsSpecs(folder, redirects=dict.fromkeys(range(1, count), Std.ALL)),
+            # It would kill all half a minute after SIGTERM, while they save and push.
+            signals_to_handle="SIGHUP,SIGQUIT",
+        )
+        try:
+            elastic_launch(config, sys.executable)("-u", script, *sys.argv[1:])
+        except ChildFailedError as error:
+            emit_cause(error.failures, count, Path(folder))
+            return 1
+    return 0
+
+
+def pass_on(number: int, _: Any) -> None:
+    """A signal to this process is one to all: they agree when to stop, save, and end by themselves."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
+
+
+def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
+    """The event `failed` of a run whose processes ended early, after the last words of the one that was first."""
+    number, first = first_failure(failures.items())
+    if number:
+        for path in sorted(folder.rglob(f"{number}/std*.log")):
+            lines = path.read_text("utf-8", "replace").splitlines()[-LAST_WORDS:]
+            print(redacted("\n".join(lines)).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+    if told := first.error_file_data.get("failed"):
+        emit("failed", **told)
+        return
+    how = f"was ended by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
+    emit(
+        "failed",
+        code="process_died",
+        message=f"Process {number} of {count} (GPU {number}) {how}, and with it the run.",
+        fix="Its last lines are in the log. Submit the same command with --resume at its end: it goes on from the last checkpoint.",
+    )
+
+
+def first_failure(failures: Iterable[tuple[int, Any]]) -> tuple[int, Any]:
+    """Number and failure of the process that the others followed: those that the launcher ended are not it."""
+    return min(failures, key=lambda one: (one[1].exitcode == -signal.SIGTERM, one[1].timestamp))
+
+
 # ---- training/outcome.py --------------------------------------------------------------------------------------
 # How every training ends: how many steps it made, and its last event.
 
@@ -7121,6 +7262,7 @@ class PreferenceTrainer(StepTrainer):
     yardstick: Yardstick
     model: Any
     prediction_step: Any
+    current_gradient_accumulation_steps: int
     _prepare_inputs: Any
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
@@ -7130,7 +7272,17 @@ class PreferenceTrainer(StepTrainer):
         return feature
 
     def train_batch(self, sequences):
-        return self.batch_of(self.rows, [row for [row] in sequences])
+        numbers = [row for one in sequences for row in one]
+        return self.batch_of(self.rows, numbers or [0]) | {"rows": len(numbers)}
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """TRL's mean over the rows of a pass, weighted so that a step's is the mean over its rows, whoever computes them."""
+        rows = inputs.pop("rows", None)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]  # of the trainer that it is mixed into
+        if rows is None:
+            return loss
+        of_step = len(self.passes.steps.rows(self.state.global_step))
+        return loss * (rows * self.current_gradient_accumulation_steps * process_count() / of_step)
 
     def batch_of(self, rows, numbers):
         """The batch of these rows of a data set, as every trainer of TRL takes it here."""
@@ -7145,13 +7297,14 @@ class PreferenceTrainer(StepTrainer):
         return batch | {f"KL_{name}": values for name, values in kl.items()} | {"label": as_tensor(made, "desirable")}
 
     def measure(self):
-        """The loss and the figures of the held-out rows, one by one."""
-        began = time.monotonic()
+        """The loss and the figures of this process's held-out rows, one by one, each with its number."""
         self.model.eval()
         with self.measuring():
-            scores = [self.score(number) for number in range(len(self.held_out))]
-        metrics = self.yardstick.measured(self.state.global_step, scores)
-        return {f"eval_{name}": value for name, value in metrics.items()} | {"eval_runtime": time.monotonic() - began}
+            return [(one, self.score(one)) for one in range(process_number(), len(self.held_out), process_count())]
+
+    def metrics_of(self, parts):
+        metrics = self.yardstick.measured(self.state.global_step, [score for _, score in sorted(parts, key=lambda one: one[0])])
+        return {f"eval_{name}": value for name, value in metrics.items()}
 
     @contextlib.contextmanager
     def measuring(self):

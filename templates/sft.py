@@ -242,6 +242,7 @@ def train(settings: Settings) -> None:
         import unsloth  # noqa: F401
     config, settings = load_config(settings)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
+    require_rows_for_all(settings)
     tokenizer = load_tokenizer(settings, parent)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
@@ -2563,10 +2564,13 @@ class Steps:
         random.Random(f"{self.seed} order {epoch}").shuffle(steps)
         return steps + short
 
-    def tokens(self, number: int) -> int:
+    def rows(self, number: int) -> list[int]:
         """Of the step that comes after so many others."""
         epoch, at = divmod(number, self.per_epoch)
-        return sum(self.lengths[row] for row in self.of_epoch(epoch)[at])
+        return self.of_epoch(epoch)[at]
+
+    def tokens(self, number: int) -> int:
+        return self.held(self.rows(number))
 
     def spread_length(self, sequences: int) -> int:
         """Tokens that a sequence must have, so that each step's rows go into so many."""
@@ -2628,8 +2632,8 @@ def batchings(
     rows = math.ceil(effective_batch_size(settings) / processes)
     if not packed:
         most = max(max_micro_batch_size(settings), smallest)
-        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0)
-        yield from (Batching(size, rows // size, settings.max_seq_length) for size in sizes)
+        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0 or size == smallest)
+        yield from (Batching(size, math.ceil(rows / size), settings.max_seq_length) for size in sizes)
         return
     shortest = math.inf
     for passes in range(fewest, rows + 1):
@@ -2678,6 +2682,17 @@ def choose_batching(
             return batching, True
         largest = largest or batching
     return largest or last, False
+
+
+def require_rows_for_all(settings: TrainingSettings, smallest: int = 1) -> None:
+    """Raises Stop where a step has too few rows for each process to have one, or `smallest`."""
+    rows, needed = effective_batch_size(settings), smallest * process_count()
+    if rows < needed:
+        raise Stop(
+            "too_few_rows_a_step",
+            f"A step of {rows} rows cannot be shared by {process_count()} GPUs, each of which needs {smallest}.",
+            f"Raise --gradient-accumulation to {math.ceil(needed / settings.batch_size)}, or choose a flavor with fewer GPUs.",
+        )
 
 
 def emit_batching(settings: TrainingSettings, batching: Batching, packed: bool, length: int) -> None:

@@ -47,8 +47,8 @@ def batchings(
     rows = math.ceil(effective_batch_size(settings) / processes)
     if not packed:
         most = max(max_micro_batch_size(settings), smallest)
-        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0)
-        yield from (Batching(size, rows // size, settings.max_seq_length) for size in sizes)
+        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0 or size == smallest)
+        yield from (Batching(size, math.ceil(rows / size), settings.max_seq_length) for size in sizes)
         return
     shortest = math.inf
     for passes in range(fewest, rows + 1):
@@ -97,6 +97,17 @@ def choose_batching(
             return batching, True
         largest = largest or batching
     return largest or last, False
+
+
+def require_rows_for_all(settings: TrainingSettings, smallest: int = 1) -> None:
+    """Raises Stop where a step has too few rows for each process to have one, or `smallest`."""
+    rows, needed = effective_batch_size(settings), smallest * process_count()
+    if rows < needed:
+        raise Stop(
+            "too_few_rows_a_step",
+            f"A step of {rows} rows cannot be shared by {process_count()} GPUs, each of which needs {smallest}.",
+            f"Raise --gradient-accumulation to {math.ceil(needed / settings.batch_size)}, or choose a flavor with fewer GPUs.",
+        )
 
 
 def emit_batching(settings: TrainingSettings, batching: Batching, packed: bool, length: int) -> None:
