@@ -61,6 +61,12 @@ def out_of_memory(most: int, step: int) -> None:
     SFTTrainer.training_step = training_step
 
 
+def out_of_memory_elsewhere(most: int, step: int) -> None:
+    """The same in the second of several processes alone."""
+    if os.environ.get("RANK") == "1":
+        out_of_memory(most, step)
+
+
 def out_of_memory_of_pairs(most: int, step: int) -> None:
     """From this step on, memory holds a pass of at most so many sequences of preferences."""
     whole = DPOTrainer.training_step
@@ -266,6 +272,7 @@ FAULTS = {
     fault.__name__: fault
     for fault in (
         out_of_memory,
+        out_of_memory_elsewhere,
         out_of_memory_kept,
         out_of_memory_of_pairs,
         compare_orpo,
