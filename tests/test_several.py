@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import events
 
-STEP = ["--batch-size", "1", "--gradient-accumulation", "8", "--max-seq-length", "256", "--learning-rate", "5e-3"]
+STEP = ["--batch-size", "1", "--gradient-accumulation", "8", "--max-seq-length", "256", "--learning-rate", "1e-3"]
 SHORT = [
     "--dataset",
     str(ROWS),
@@ -32,22 +33,24 @@ SHORT = [
 ]
 
 
-def weights_of(folder: Path) -> dict:
+def distance(one: Path, other: Path) -> float:
+    """Of two adapters, relative to the size of the first."""
     from safetensors.numpy import load_file
 
-    return load_file(folder / "adapter_model.safetensors")
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
+    assert ours.keys() == theirs.keys()
+    squares = [(((ours[name] - theirs[name]) ** 2).sum(), (ours[name] ** 2).sum()) for name in ours if "lora_B" in name]
+    return math.sqrt(sum(off for off, _ in squares) / sum(whole for _, whole in squares))
 
 
 def assert_same(one, other) -> None:
-    """Loss by step, held-out loss and the adapter of two runs."""
+    """Loss by step, held-out loss and the adapter of two runs, within what 16 bits and Adam make of another order of sums."""
     assert one.losses().keys() == other.losses().keys()
-    assert max(abs(loss - other.losses()[step]) for step, loss in one.losses().items()) < 2e-3
+    differences = {step: abs(loss - other.losses()[step]) for step, loss in one.losses().items()}
+    assert max(differences[step] for step in (1, 2, 3)) <= 2e-4 and max(differences.values()) < 2e-3, differences
     for name in ("base_loss", "tuned_loss"):
-        assert one.last("done")[name] == pytest.approx(other.last("done")[name], abs=2e-3)
-    ours, theirs = weights_of(one.folder / "out"), weights_of(other.folder / "out")
-    assert ours.keys() == theirs.keys()
-    for name, values in ours.items():
-        assert abs(values - theirs[name]).max() < 0.02 * abs(values).max(), name
+        assert one.last("done")[name] == pytest.approx(other.last("done")[name], abs=5e-4)
+    assert distance(one.folder / "out", other.folder / "out") < 0.02
 
 
 # ---- who computes which rows
@@ -162,21 +165,19 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_in_one(runs, tiny_model,
     assert failed["code"] == "process_died"
     assert "Process 1 of 2" in failed["message"] and "SIGKILL" in failed["message"] and "--resume" in failed["fix"]
     assert one.wait().code == 0
-    reached = max(int(path.name.rsplit("-", 1)[1]) for path in (folder / "out" / "checkpoints").iterdir())
+    reached = sft.step_of(sft.newest_in(folder / "out" / "checkpoints"))
     assert reached < one.last("done")["steps"], "it ended before it could be killed"
     # One process goes on from what two had learned, to what one would have learned.
     resumed = runs.start(*words, "--resume", folder=folder).wait()
     assert resumed.code == 0, resumed.log[-3000:]
     assert resumed.last("done")["trained_steps"] == resumed.last("done")["steps"] - reached
-    ours, theirs = weights_of(folder / "out"), weights_of(one.folder / "out")
-    for name, values in theirs.items():
-        assert abs(values - ours[name]).max() < 0.02 * abs(values).max(), name
+    assert distance(one.folder / "out", folder / "out") < 0.02
 
 
 def test_out_of_memory_in_one_process_all_go_on_in_less(runs, tiny_model):
     words = ["--base-model", str(tiny_model), *SHORT, "--max-steps", "3", "--batch-size", "4", "--gradient-accumulation", "4"]
     two = runs.start(*words, "--no-packing", processes=2, fault=["out_of_memory_elsewhere", 2 * 104, 1]).wait()
     assert two.code == 0, two.log[-3000:]
-    [warning] = [event for event in two.all("warning") if event["code"] == "out_of_vram"]
-    assert "the same effective batch size" in warning["message"]
+    warnings = [event["message"] for event in two.all("warning") if event["code"] == "out_of_vram"]
+    assert warnings and "the same effective batch size" in warnings[0]
     assert two.last("done")["steps"] == 3

@@ -40,7 +40,7 @@ def begin_training(settings: Adapted, format_of: FindFormat) -> Beginning[Adapte
     stop_signal.listen()
     found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
-    require_gpu_where_paid(run_facts().get("vram_gb") or 0)
+    require_gpu_where_paid(run_facts().get("vram_gb") or 0, run_facts().get("gpus") or 0)
     require_mergeable(settings)
     settings, parent = starting_point(settings)
     api, resume = open_repository(settings) if is_first() else (None, False)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .processes import join_peers, process_count, process_number
-from .report import LAUNCHED, emit, exit_code
+from .report import LAUNCHED, Stop, emit, exit_code
 from .run import billed_since, run_facts
 from .secrets import redacted
 
@@ -112,16 +112,13 @@ def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
         for path in sorted(folder.rglob(f"{number}/std*.log")):
             lines = path.read_text("utf-8", "replace").splitlines()[-LAST_WORDS:]
             print(redacted("\n".join(lines)).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
-    if told := first.error_file_data.get("failed"):
-        emit("failed", **told)
-        return
     how = f"was ended by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
-    emit(
-        "failed",
-        code="process_died",
-        message=f"Process {number} of {count} (GPU {number}) {how}, and with it the run.",
-        fix="Its last lines are in the log. Submit the same command with --resume at its end: it goes on from the last checkpoint.",
+    died = Stop(
+        "process_died",
+        f"Process {number} of {count} (GPU {number}) {how}, and with it the run.",
+        "Its last lines are in the log. Submit the same command with --resume at its end: it goes on from the last checkpoint.",
     )
+    emit("failed", **(first.error_file_data.get("failed") or vars(died)))
 
 
 def first_failure(failures: Iterable[tuple[int, Any]]) -> tuple[int, Any]:
