@@ -47,10 +47,10 @@ def assert_same(one, other) -> None:
     """Loss by step, held-out loss and the adapter of two runs, within what 16 bits and Adam make of another order of sums."""
     assert one.losses().keys() == other.losses().keys()
     differences = {step: abs(loss - other.losses()[step]) for step, loss in one.losses().items()}
-    assert max(differences[step] for step in (1, 2, 3)) <= 2e-4 and max(differences.values()) < 2e-3, differences
+    assert max(differences[step] for step in (1, 2, 3)) <= 2e-4 and max(differences.values()) < 8e-3, differences
     for name in ("base_loss", "tuned_loss"):
         assert one.last("done")[name] == pytest.approx(other.last("done")[name], abs=5e-4)
-    assert distance(one.folder / "out", other.folder / "out") < 0.02
+    assert distance(one.folder / "out", other.folder / "out") < 0.005
 
 
 # ---- who computes which rows
@@ -171,7 +171,7 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_in_one(runs, tiny_model,
     resumed = runs.start(*words, "--resume", folder=folder).wait()
     assert resumed.code == 0, resumed.log[-3000:]
     assert resumed.last("done")["trained_steps"] == resumed.last("done")["steps"] - reached
-    assert distance(one.folder / "out", folder / "out") < 0.02
+    assert distance(one.folder / "out", folder / "out") < 0.005
 
 
 def test_out_of_memory_in_one_process_all_go_on_in_less(runs, tiny_model):
