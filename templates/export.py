@@ -1238,7 +1238,7 @@ def leave_peers() -> None:
 # The machine: its GPU, driver and library versions.
 
 
-def require_gpu_where_paid(planned_gb: float) -> None:
+def require_gpu_where_paid(planned_gb: float, planned_gpus: int = 0) -> None:
     """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
 
     Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
@@ -1255,6 +1255,12 @@ def require_gpu_where_paid(planned_gb: float) -> None:
     if torch.cuda.is_available():
         found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
         require_planned_memory(found / 1e9, planned_gb)
+        if process_count() < planned_gpus:
+            raise Stop(
+                "missing_gpus",
+                f"The run was planned for {planned_gpus} GPUs, and torch sees {process_count()} of them.",
+                "Submit it again; if it happens twice, choose another flavor.",
+            )
 
 
 def require_planned_memory(found: float, planned: float) -> None:

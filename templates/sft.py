@@ -2790,7 +2790,7 @@ def rounded(length: int) -> int:
 # The machine: its GPU, driver and library versions.
 
 
-def require_gpu_where_paid(planned_gb: float) -> None:
+def require_gpu_where_paid(planned_gb: float, planned_gpus: int = 0) -> None:
     """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
 
     Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
@@ -2807,6 +2807,12 @@ def require_gpu_where_paid(planned_gb: float) -> None:
     if torch.cuda.is_available():
         found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
         require_planned_memory(found / 1e9, planned_gb)
+        if process_count() < planned_gpus:
+            raise Stop(
+                "missing_gpus",
+                f"The run was planned for {planned_gpus} GPUs, and torch sees {process_count()} of them.",
+                "Submit it again; if it happens twice, choose another flavor.",
+            )
 
 
 def require_planned_memory(found: float, planned: float) -> None:
@@ -3687,7 +3693,7 @@ def begin_training(settings: Adapted, format_of: FindFormat) -> Beginning[Adapte
     stop_signal.listen()
     found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
-    require_gpu_where_paid(run_facts().get("vram_gb") or 0)
+    require_gpu_where_paid(run_facts().get("vram_gb") or 0, run_facts().get("gpus") or 0)
     require_mergeable(settings)
     settings, parent = starting_point(settings)
     api, resume = open_repository(settings) if is_first() else (None, False)
@@ -6421,16 +6427,13 @@ def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
         for path in sorted(folder.rglob(f"{number}/std*.log")):
             lines = path.read_text("utf-8", "replace").splitlines()[-LAST_WORDS:]
             print(redacted("\n".join(lines)).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
-    if told := first.error_file_data.get("failed"):
-        emit("failed", **told)
-        return
     how = f"was ended by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
-    emit(
-        "failed",
-        code="process_died",
-        message=f"Process {number} of {count} (GPU {number}) {how}, and with it the run.",
-        fix="Its last lines are in the log. Submit the same command with --resume at its end: it goes on from the last checkpoint.",
+    died = Stop(
+        "process_died",
+        f"Process {number} of {count} (GPU {number}) {how}, and with it the run.",
+        "Its last lines are in the log. Submit the same command with --resume at its end: it goes on from the last checkpoint.",
     )
+    emit("failed", **(first.error_file_data.get("failed") or vars(died)))
 
 
 def first_failure(failures: Iterable[tuple[int, Any]]) -> tuple[int, Any]:
