@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -181,3 +182,22 @@ def test_out_of_memory_in_one_process_all_go_on_in_less(runs, tiny_model):
     warnings = [event["message"] for event in two.all("warning") if event["code"] == "out_of_vram"]
     assert any("the same effective batch size" in message for message in warnings)
     assert two.last("done")["steps"] == 3
+
+
+def test_preferences_weigh_the_same_on_two_processes(runs, tiny_model, tmp_path):
+    """Pairs of unequal length; the last step has one for two processes."""
+    rows = tmp_path / "pairs.jsonl"
+    pairs = [
+        {"prompt": f"{n} and {n}?", "chosen": f"It is {2 * n}. " * (n % 5 + 1), "rejected": "No. " * (n % 3 + 1)}
+        for n in range(19)
+    ]
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    words = ["--base-model", str(tiny_model), "--dataset", str(rows), "--eval-split", "0.1", "--num-epochs", "3"]
+    words += ["--batch-size", "1", "--gradient-accumulation", "4", "--learning-rate", "1e-3", "--early-stopping", "0"]
+    words += ["--grader", "none"]
+    two, one = runs.start(*words, template="dpo", processes=2), runs.start(*words, template="dpo")
+    assert one.wait().code == two.wait().code == 0, two.log[-3000:]
+    assert two.last("masks")["rows_kept"] % 4 == 1 and two.last("batching")["processes"] == 2
+    ours, theirs = one.last("done"), two.last("done")
+    assert ours["preferences"]["reward_accuracy"] == theirs["preferences"]["reward_accuracy"] == [0.5, 1.0]
+    assert_same(one, two)
