@@ -5,8 +5,9 @@
 
 Run it in the environment of templates/sft.py. A case is SHAPE:ROWS:GPUS, ROWS being the effective batch size; it is a run
 of the template with QLoRA on so many of the machine's GPUs, as a user starts it. Models have random weights and the real
-shape (memory.py), rows are of mixed length (speed.py). Cases that fit beside each other run at once, each on GPUs of its own;
-those of one shape share what they compile. `scaling` is tokens_per_s over GPUS times the tokens_per_s of one;
+shape (memory.py), rows are of mixed length (speed.py). One runs after the other, or with --beside as many
+at once as there are GPUs for; those of one shape share what they compile. `tokens_per_s` is of the median step, but in the rows of 2026-11-27, which ran
+beside each other: there it is of all steps after the warm-up. `scaling` is tokens_per_s over GPUS times the tokens_per_s of one;
 `loss_difference` the largest difference of a step's loss to one GPU's. A case that the CSV has is left out: cut, it goes on.
 
 SHAPE:fsdp2:GPUS is Unsloth's own FSDP2 with QLoRA and TRL's trainer, on full rows of 2,048 tokens: what a GPU holds where a
@@ -19,9 +20,11 @@ import argparse
 import csv
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -81,11 +84,19 @@ def measure(case: Case, places: list[int], options: argparse.Namespace) -> dict:
         "shape": shape,
         "kind": kind,
         "gpus": gpus,
-        **{name: found[name] for name in ("tokens_per_s", "first_step_s", "start_to_first_step_s", "final_loss")},
+        **{name: found[name] for name in ("first_step_s", "start_to_first_step_s", "final_loss")},
+        "tokens_per_s": usual_pace([event for event in events if event["event"] == "progress"], options.warmup),
         "peaks_gb": " ".join(str(one) for one in done.get("peaks_gb") or [done.get("peak_gb", "")]),
         "losses": " ".join(f"{loss:.4f}" for loss in losses),
         "note": error or done.get("note", ""),
     }
+
+
+def usual_pace(progress: list[dict], warmup: int) -> float | None:
+    """Tokens a second of the median step: one in which a second shape was compiled, which happens once a run, does not count."""
+    pairs = [(one, next_one) for one, next_one in itertools.pairwise(progress) if one["step"] >= warmup]
+    paces = [(after["tokens"] - before["tokens"]) / (after["at"] - before["at"]) for before, after in pairs]
+    return statistics.median(paces) if paces else None
 
 
 def beside_one(row: dict, rows: list[dict]) -> dict:
@@ -131,7 +142,8 @@ def run_all(options: argparse.Namespace, common: dict) -> None:
 
     with ThreadPoolExecutor(len(free)) as pool:
         while waiting or running:
-            at = next((at for at, case in enumerate(waiting) if case[2] <= len(free)), None)
+            fits = (at for at, case in enumerate(waiting) if case[2] <= len(free) and (options.beside or not running))
+            at = next(fits, None)
             if waiting and at is not None and time.monotonic() < options.end:
                 places = [free.pop(0) for _ in range(waiting[at][2])]
                 running[pool.submit(measure, waiting.pop(at), places, options)] = places
@@ -148,6 +160,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--warmup", type=int, default=5, help="steps that are not timed")
     parser.add_argument("--length", type=int, default=LENGTH, help="tokens of the longest row")
+    parser.add_argument("--beside", action="store_true", help="at once what there are GPUs for: sooner done, less exact")
     parser.add_argument("--limit-s", type=float, default=150, help="seconds that a case may take")
     parser.add_argument("--all-s", type=float, default=390, help="seconds that all may take, models included")
     parser.add_argument("--processes", type=int, default=2, help="at once, on a machine without a GPU: for a trial")

@@ -262,9 +262,10 @@ def misfits(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: st
         Misfit("too_few_rows_a_step", f"{flavor.gpus} GPUs, and a step has rows for {most_gpus}"): flavor.gpus > most_gpus > 1,
         Misfit("unknown_gpu", f"speed of {flavor.accelerator or 'its GPU'} unknown"): flavor.gpu is None,
         Misfit("fp16_overflow", f"no bf16, and {bf16_for} overflows in fp16"): flavor.gpu and bf16_for and not flavor.bf16,
-        Misfit("too_little_vram", f"{flavor.vram_gb / flavor.gpus:.0f} GB of memory, {needed_vram:.1f} needed"): (
-            flavor.vram_gb / flavor.gpus < needed_vram
-        ),
+        Misfit(
+            "too_little_vram",
+            f"{flavor.vram_gb / flavor.gpus:.0f} GB of memory{' on each GPU' * (flavor.gpus > 1)}, {needed_vram:.1f} needed",
+        ): (flavor.vram_gb / flavor.gpus < needed_vram),
         Misfit("too_little_disk", f"{flavor.disk_gb:.0f} GB of disk, {needed_disk:.0f} needed"): (
             0 < flavor.disk_gb < needed_disk
         ),

@@ -40,7 +40,7 @@ def run_on_all_gpus(run: Callable[[], None], again: str, script: str) -> int:
 
 
 def processes_wanted() -> int:
-    if asked := os.environ.get(PROCESSES):
+    if (asked := os.environ.get(PROCESSES, "")).isdigit():
         return max(int(asked), 1)
     if importlib.util.find_spec("torch") is None:
         return 1
