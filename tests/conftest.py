@@ -42,6 +42,7 @@ LONGEST = (
     "faults",
     "export",
     "packing",
+    "several",
     "kept",
     "training",
     "evals",
