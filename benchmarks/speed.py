@@ -111,12 +111,15 @@ def command(contender: str, options: argparse.Namespace, model: Path, rows: Path
     return [sys.executable, __file__, "--child", contender, *flags, "--load-in-4bit"]
 
 
-def run(arguments: list[str], folder: Path, limit: float) -> tuple[list[dict], str]:
-    """The events of a process, each with `at`, the seconds since its start; and why it failed, or ""."""
+def run(arguments: list[str], folder: Path, limit: float, kept: Path | None = None, **env: str) -> tuple[list[dict], str]:
+    """The events of a process, each with `at`, the seconds since its start; and why it failed, or "".
+
+    kept: a folder of compiled kernels that several share. Without it, nobody's first step profits from what another one
+    has compiled.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    # Nobody's first step may profit from what another one has compiled.
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "UNSLOTH_COMPILE_LOCATION")
-    caches = {name: str(folder / "caches" / name.lower()) for name in names}
+    caches = {name: str((kept or folder / "caches") / name.lower()) for name in names} | env
     shutil.rmtree(folder / "caches", ignore_errors=True)
     events, expired, log = [], threading.Event(), folder / "log.txt"
     with log.open("w", buffering=1) as lines:

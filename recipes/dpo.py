@@ -56,7 +56,15 @@ from typing import Any
 
 from unsloth_jobs.training.adapter_weights import trained_weights
 from unsloth_jobs.training.attach import attach_adapter, in_full_precision
-from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, emit_batching, rounded
+from unsloth_jobs.training.batching import (
+    Batching,
+    Passes,
+    batchings,
+    choose_batching,
+    emit_batching,
+    require_rows_for_all,
+    rounded,
+)
 from unsloth_jobs.training.beginning import begin_training
 from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
 from unsloth_jobs.training.card import card_figures, model_card
@@ -65,6 +73,7 @@ from unsloth_jobs.training.columns import Format, detect_format
 from unsloth_jobs.training.early_stopping import BestAdapter
 from unsloth_jobs.training.evidence import draw_losses, final_loss, show_evidence
 from unsloth_jobs.training.flags import parse_flags
+from unsloth_jobs.training.launch import run_on_all_gpus
 from unsloth_jobs.training.masks import Example, make_renderer, segments
 from unsloth_jobs.training.memory import room_for
 from unsloth_jobs.training.merge import push_merged
@@ -84,9 +93,10 @@ from unsloth_jobs.training.preference_trainer import (
     remove_reference,
 )
 from unsloth_jobs.training.preferences import find_preference_format
+from unsloth_jobs.training.processes import from_first, is_first, leave_peers, process_count, process_number
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
-from unsloth_jobs.training.report import Stop, emit, exit_code
+from unsloth_jobs.training.report import Stop, emit
 from unsloth_jobs.training.retry import train_with_oom_retry
 from unsloth_jobs.training.run import StopSignal
 from unsloth_jobs.training.setting import setting
@@ -169,6 +179,7 @@ def train(settings: Settings) -> None:
         import unsloth  # noqa: F401
     config, settings = load_config(settings)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
+    require_rows_for_all(settings, LOSSES[settings.loss].smallest)
     tokenizer = load_tokenizer(settings, parent)
     renderer, paired = make_renderer(tokenizer, layout), LOSSES[settings.loss].paired
     train_tokens, masks = encode_preferences(train_rows, renderer, layout, settings.max_seq_length, paired)
@@ -189,11 +200,13 @@ def train(settings: Settings) -> None:
     longest = rounded(max(longest_sequence(train_tokens), longest_sequence(held_out) if held_out else 0))
     # What a forward pass holds of a row is both of its answers.
     widest = replace(settings, max_seq_length=loss.sequences * longest)
-    batching, kept = choose_batching(widest, steps.spread_length, room_for(model, settings), False, loss.smallest)
+    shares = loss.smallest, process_count()
+    room = room_for(model, settings)
+    batching, kept = from_first(lambda: choose_batching(widest, steps.spread_length, room, False, *shares))
     settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
     emit_batching(settings, batching, False, longest)
     own = lineage(METHOD, settings, train_tokens, False) | parent_lineage(parent)
-    checkpoint = checkpoint_to_resume(settings, api, own)
+    checkpoint = from_first(lambda: checkpoint_to_resume(settings, api, own))
     model = attach_adapter(model, settings, parent)
     began_with = trained_weights(model) if parent else {}
 
@@ -206,8 +219,11 @@ def train(settings: Settings) -> None:
         return build_trainer(model, tokenizer, train_tokens, held_out, *shape, api, stop_signal, best, own, yardstick)
 
     trainer = make_trainer(batching, kept)
-    ways = lambda: batchings(widest, steps.spread_length, False, smallest=loss.smallest)  # noqa: E731
+    ways = lambda: batchings(widest, steps.spread_length, False, 1, *shares)  # noqa: E731
     trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
+    leave_peers()
+    if not is_first():
+        return
     remove_reference(model)  # its log-probabilities of the held-out rows are known
     warn_of_swapped(yardstick.start)
     trained_steps = count_trained_steps(trainer, checkpoint)
@@ -297,7 +313,12 @@ def build_trainer(
     trainer.train_dataset, trainer.eval_dataset = train_tokens, held_out
     trainer.rows, trainer.held_out, trainer.yardstick = train_tokens, held_out, yardstick or Yardstick()
     trainer.filler, trainer.multiple = tokenizer.pad_token_id, 64 if torch.cuda.is_available() else 8
-    trainer.timer, trainer.passes, trainer.batching, trainer.curves = timer, Passes(order, division, False), division, curves
+    trainer.timer, trainer.passes, trainer.batching, trainer.curves = (
+        timer,
+        Passes(order, division, False, process_number(), process_count()),
+        division,
+        curves,
+    )
     trainer.remove_callback(transformers.PrinterCallback)  # the events say it
     return trainer
 
@@ -352,7 +373,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 def main() -> int:
     settings = parse_args()
-    return exit_code(lambda: train(settings), "the same command with --resume at its end goes on from the last checkpoint")
+    again = "the same command with --resume at its end goes on from the last checkpoint"
+    return run_on_all_gpus(lambda: train(settings), again, __file__)
 
 
 if __name__ == "__main__":

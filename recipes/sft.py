@@ -46,6 +46,7 @@ torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 bui
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -55,7 +56,15 @@ from typing import Any
 
 from unsloth_jobs.training.adapter_weights import trained_weights
 from unsloth_jobs.training.attach import attach_adapter, in_full_precision
-from unsloth_jobs.training.batching import Batching, Passes, batchings, choose_batching, emit_batching, rounded
+from unsloth_jobs.training.batching import (
+    Batching,
+    Passes,
+    batchings,
+    choose_batching,
+    emit_batching,
+    require_rows_for_all,
+    rounded,
+)
 from unsloth_jobs.training.beginning import begin_training
 from unsloth_jobs.training.callbacks import progress_callback, trackio_callback
 from unsloth_jobs.training.card import card_figures, model_card
@@ -64,6 +73,7 @@ from unsloth_jobs.training.columns import Format, detect_format, media_values
 from unsloth_jobs.training.early_stopping import BestAdapter, perplexity
 from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, show_evidence
 from unsloth_jobs.training.flags import parse_flags
+from unsloth_jobs.training.launch import run_on_all_gpus
 from unsloth_jobs.training.masks import IGNORE, Example, make_renderer, segments
 from unsloth_jobs.training.memory import free_memory, room_for
 from unsloth_jobs.training.merge import push_merged
@@ -71,9 +81,10 @@ from unsloth_jobs.training.models import load_config, load_model
 from unsloth_jobs.training.outcome import count_trained_steps, emit_done
 from unsloth_jobs.training.packing import Collator, can_pack, keep_rows_apart, pack
 from unsloth_jobs.training.parent_files import load_tokenizer, parent_lineage
+from unsloth_jobs.training.processes import from_first, is_first, leave_peers, process_count, process_number
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.question_set import choose_questions
-from unsloth_jobs.training.report import Stop, emit, exit_code
+from unsloth_jobs.training.report import Stop, emit
 from unsloth_jobs.training.retry import train_with_oom_retry
 from unsloth_jobs.training.rows import custom_format
 from unsloth_jobs.training.run import StopSignal
@@ -131,6 +142,7 @@ def train(settings: Settings) -> None:
         import unsloth  # noqa: F401
     config, settings = load_config(settings)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
+    require_rows_for_all(settings)
     tokenizer = load_tokenizer(settings, parent)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
@@ -149,18 +161,20 @@ def train(settings: Settings) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
     keep_rows_apart(model)
-    packed = can_pack(model, settings)
-    steps = Steps(train_tokens["length"], settings, packed)
+    apart = can_pack(model, settings)
+    packed = from_first(lambda: apart)
+    steps, processes = Steps(train_tokens["length"], settings, packed), process_count()
     longest = max([*train_tokens["length"], *(eval_tokens["length"] if eval_tokens else ())])
 
     def length_for(sequences: int) -> int:
-        return rounded(max(steps.spread_length(sequences), longest))
+        return rounded(max(steps.spread_length(sequences * processes), longest))
 
-    batching, kept = choose_batching(settings, length_for, room_for(model, settings), packed)
+    room = room_for(model, settings)
+    batching, kept = from_first(lambda: choose_batching(settings, length_for, room, packed, processes=processes))
     settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
     emit_batching(settings, batching, packed, batching.length)
     own = lineage(METHOD, settings, train_tokens, packed) | parent_lineage(parent)
-    checkpoint = checkpoint_to_resume(settings, api, own)
+    checkpoint = from_first(lambda: checkpoint_to_resume(settings, api, own))
     model = attach_adapter(model, settings, parent)
     began_with = trained_weights(model) if parent else {}
 
@@ -173,8 +187,11 @@ def train(settings: Settings) -> None:
 
     trainer = make_trainer(batching, kept)
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
-    ways = lambda: batchings(settings, length_for, packed)  # noqa: E731
+    ways = lambda: batchings(settings, length_for, packed, processes=processes)  # noqa: E731
     trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
+    leave_peers()
+    if not is_first():
+        return
     trained_steps = count_trained_steps(trainer, checkpoint)
     trainer.timer.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
 
@@ -226,7 +243,7 @@ def build_trainer(
     timer, plain = StepTimer(), settings.backend == "trl"
     order = steps or Steps(train_tokens["length"], settings, packed)
     division = batching or choose_batching(settings, order.spread_length, lambda tokens: True, packed)[0]
-    passes = Passes(order, division, packed)
+    passes = Passes(order, division, packed, process_number(), process_count())
     filler, collator = tokenizer.pad_token_id, None
     rows = train_tokens.select_columns(["input_ids", "labels"])
     if packed:
@@ -234,27 +251,33 @@ def build_trainer(
 
     class Trainer(StepTrainer, SFTTrainer):
         def train_batch(self, sequences):
-            return collator(sequences) if collator else self.data_collator([rows[row] for [row] in sequences])
+            if collator:
+                return collator(sequences)
+            return self.data_collator(
+                [rows[one[0]] if one else {"input_ids": [filler], "labels": [IGNORE]} for one in sequences]
+            )
 
         def measure(self):
-            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
-            began = time.monotonic()
+            """Loss and learned tokens of each of this process's batches of held-out rows."""
             try:
-                mean = self.mean_loss(self.held_out_batches())
+                return self.batch_losses(self.held_out_batches())
             except torch.OutOfMemoryError:
                 free_memory()
-                mean = self.mean_loss(self.held_out_batches(alone=True))
-            return {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
+                return self.batch_losses(self.held_out_batches(alone=True))
 
-        def mean_loss(self, batches):
-            total, learned = 0.0, 0
+        def metrics_of(self, parts):
+            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
+            mean = sum(loss * here for loss, here in parts) / sum(here for _, here in parts)
+            return {"eval_loss": mean, "eval_perplexity": perplexity(mean)}
+
+        def batch_losses(self, batches):
+            found = []
             self.model.eval()
-            for batch in map(self._prepare_inputs, batches):
+            for batch in map(self._prepare_inputs, itertools.islice(batches, process_number(), None, process_count())):
                 with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
                     loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
-                here = learned_tokens(batch["labels"])
-                total, learned = total + loss.item() * here, learned + here
-            return total / learned
+                found.append((loss.item(), learned_tokens(batch["labels"])))
+            return found
 
         def held_out_batches(self, alone=False):
             """In the shape that training takes too; one row each, which is where a run dies of memory last, otherwise."""
@@ -304,6 +327,8 @@ def learned_tokens(labels: Any) -> int:
 
 def require_masked_batch(trainer: Any, supervised_fraction: float) -> None:
     """Stop when the batch that the trainer really builds does not carry the labels that were computed."""
+    if not is_first():
+        return  # it may have no row of a short step
     batch = next(iter(trainer.get_train_dataloader()))
     learned, present = int((batch["labels"] != IGNORE).sum()), int(batch.get("attention_mask", batch["labels"]).numel())
     if learned == 0 or (supervised_fraction < 1 and learned == present):
@@ -331,7 +356,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 def main() -> int:
     settings = parse_args()
-    return exit_code(lambda: train(settings), "the same command with --resume at its end goes on from the last checkpoint")
+    again = "the same command with --resume at its end goes on from the last checkpoint"
+    return run_on_all_gpus(lambda: train(settings), again, __file__)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ from unsloth_jobs.estimate.flavors import Flavor, current_flavors, find_flavor
 from unsloth_jobs.estimate.history import History, entries, run_key
 from unsloth_jobs.estimate.memory import GB
 from unsloth_jobs.jobs import records
+from unsloth_jobs.jobs.approval import require_amount
+from unsloth_jobs.jobs.plan import seconds
 from unsloth_jobs.jobs.plan_text import file_line
 from unsloth_jobs.jobs.pricing import Priced, price_job, recommend
 from unsloth_jobs.lookup import client
@@ -60,7 +62,7 @@ from unsloth_jobs.training.settled import chosen_values, why_chosen
 
 FRAMEWORKS = {  # by --backend, and why
     "unsloth": "the same rows took TRL with PEFT 2.1 to 11 times as long, on one GPU (benchmarks/speed.csv); "
-    "TRL itself is for several GPUs",
+    "on several GPUs of one machine it shares out each step",
     "trl": "chosen with --backend trl: for a model that Unsloth does not support",
 }
 
@@ -96,6 +98,15 @@ def estimate(
     more_than_gb: Annotated[
         float, typer.Option(min=0, metavar="GB", help="only GPUs with more memory than this, which did not suffice")
     ] = 0.0,
+    faster: Annotated[
+        bool, typer.Option("--faster", help=f"recommend the fastest, at up to {cost.FASTER_AT_MOST} times the cheapest's price")
+    ] = False,
+    within: Annotated[
+        str | None, typer.Option(metavar="TIME", help="recommend the cheapest that ends within 1h, 90m …, its start included")
+    ] = None,
+    max_usd: Annotated[
+        float | None, typer.Option(metavar="USD", help="recommend nothing whose --max-usd would be more than this")
+    ] = None,
     script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
     sample: Annotated[int, typer.Option(min=1, help="rows to count tokens in, from the first on")] = 500,
     namespace: Annotated[
@@ -111,6 +122,8 @@ def estimate(
     Example: estimate.py LiquidAI/LFM2.5-1.2B-Instruct mlabonne/FineTome-100k
     """
     quiet_libraries()
+    require_amount(max_usd)
+    wish = cost.Wish(faster, seconds(within) if within else math.inf, math.inf if max_usd is None else max_usd)
     api, module = client.connect(client.LOOKUP_TIMEOUT_S), template.load(script)
     if not template.trains(module):
         words = [dataset, *context.args] if dataset else context.args  # a flag's value may stand in its place
@@ -158,14 +171,15 @@ def estimate(
         module.may_pack(settings, model_found.config),
         counted.mean_error(settings.max_seq_length),
         min(counted.percentile(1.0), settings.max_seq_length) if counted.rows == counted.sampled else 0,
-        *((found.grading.rows, found.grading.answer_tokens) if found.grading else ()),
+        *((found.grading.rows, found.grading.answer_tokens) if found.grading else (0, 0.0)),
+        template.uses_all_gpus(module),
     )
     digest = {"digest": counted.digest} if counted.digest else {}
     ranked = rank(chosen, model_found, found.settings, script, run, digest)
-    best = cost.recommend(ranked, flavors)
+    best = cost.recommend(ranked, flavors, wish)
     shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])
     chosen_by_run = settled(settings, model_found, shown, ranked)
-    problems = [*found.problems, *([] if best else [nothing_fits(flavor, ranked)])]
+    problems = [*found.problems, *([] if best else [nothing_wished(ranked, flavors) or nothing_fits(flavor, ranked)])]
     if json:
         print_json(
             {
@@ -268,6 +282,19 @@ def settled(settings: Any, model: Model, shown: cost.Candidate, ranked: list[cos
     return chosen_values(settings, model.config, shown.rows, shown.held_out) | {"precision": shown.precision, "why": why}
 
 
+def nothing_wished(ranked: list[cost.Candidate], flavors: list[Flavor]) -> Problem | None:
+    """What to say where runs fit, and none is as fast and as cheap as was asked for; None where none fits."""
+    cheapest, fastest = cost.recommend(ranked, flavors), cost.recommend(ranked, flavors, cost.Wish(True, max_usd=1e9))
+    if cheapest is None or fastest is None:
+        return None
+    hours = {one.flavor: span(one.hours_low, one.hours_high) for one in ranked}
+    told = [
+        f"{name} is {one.flavor}: {hours[one.flavor]}, --max-usd {one.max_usd:.2f}"
+        for name, one in (("The fastest", fastest), ("The cheapest", cheapest))
+    ]
+    return Problem("nothing_wished", "error", "No flavor is as fast and as cheap as that.", ". ".join(told) + ".")
+
+
 def nothing_fits(flavor: str | None, ranked: list[cost.Candidate]) -> Problem:
     fix = "Lower --batch-size or --max-seq-length, or choose a smaller model."
     if any(one.code == "too_long" for one in ranked):
@@ -289,7 +316,7 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
             mark,
             one.flavor,
             f"{one.needed_gb:.1f}" + ("*" if one.memory.checkpointing == "offload" else ""),
-            f"{one.vram_gb:.0f}",
+            f"{one.gpus} × {one.vram_gb:.0f}" if one.gpus > 1 else f"{one.vram_gb:.0f}",
             span(one.hours_low, one.hours_high),
             f"{one.usd_low:.2f}–{one.usd_high:.2f}",
         )
@@ -304,6 +331,11 @@ def show(ranked: list[cost.Candidate], shown: cost.Candidate, best: cost.Recomme
     people.print(f"{tokens} tokens to train on. Prices: {source}", markup=False)
     if best:
         people.print(f"Time: {time_line(shown)}")
+        if best.gpus > 1:
+            each = shown.rows_a_step / best.gpus
+            people.print(
+                f"{best.gpus} GPUs share each step of {shown.rows_a_step} rows: {each:g} rows each, the same training."
+            )
         people.print(submit_with(best))
 
 

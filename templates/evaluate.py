@@ -80,6 +80,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from importlib.machinery import SourceFileLoader
 from itertools import zip_longest
@@ -561,6 +562,8 @@ class Stop(Exception):
         self.code, self.message, self.fix = code, message, fix
 
 
+SILENT = "UNSLOTH_JOBS_SILENT"  # set in all of a run's processes but the first: they print no events
+LAUNCHED = "UNSLOTH_JOBS_LAUNCHED"  # set in the processes of a run on several GPUs: what failed, its launcher says
 LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card shows what the log showed
 # JSON leaves these as they are, and some readers end a line there: an event is one line.
 SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
@@ -578,8 +581,20 @@ def emit(event: str, **values: Any) -> None:
     if told_to_end.is_set() and event != "failed":
         raise KeyboardInterrupt
     LAST_EVENTS[event] = values
+    if os.environ.get(SILENT) and event != "failed":
+        return
     line = json.dumps({"event": event, "time": round(time.time(), 1), **values}, ensure_ascii=False, default=str)
     print("EVENT " + redacted(line.translate(SEPARATORS)), flush=True)
+
+
+def emit_failed(code: str, message: str, fix: str) -> None:
+    """The last event of a run that failed; a process among several leaves it to the launcher, where all their failures meet."""
+    failed = {"code": code, "message": message, "fix": fix}
+    if not os.environ.get(LAUNCHED):
+        emit("failed", **failed)
+        return
+    told = {"message": message, "timestamp": int(time.time()), "failed": failed}
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")
 
 
 def print_traceback() -> None:
@@ -601,15 +616,15 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         run()
         return 0
     except Stop as stop:
-        emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
+        emit_failed(stop.code, stop.message, stop.fix)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
-            emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
+            emit_failed("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
         elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
-            emit("failed", code="disk_full", message=f"The disk is full: {error}", fix=f"{room}; {again}.")
+            emit_failed("disk_full", f"The disk is full: {error}", f"{room}; {again}.")
         else:
-            emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log has the traceback.")
+            emit_failed("error", f"{type(error).__name__}: {error}", "The log has the traceback.")
             print_traceback()
     return 1
 
@@ -841,6 +856,168 @@ def as_flag(name: str, value: Any) -> str:
     return f"{as_flag_name(name)} {shlex.quote(str(value))}"
 
 
+# ---- training/processes.py ------------------------------------------------------------------------------------
+# Several processes, one a GPU, that train together: which of them this is, and what they agree on.
+#
+# Each sees its own GPU alone, and so do the libraries in it: it trains as on a machine with one GPU. Rows are dealt out by
+# Passes, gradients are added up by StepTrainer, and whatever could differ is agreed on here. In a run of one process none of this
+# does anything.
+
+
+Answered = TypeVar("Answered")
+
+STUCK = timedelta(minutes=30)  # GPUs that wait for each other so long never meet
+FOR_EVER = timedelta(days=7)  # while the first process pushes, the others wait: only its end ends that
+OF_LAUNCHER = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+@dataclass
+class Peers:
+    """number: of this process, from 0; group: that waits without a time-out, on the processors."""
+
+    number: int = 0
+    count: int = 1
+    group: Any = None
+
+
+PEERS = Peers()
+
+
+def process_number() -> int:
+    return PEERS.number
+
+
+def process_count() -> int:
+    return PEERS.count
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: it prints, saves and pushes."""
+    return PEERS.number == 0
+
+
+def join_peers() -> bool:
+    """Join the processes that torchrun started beside this one; whether there are any. Before torch is used."""
+    count, number = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if count == 1:
+        return False
+    see_one_gpu(int(os.environ.get("LOCAL_RANK", number)))
+    if number:
+        os.environ[SILENT] = "1"
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = torch.cuda.is_available()
+    device = {"device_id": torch.device("cuda", 0)} if on_gpu else {}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=STUCK, **device)
+    PEERS.number, PEERS.count, PEERS.group = number, count, dist.new_group(backend="gloo", timeout=FOR_EVER)
+    for name in OF_LAUNCHER:
+        os.environ.pop(name, None)  # else each library would divide rows and add gradients up in a way of its own
+    return True
+
+
+def see_one_gpu(place: int) -> None:
+    """Hide all GPUs but one from this process, and from the libraries that it will import."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible != "":
+        listed = visible.split(",") if visible else [str(place)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = listed[place % len(listed)]
+
+
+def from_first(action: Callable[[], Answered]) -> Answered:
+    """What the action returns in the first process, in all: for what one alone may do, and for what could differ."""
+    if PEERS.count == 1:
+        return action()
+    import torch.distributed as dist
+
+    box: list[Any] = [action() if is_first() else None]
+    dist.broadcast_object_list(box, src=0, group=PEERS.group)
+    return box[0]
+
+
+def from_all(own: list[Answered]) -> list[Answered]:
+    """The lists of all processes, one after the other."""
+    if PEERS.count == 1:
+        return own
+    import torch.distributed as dist
+
+    boxes: list[Any] = [None] * PEERS.count
+    dist.all_gather_object(boxes, own, group=PEERS.group)
+    return [one for box in boxes for one in box]
+
+
+def greatest(value: int) -> int:
+    """The greatest of all processes' values."""
+    if PEERS.count == 1:
+        return value
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(value)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=PEERS.group)
+    return int(found)
+
+
+def add_up(value: Any) -> Any:
+    """A tensor's sum over all processes, on its own device; in one process the tensor itself."""
+    if PEERS.count > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(value)
+    return value
+
+
+def add_gradients(parameters: list[Any], loss: Any, share: float = 1.0) -> Any:
+    """Each gradient becomes the sum of all processes' ones, in one message; the sum of their losses is returned.
+
+    share: what all sums are multiplied by; 1 / processes makes means of them.
+    """
+    import torch
+
+    trained = [one for one in parameters if one.requires_grad]
+    found = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
+    whole = add_up(torch.cat([loss.reshape(1).float(), *(one.reshape(-1).float() for one in found)])) * share
+    at = 1
+    for parameter, gradient in zip(trained, found, strict=True):
+        parameter.grad = gradient.copy_(whole[at : at + gradient.numel()].view_as(gradient))
+        at += gradient.numel()
+    return whole[0]
+
+
+def share_weights(model: Any) -> None:
+    """The trained weights of the first process, in all."""
+    if PEERS.count > 1:
+        import torch.distributed as dist
+
+        for one in model.parameters():
+            if one.requires_grad:
+                dist.broadcast(one.data, src=0)
+
+
+def wait_for_peers() -> None:
+    greatest(0)
+
+
+def leave_peers() -> None:
+    """Once training is over: the first goes on alone, and the others end."""
+    if PEERS.count == 1:
+        return
+    import torch.distributed as dist
+
+    wait_for_peers()
+    dist.destroy_process_group()
+    PEERS.count = 1
+
+
 # ---- training/run.py ------------------------------------------------------------------------------------------
 # The run as it was submitted: its plan, its price, its timeout, and whether it must stop before its last step.
 
@@ -874,6 +1051,7 @@ class StopSignal:
 
     MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
     CHECKS_EVERY_S = 1.0
+    REASONS = "", "early_stopped", "deadline", "cancelled"  # of several processes' reasons the last one counts
     SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
 
     def __init__(self) -> None:
@@ -901,9 +1079,10 @@ class StopSignal:
             raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
     def due(self, saving_s: float) -> bool:
-        """Whether to stop now, when what comes before the next such question takes this many seconds."""
+        """Whether to stop now, when what comes before the next such question takes this many seconds; all processes agree."""
         if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
             self.reason = "deadline"
+        self.reason = self.REASONS[greatest(self.REASONS.index(self.reason))]
         return bool(self.reason)
 
     def seconds_left(self) -> float:
@@ -1020,10 +1199,13 @@ class Steps:
         random.Random(f"{self.seed} order {epoch}").shuffle(steps)
         return steps + short
 
-    def tokens(self, number: int) -> int:
+    def rows(self, number: int) -> list[int]:
         """Of the step that comes after so many others."""
         epoch, at = divmod(number, self.per_epoch)
-        return sum(self.lengths[row] for row in self.of_epoch(epoch)[at])
+        return self.of_epoch(epoch)[at]
+
+    def tokens(self, number: int) -> int:
+        return self.held(self.rows(number))
 
     def spread_length(self, sequences: int) -> int:
         """Tokens that a sequence must have, so that each step's rows go into so many."""
@@ -5007,6 +5189,7 @@ class StepTimer:
     evaluation_s: float = 0.0  # of the newest one
     saving_s: float = 0.0  # of the newest checkpoint, its push included
     checkpoint: Path | None = None
+    peaks_gb: list[float | None] = field(default_factory=list)  # of each process, at most
 
     def step_begins(self) -> None:
         self.since = self.since or time.monotonic()
@@ -5875,7 +6058,7 @@ def judge_headers(url: str) -> dict[str, str]:
 # The machine: its GPU, driver and library versions.
 
 
-def require_gpu_where_paid(planned_gb: float) -> None:
+def require_gpu_where_paid(planned_gb: float, planned_gpus: int = 0) -> None:
     """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
 
     Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
@@ -5892,6 +6075,12 @@ def require_gpu_where_paid(planned_gb: float) -> None:
     if torch.cuda.is_available():
         found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
         require_planned_memory(found / 1e9, planned_gb)
+        if process_count() < planned_gpus:
+            raise Stop(
+                "missing_gpus",
+                f"The run was planned for {planned_gpus} GPUs, and torch sees {process_count()} of them.",
+                "Submit it again; if it happens twice, choose another flavor.",
+            )
 
 
 def require_planned_memory(found: float, planned: float) -> None:
@@ -5922,7 +6111,7 @@ def hardware() -> dict[str, Any]:
     device = torch.cuda.get_device_properties(0)
     return {
         "device": device.name,
-        "gpus": torch.cuda.device_count(),
+        "gpus": max(torch.cuda.device_count(), process_count()),  # each of several processes sees its own
         "vram_gb": round(device.total_memory / 1e9, 1),
         "cuda": torch.version.cuda,
         "driver": driver_version(),

@@ -65,6 +65,7 @@ import gzip
 import hashlib
 import heapq
 import html
+import importlib.util
 import inspect
 import io
 import itertools
@@ -79,10 +80,12 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import unicodedata
+import uuid
 import warnings
 import zipfile
 import zlib
@@ -90,6 +93,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from importlib.machinery import SourceFileLoader
 from itertools import zip_longest
@@ -239,6 +243,7 @@ def train(settings: Settings) -> None:
         import unsloth  # noqa: F401
     config, settings = load_config(settings)
     settings = settle(settings, config, len(train_rows), len(eval_rows or ()))
+    require_rows_for_all(settings)
     tokenizer = load_tokenizer(settings, parent)
     renderer = make_renderer(tokenizer, layout)
     train_tokens, masks = encode_rows(train_rows, renderer, layout, settings.max_seq_length)
@@ -257,18 +262,20 @@ def train(settings: Settings) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless here: labels, not the pad token, say what is learned
     keep_rows_apart(model)
-    packed = can_pack(model, settings)
-    steps = Steps(train_tokens["length"], settings, packed)
+    apart = can_pack(model, settings)
+    packed = from_first(lambda: apart)
+    steps, processes = Steps(train_tokens["length"], settings, packed), process_count()
     longest = max([*train_tokens["length"], *(eval_tokens["length"] if eval_tokens else ())])
 
     def length_for(sequences: int) -> int:
-        return rounded(max(steps.spread_length(sequences), longest))
+        return rounded(max(steps.spread_length(sequences * processes), longest))
 
-    batching, kept = choose_batching(settings, length_for, room_for(model, settings), packed)
+    room = room_for(model, settings)
+    batching, kept = from_first(lambda: choose_batching(settings, length_for, room, packed, processes=processes))
     settings = replace(settings, gradient_checkpointing="off" if kept else "offload")
     emit_batching(settings, batching, packed, batching.length)
     own = lineage(METHOD, settings, train_tokens, packed) | parent_lineage(parent)
-    checkpoint = checkpoint_to_resume(settings, api, own)
+    checkpoint = from_first(lambda: checkpoint_to_resume(settings, api, own))
     model = attach_adapter(model, settings, parent)
     began_with = trained_weights(model) if parent else {}
 
@@ -281,8 +288,11 @@ def train(settings: Settings) -> None:
 
     trainer = make_trainer(batching, kept)
     require_masked_batch(trainer, masks["supervised_tokens"] / masks["tokens"])
-    ways = lambda: batchings(settings, length_for, packed)  # noqa: E731
+    ways = lambda: batchings(settings, length_for, packed, processes=processes)  # noqa: E731
     trainer, base_loss = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
+    leave_peers()
+    if not is_first():
+        return
     trained_steps = count_trained_steps(trainer, checkpoint)
     trainer.timer.tokens = trainer.state.epoch * masks["tokens"]  # those of earlier trainers and machines, too
 
@@ -334,7 +344,7 @@ def build_trainer(
     timer, plain = StepTimer(), settings.backend == "trl"
     order = steps or Steps(train_tokens["length"], settings, packed)
     division = batching or choose_batching(settings, order.spread_length, lambda tokens: True, packed)[0]
-    passes = Passes(order, division, packed)
+    passes = Passes(order, division, packed, process_number(), process_count())
     filler, collator = tokenizer.pad_token_id, None
     rows = train_tokens.select_columns(["input_ids", "labels"])
     if packed:
@@ -342,27 +352,33 @@ def build_trainer(
 
     class Trainer(StepTrainer, SFTTrainer):
         def train_batch(self, sequences):
-            return collator(sequences) if collator else self.data_collator([rows[row] for [row] in sequences])
+            if collator:
+                return collator(sequences)
+            return self.data_collator(
+                [rows[one[0]] if one else {"input_ids": [filler], "labels": [IGNORE]} for one in sequences]
+            )
 
         def measure(self):
-            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
-            began = time.monotonic()
+            """Loss and learned tokens of each of this process's batches of held-out rows."""
             try:
-                mean = self.mean_loss(self.held_out_batches())
+                return self.batch_losses(self.held_out_batches())
             except torch.OutOfMemoryError:
                 free_memory()
-                mean = self.mean_loss(self.held_out_batches(alone=True))
-            return {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
+                return self.batch_losses(self.held_out_batches(alone=True))
 
-        def mean_loss(self, batches):
-            total, learned = 0.0, 0
+        def metrics_of(self, parts):
+            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
+            mean = sum(loss * here for loss, here in parts) / sum(here for _, here in parts)
+            return {"eval_loss": mean, "eval_perplexity": perplexity(mean)}
+
+        def batch_losses(self, batches):
+            found = []
             self.model.eval()
-            for batch in map(self._prepare_inputs, batches):
+            for batch in map(self._prepare_inputs, itertools.islice(batches, process_number(), None, process_count())):
                 with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
                     loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
-                here = learned_tokens(batch["labels"])
-                total, learned = total + loss.item() * here, learned + here
-            return total / learned
+                found.append((loss.item(), learned_tokens(batch["labels"])))
+            return found
 
         def held_out_batches(self, alone=False):
             """In the shape that training takes too; one row each, which is where a run dies of memory last, otherwise."""
@@ -412,6 +428,8 @@ def learned_tokens(labels: Any) -> int:
 
 def require_masked_batch(trainer: Any, supervised_fraction: float) -> None:
     """Stop when the batch that the trainer really builds does not carry the labels that were computed."""
+    if not is_first():
+        return  # it may have no row of a short step
     batch = next(iter(trainer.get_train_dataloader()))
     learned, present = int((batch["labels"] != IGNORE).sum()), int(batch.get("attention_mask", batch["labels"]).numel())
     if learned == 0 or (supervised_fraction < 1 and learned == present):
@@ -439,7 +457,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 def main() -> int:
     settings = parse_args()
-    return exit_code(lambda: train(settings), "the same command with --resume at its end goes on from the last checkpoint")
+    again = "the same command with --resume at its end goes on from the last checkpoint"
+    return run_on_all_gpus(lambda: train(settings), again, __file__)
 
 
 # ===============================================================================================================
@@ -577,6 +596,8 @@ class Stop(Exception):
         self.code, self.message, self.fix = code, message, fix
 
 
+SILENT = "UNSLOTH_JOBS_SILENT"  # set in all of a run's processes but the first: they print no events
+LAUNCHED = "UNSLOTH_JOBS_LAUNCHED"  # set in the processes of a run on several GPUs: what failed, its launcher says
 LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card shows what the log showed
 # JSON leaves these as they are, and some readers end a line there: an event is one line.
 SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
@@ -594,8 +615,20 @@ def emit(event: str, **values: Any) -> None:
     if told_to_end.is_set() and event != "failed":
         raise KeyboardInterrupt
     LAST_EVENTS[event] = values
+    if os.environ.get(SILENT) and event != "failed":
+        return
     line = json.dumps({"event": event, "time": round(time.time(), 1), **values}, ensure_ascii=False, default=str)
     print("EVENT " + redacted(line.translate(SEPARATORS)), flush=True)
+
+
+def emit_failed(code: str, message: str, fix: str) -> None:
+    """The last event of a run that failed; a process among several leaves it to the launcher, where all their failures meet."""
+    failed = {"code": code, "message": message, "fix": fix}
+    if not os.environ.get(LAUNCHED):
+        emit("failed", **failed)
+        return
+    told = {"message": message, "timestamp": int(time.time()), "failed": failed}
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")
 
 
 def print_traceback() -> None:
@@ -617,15 +650,15 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         run()
         return 0
     except Stop as stop:
-        emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
+        emit_failed(stop.code, stop.message, stop.fix)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
-            emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
+            emit_failed("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
         elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
-            emit("failed", code="disk_full", message=f"The disk is full: {error}", fix=f"{room}; {again}.")
+            emit_failed("disk_full", f"The disk is full: {error}", f"{room}; {again}.")
         else:
-            emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log has the traceback.")
+            emit_failed("error", f"{type(error).__name__}: {error}", "The log has the traceback.")
             print_traceback()
     return 1
 
@@ -795,6 +828,168 @@ def as_flag(name: str, value: Any) -> str:
     return f"{as_flag_name(name)} {shlex.quote(str(value))}"
 
 
+# ---- training/processes.py ------------------------------------------------------------------------------------
+# Several processes, one a GPU, that train together: which of them this is, and what they agree on.
+#
+# Each sees its own GPU alone, and so do the libraries in it: it trains as on a machine with one GPU. Rows are dealt out by
+# Passes, gradients are added up by StepTrainer, and whatever could differ is agreed on here. In a run of one process none of this
+# does anything.
+
+
+Answered = TypeVar("Answered")
+
+STUCK = timedelta(minutes=30)  # GPUs that wait for each other so long never meet
+FOR_EVER = timedelta(days=7)  # while the first process pushes, the others wait: only its end ends that
+OF_LAUNCHER = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+@dataclass
+class Peers:
+    """number: of this process, from 0; group: that waits without a time-out, on the processors."""
+
+    number: int = 0
+    count: int = 1
+    group: Any = None
+
+
+PEERS = Peers()
+
+
+def process_number() -> int:
+    return PEERS.number
+
+
+def process_count() -> int:
+    return PEERS.count
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: it prints, saves and pushes."""
+    return PEERS.number == 0
+
+
+def join_peers() -> bool:
+    """Join the processes that torchrun started beside this one; whether there are any. Before torch is used."""
+    count, number = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if count == 1:
+        return False
+    see_one_gpu(int(os.environ.get("LOCAL_RANK", number)))
+    if number:
+        os.environ[SILENT] = "1"
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = torch.cuda.is_available()
+    device = {"device_id": torch.device("cuda", 0)} if on_gpu else {}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=STUCK, **device)
+    PEERS.number, PEERS.count, PEERS.group = number, count, dist.new_group(backend="gloo", timeout=FOR_EVER)
+    for name in OF_LAUNCHER:
+        os.environ.pop(name, None)  # else each library would divide rows and add gradients up in a way of its own
+    return True
+
+
+def see_one_gpu(place: int) -> None:
+    """Hide all GPUs but one from this process, and from the libraries that it will import."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible != "":
+        listed = visible.split(",") if visible else [str(place)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = listed[place % len(listed)]
+
+
+def from_first(action: Callable[[], Answered]) -> Answered:
+    """What the action returns in the first process, in all: for what one alone may do, and for what could differ."""
+    if PEERS.count == 1:
+        return action()
+    import torch.distributed as dist
+
+    box: list[Any] = [action() if is_first() else None]
+    dist.broadcast_object_list(box, src=0, group=PEERS.group)
+    return box[0]
+
+
+def from_all(own: list[Answered]) -> list[Answered]:
+    """The lists of all processes, one after the other."""
+    if PEERS.count == 1:
+        return own
+    import torch.distributed as dist
+
+    boxes: list[Any] = [None] * PEERS.count
+    dist.all_gather_object(boxes, own, group=PEERS.group)
+    return [one for box in boxes for one in box]
+
+
+def greatest(value: int) -> int:
+    """The greatest of all processes' values."""
+    if PEERS.count == 1:
+        return value
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(value)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=PEERS.group)
+    return int(found)
+
+
+def add_up(value: Any) -> Any:
+    """A tensor's sum over all processes, on its own device; in one process the tensor itself."""
+    if PEERS.count > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(value)
+    return value
+
+
+def add_gradients(parameters: list[Any], loss: Any, share: float = 1.0) -> Any:
+    """Each gradient becomes the sum of all processes' ones, in one message; the sum of their losses is returned.
+
+    share: what all sums are multiplied by; 1 / processes makes means of them.
+    """
+    import torch
+
+    trained = [one for one in parameters if one.requires_grad]
+    found = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
+    whole = add_up(torch.cat([loss.reshape(1).float(), *(one.reshape(-1).float() for one in found)])) * share
+    at = 1
+    for parameter, gradient in zip(trained, found, strict=True):
+        parameter.grad = gradient.copy_(whole[at : at + gradient.numel()].view_as(gradient))
+        at += gradient.numel()
+    return whole[0]
+
+
+def share_weights(model: Any) -> None:
+    """The trained weights of the first process, in all."""
+    if PEERS.count > 1:
+        import torch.distributed as dist
+
+        for one in model.parameters():
+            if one.requires_grad:
+                dist.broadcast(one.data, src=0)
+
+
+def wait_for_peers() -> None:
+    greatest(0)
+
+
+def leave_peers() -> None:
+    """Once training is over: the first goes on alone, and the others end."""
+    if PEERS.count == 1:
+        return
+    import torch.distributed as dist
+
+    wait_for_peers()
+    dist.destroy_process_group()
+    PEERS.count = 1
+
+
 # ---- training/run.py ------------------------------------------------------------------------------------------
 # The run as it was submitted: its plan, its price, its timeout, and whether it must stop before its last step.
 
@@ -828,6 +1023,7 @@ class StopSignal:
 
     MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
     CHECKS_EVERY_S = 1.0
+    REASONS = "", "early_stopped", "deadline", "cancelled"  # of several processes' reasons the last one counts
     SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
 
     def __init__(self) -> None:
@@ -855,9 +1051,10 @@ class StopSignal:
             raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
     def due(self, saving_s: float) -> bool:
-        """Whether to stop now, when what comes before the next such question takes this many seconds."""
+        """Whether to stop now, when what comes before the next such question takes this many seconds; all processes agree."""
         if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
             self.reason = "deadline"
+        self.reason = self.REASONS[greatest(self.REASONS.index(self.reason))]
         return bool(self.reason)
 
     def seconds_left(self) -> float:
@@ -2387,10 +2584,13 @@ class Steps:
         random.Random(f"{self.seed} order {epoch}").shuffle(steps)
         return steps + short
 
-    def tokens(self, number: int) -> int:
+    def rows(self, number: int) -> list[int]:
         """Of the step that comes after so many others."""
         epoch, at = divmod(number, self.per_epoch)
-        return sum(self.lengths[row] for row in self.of_epoch(epoch)[at])
+        return self.of_epoch(epoch)[at]
+
+    def tokens(self, number: int) -> int:
+        return self.held(self.rows(number))
 
     def spread_length(self, sequences: int) -> int:
         """Tokens that a sequence must have, so that each step's rows go into so many."""
@@ -2424,7 +2624,8 @@ WIDER = 1.1  # times as many tokens in a pass as there should be are less than w
 class Batching(NamedTuple):
     """A step's forward passes: gradient_accumulation of them, of micro_batch_size sequences of length tokens, padding included.
 
-    A sequence is one row or, packed, several. Other batchings of a step compute the same from the same rows.
+    A sequence is one row or, packed, several. Other batchings of a step compute the same from the same rows. Of several
+    processes each makes so many passes, over its own part of the step's sequences.
     """
 
     micro_batch_size: int
@@ -2438,16 +2639,21 @@ class Batching(NamedTuple):
 
 
 def batchings(
-    settings: TrainingSettings, length_for: Callable[[int], int], packed: bool, fewest: int = 1, smallest: int = 1
+    settings: TrainingSettings,
+    length_for: Callable[[int], int],
+    packed: bool,
+    fewest: int = 1,
+    smallest: int = 1,
+    processes: int = 1,
 ) -> Iterable[Batching]:
-    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n; smallest:
-    rows in a pass at least, where rows are not packed.
+    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a process packs its part of a step
+    into n; smallest: rows in a pass at least, where rows are not packed.
     """
-    rows = effective_batch_size(settings)
+    rows = math.ceil(effective_batch_size(settings) / processes)
     if not packed:
         most = max(max_micro_batch_size(settings), smallest)
-        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0)
-        yield from (Batching(size, rows // size, settings.max_seq_length) for size in sizes)
+        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0 or size == smallest)
+        yield from (Batching(size, math.ceil(rows / size), settings.max_seq_length) for size in sizes)
         return
     shortest = math.inf
     for passes in range(fewest, rows + 1):
@@ -2470,7 +2676,12 @@ def max_micro_batch_size(settings: TrainingSettings) -> int:
 
 
 def choose_batching(
-    settings: TrainingSettings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool, smallest: int = 1
+    settings: TrainingSettings,
+    length_for: Callable[[int], int],
+    keeps: Callable[[int], bool],
+    packed: bool,
+    smallest: int = 1,
+    processes: int = 1,
 ) -> tuple[Batching, bool]:
     """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
 
@@ -2481,7 +2692,7 @@ def choose_batching(
     )  # a little more is better than a pass more
     fewest = math.ceil(length_for(1) / most) if packed else 1
     largest = None
-    for batching in batchings(settings, length_for, packed, fewest, smallest):
+    for batching in batchings(settings, length_for, packed, fewest, smallest, processes):
         last = batching
         if batching.tokens > most:
             continue
@@ -2493,6 +2704,17 @@ def choose_batching(
     return largest or last, False
 
 
+def require_rows_for_all(settings: TrainingSettings, smallest: int = 1) -> None:
+    """Raises Stop where a step has too few rows for each process to have one, or `smallest`."""
+    rows, needed = effective_batch_size(settings), smallest * process_count()
+    if rows < needed:
+        raise Stop(
+            "too_few_rows_a_step",
+            f"A step of {rows} rows cannot be shared by {process_count()} GPUs, each of which needs {smallest}.",
+            f"Raise --gradient-accumulation to {math.ceil(needed / settings.batch_size)}, or choose a flavor with fewer GPUs.",
+        )
+
+
 def emit_batching(settings: TrainingSettings, batching: Batching, packed: bool, length: int) -> None:
     """length: of a sequence, in tokens."""
     emit(
@@ -2502,6 +2724,7 @@ def emit_batching(settings: TrainingSettings, batching: Batching, packed: bool, 
         accumulation=batching.gradient_accumulation,
         length=length,
         rows_per_step=effective_batch_size(settings),
+        processes=process_count(),
         gradient_checkpointing=settings.gradient_checkpointing,
     )
 
@@ -2532,10 +2755,14 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
 
 
 class Passes:
-    """The forward passes of an epoch, each a list of sequences, and these lists of row numbers: a batch sampler of torch's."""
+    """The forward passes of an epoch, each a list of sequences, and these lists of row numbers: a batch sampler of torch's.
 
-    def __init__(self, steps: Steps, batching: Batching, packed: bool):
+    Of several processes each has as many as the others. A sequence without rows fills up what a step lacks.
+    """
+
+    def __init__(self, steps: Steps, batching: Batching, packed: bool, number: int = 0, processes: int = 1):
         self.steps, self.batching, self.packed, self.epoch = steps, batching, packed, 0
+        self.number, self.processes = number, processes
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -2549,15 +2776,27 @@ class Passes:
         return len(steps) * self.batching.gradient_accumulation + len(self.of_step(last))
 
     def of_step(self, rows: list[int]) -> list[list[list[int]]]:
+        """The passes that this process makes."""
+        size = self.batching.micro_batch_size
+        sequences = self.sequences(rows)
+        each = math.ceil(len(sequences) / self.processes)
+        own = sequences[self.number :: self.processes]
+        own += [[]] * (each - len(own))
+        return [own[at : at + size] for at in range(0, each, size)]
+
+    def sequences(self, rows: list[int]) -> list[list[int]]:
+        """Of all processes, those that are computed at the same time of like length: the longest of a pass is waited for."""
+        if not self.packed:
+            return [[row] for row in rows]  # of like length as they stand (group_alike)
         size, passes, _ = self.batching
-        sequences = spread(rows, self.steps.lengths, size * passes) if self.packed else [[row] for row in rows]
-        return [sequences[at : at + size] for at in range(0, len(sequences), size)]
+        found = spread(rows, self.steps.lengths, size * passes * self.processes)
+        return found if self.processes == 1 else sorted(found, key=self.steps.held, reverse=True)
 
     def short_length(self) -> int:
         """Of the sequences of most passes, where that is much less than all need: a few long rows need not pad the rest."""
-        held = sorted(
-            max(map(self.steps.held, sequences)) for step in self.steps.groupings[0] for sequences in self.of_step(step)
-        )
+        size = self.batching.micro_batch_size
+        steps = (self.sequences(step) for step in self.steps.groupings[0])
+        held = sorted(max(map(self.steps.held, step[at : at + size])) for step in steps for at in range(0, len(step), size))
         usual = held[int(0.95 * (len(held) - 1))]
         return rounded(usual) if usual < 0.75 * self.batching.length else self.batching.length
 
@@ -2571,7 +2810,7 @@ def rounded(length: int) -> int:
 # The machine: its GPU, driver and library versions.
 
 
-def require_gpu_where_paid(planned_gb: float) -> None:
+def require_gpu_where_paid(planned_gb: float, planned_gpus: int = 0) -> None:
     """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
 
     Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
@@ -2588,6 +2827,12 @@ def require_gpu_where_paid(planned_gb: float) -> None:
     if torch.cuda.is_available():
         found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
         require_planned_memory(found / 1e9, planned_gb)
+        if process_count() < planned_gpus:
+            raise Stop(
+                "missing_gpus",
+                f"The run was planned for {planned_gpus} GPUs, and torch sees {process_count()} of them.",
+                "Submit it again; if it happens twice, choose another flavor.",
+            )
 
 
 def require_planned_memory(found: float, planned: float) -> None:
@@ -2618,7 +2863,7 @@ def hardware() -> dict[str, Any]:
     device = torch.cuda.get_device_properties(0)
     return {
         "device": device.name,
-        "gpus": torch.cuda.device_count(),
+        "gpus": max(torch.cuda.device_count(), process_count()),  # each of several processes sees its own
         "vram_gb": round(device.total_memory / 1e9, 1),
         "cuda": torch.version.cuda,
         "driver": driver_version(),
@@ -3468,11 +3713,11 @@ def begin_training(settings: Adapted, format_of: FindFormat) -> Beginning[Adapte
     stop_signal.listen()
     found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
-    require_gpu_where_paid(run_facts().get("vram_gb") or 0)
+    require_gpu_where_paid(run_facts().get("vram_gb") or 0, run_facts().get("gpus") or 0)
     require_mergeable(settings)
     settings, parent = starting_point(settings)
-    api, resume = open_repository(settings)
-    settings = replace(settings, resume=resume)
+    api, resume = open_repository(settings) if is_first() else (None, False)
+    settings = replace(settings, resume=from_first(lambda: resume))
     return Beginning(settings, parent, api, read_training_rows(settings, format_of), stop_signal)
 
 
@@ -3498,6 +3743,7 @@ class StepTimer:
     evaluation_s: float = 0.0  # of the newest one
     saving_s: float = 0.0  # of the newest checkpoint, its push included
     checkpoint: Path | None = None
+    peaks_gb: list[float | None] = field(default_factory=list)  # of each process, at most
 
     def step_begins(self) -> None:
         self.since = self.since or time.monotonic()
@@ -3668,12 +3914,17 @@ def progress_callback(
         def on_save(self, args, state, control, **kwargs):
             began = time.monotonic()
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            kept = asdict(settings) | {LINEAGE: origin}
-            (folder / SETTINGS_FILE).write_text(json.dumps(kept, indent=1), encoding="utf-8")
-            message = f"Checkpoint at step {state.global_step}"
-            pushed = api is not None and push_folder(api, settings, folder, message, path_in_repo=LAST_CHECKPOINT) is None
+            if is_first():
+                pushed = keep_checkpoint(folder, f"Checkpoint at step {state.global_step}")
+                emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
+            wait_for_peers()
             timer.checkpoint, timer.saving_s = folder, time.monotonic() - began
-            emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
+
+    def keep_checkpoint(folder: Path, message: str) -> bool:
+        """Whether a checkpoint, with what it was made of, has reached the repository."""
+        kept = asdict(settings) | {LINEAGE: origin}
+        (folder / SETTINGS_FILE).write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        return api is not None and push_folder(api, settings, folder, message, path_in_repo=LAST_CHECKPOINT) is None
 
     return Progress()
 
@@ -3688,7 +3939,7 @@ def trackio_callback() -> Any:
 
     class Guarded(TrainerCallback):
         trackio = TrackioCallback()
-        failed = False
+        failed = not is_first()
 
         def attempt(self, action: Any, *args: Any, **kwargs: Any) -> None:
             if self.failed:
@@ -6110,7 +6361,8 @@ def cost_line(facts: Mapping[str, Any]) -> str | None:
 
 
 def hardware_line(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    parts = [found["device"], f"{found['vram_gb']} GB" if "vram_gb" in found else f"{found['cpus']} cores"]
+    several = f"{found['gpus']} × " if found.get("gpus", 1) > 1 else ""
+    parts = [several + found["device"], f"{found['vram_gb']} GB" if "vram_gb" in found else f"{found['cpus']} cores"]
     titles = {"CUDA": found.get("cuda"), "driver": found.get("driver"), "flavor": facts.get("flavor")}
     return ", ".join(parts + [f"{title} {value}" for title, value in titles.items() if value])
 
@@ -6211,6 +6463,115 @@ print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_t
 """
 
 
+# ---- training/launch.py ---------------------------------------------------------------------------------------
+# A run on all GPUs of its machine: one process for each, started by torch's own launcher (torchrun).
+
+
+PROCESSES = "UNSLOTH_JOBS_PROCESSES"  # how many, whatever GPUs there are: several on a machine without one, or a single one
+LAST_WORDS = 40  # lines of a process that died, which had not been shown
+# What the others say when one of them is gone.
+PEER_GONE = re.compile(r"Connection (closed|reset) by peer|Broken pipe|NCCL|gloo|ProcessGroup|TCPStore", re.IGNORECASE)
+ENDED_WITHIN_S = 20.0  # of a peer's end, by the launcher
+
+
+def run_on_all_gpus(run: Callable[[], None], again: str, script: str) -> int:
+    """exit_code of a run, in this process or, where there are several GPUs, in one process for each.
+
+    script: the file that each of them runs, with the arguments of this one.
+    """
+    if join_peers():
+        return exit_code(lambda: run_beside_peers(run), again)
+    count = processes_wanted()
+    return exit_code(run, again) if count == 1 else launch(count, script)
+
+
+def processes_wanted() -> int:
+    if (asked := os.environ.get(PROCESSES, "")).isdigit():
+        return max(int(asked), 1)
+    if importlib.util.find_spec("torch") is None:
+        return 1
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def run_beside_peers(run: Callable[[], None]) -> None:
+    """Run; an error that only says that another process is gone waits, so that the other's own words are the cause."""
+    try:
+        run()
+    except RuntimeError as error:
+        if process_count() > 1 and PEER_GONE.search(str(error)) and os.environ.get(LAUNCHED):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            print(f"Process {process_number()} has lost another: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+            time.sleep(ENDED_WITHIN_S)
+        raise
+
+
+def launch(count: int, script: str) -> int:
+    """Run a script in so many processes; its exit code. Where one fails, all end, and what it said is what failed."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ |= {LAUNCHED: "1", "UNSLOTH_JOBS_RUN": json.dumps(run_facts() | {"started": billed_since()})}
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine, whose name may not resolve
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    with tempfile.TemporaryDirectory(prefix="unsloth-jobs-") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            # The first process says what all do. What the others print is read when one of them dies.
+            logs_specs=DefaultLogsSpecs(folder, redirects=dict.fromkeys(range(1, count), Std.ALL)),
+            # It would kill all half a minute after SIGTERM, while they save and push.
+            signals_to_handle="SIGHUP,SIGQUIT",
+        )
+        try:
+            elastic_launch(config, sys.executable)("-u", script, *sys.argv[1:])
+        except ChildFailedError as error:
+            emit_cause(error.failures, count, Path(folder))
+            return 1
+    return 0
+
+
+def pass_on(number: int, _: Any) -> None:
+    """A signal to this process is one to all: they agree when to stop, save, and end by themselves."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
+
+
+def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
+    """The event `failed` of a run whose processes ended early, after the last words of the one that was first."""
+    number, first = first_failure(failures.items())
+    if number:
+        for path in sorted(folder.rglob(f"{number}/std*.log")):
+            lines = path.read_text("utf-8", "replace").splitlines()[-LAST_WORDS:]
+            print(redacted("\n".join(lines)).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+    how = f"was ended by {first.signal_name()}" if first.exitcode < 0 else f"ended with exit code {first.exitcode}"
+    died = Stop(
+        "process_died",
+        f"Process {number} of {count} (GPU {number}) {how}, and with it the run.",
+        "Its last lines are in the log. Submit the same command with --resume at its end: it goes on from the last checkpoint.",
+    )
+    emit("failed", **(first.error_file_data.get("failed") or vars(died)))
+
+
+def first_failure(failures: Iterable[tuple[int, Any]]) -> tuple[int, Any]:
+    """Number and failure of the process that the others followed: those that the launcher ended are not it."""
+    return min(failures, key=lambda one: (one[1].exitcode == -signal.SIGTERM, one[1].timestamp))
+
+
 # ---- training/outcome.py --------------------------------------------------------------------------------------
 # How every training ends: how many steps it made, and its last event.
 
@@ -6248,6 +6609,7 @@ def emit_done(
         trained_steps=trained_steps,
         **trainer.timer.figures(),
         peak_gb=peak_gb(),
+        **({"peaks_gb": trainer.timer.peaks_gb} if len(trainer.timer.peaks_gb) > 1 else {}),
         went_on_from=parent and parent.name,
         path=str(Path(settings.save_local).resolve()),
         repo=settings.output_repo or None,
@@ -6444,6 +6806,7 @@ def train_with_oom_retry(
     """
     import torch
 
+    share_weights(trainer.model)
     first = trained_weights(trainer.model)
     base_loss = trainer.evaluate().get("eval_loss")
     while True:
@@ -6451,8 +6814,11 @@ def train_with_oom_retry(
             stop_signal.training = True
             if not (checkpoint and load_if_finished(trainer, checkpoint)):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.timer.peaks_gb = from_all([peak_gb()])
             return trainer, base_loss
         except torch.OutOfMemoryError as error:
+            if process_count() > 1 and not trainer.out_of_memory:
+                raise  # in one process alone, and elsewhere than in a pass: the others cannot follow
             batching, keeps = use_less_memory(trainer.batching, kept, ways(), error)
             checkpoint, evaluates = trainer.timer.checkpoint or checkpoint, trainer.eval_dataset is not None
         model = trainer.model
@@ -6698,14 +7064,15 @@ def why_chosen(settings: TrainingSettings, config: Mapping[str, Any], rows: int,
 
 
 # ---- training/step_trainer.py ---------------------------------------------------------------------------------
-# What all trainers share: the rows of each step, steps that are timed, an evaluation that cannot end the run.
+# What all trainers share: the rows of each step, steps that are timed and added up over all processes, an evaluation that
+# cannot end the run.
 
 
 class StepTrainer:
     """Mixed into one of TRL's trainers, to the left of it; `passes` and `timer` are set once it is made.
 
-    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass, and measure(), the
-    held-out metrics: eval_loss, eval_runtime and what else is measured.
+    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(), what this
+    process measures on its part of the held-out rows, as a list; and metrics_of(the lists of all): eval_loss and what else.
     """
 
     eval_dataset: Any
@@ -6719,6 +7086,10 @@ class StepTrainer:
     timer: StepTimer
     train_batch: Any
     measure: Any
+    metrics_of: Any
+    model: Any
+    out_of_memory: Exception | None = None  # in a pass of this step; once it is raised, all processes raise it
+    losses: Any = 0  # of this step's passes so far
 
     def get_train_dataloader(self):
         import torch
@@ -6732,18 +7103,56 @@ class StepTrainer:
     def get_batch_samples(self, *args, **kwargs):
         self.timer.step_begins()
         batches, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]  # of the trainer that it is mixed into
+        items = None if items is None else add_up(items)  # learned tokens: of the step, whoever computes them
         self.timer.count_tokens(self.passes.steps.tokens(self.state.global_step))
         return batches, items
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """A pass. After a step's last one its gradient, and its loss, are those of all processes' passes.
+
+        That a pass does not fit one GPU is agreed on before, so that all go on in less memory, or none.
+        """
+        if process_count() == 1:
+            return super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        import torch
+
+        loss = torch.zeros((), device=self.args.device)
+        try:
+            if not self.out_of_memory:
+                loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        except torch.OutOfMemoryError as error:
+            self.out_of_memory = error.with_traceback(None)  # it would keep the tensors of the pass
+        self.losses = self.losses + loss
+        if not self.accelerator.sync_gradients:
+            return torch.zeros_like(loss)
+        if greatest(int(self.out_of_memory is not None)):
+            self.out_of_memory = self.out_of_memory or torch.OutOfMemoryError("CUDA out of memory on another GPU.")
+            raise self.out_of_memory
+        # The loss is a sum divided by all tokens of the step or, without their number, a mean of this process's rows.
+        share = 1 / process_count() if num_items_in_batch is None else 1.0
+        total, self.losses = add_gradients(list(self.model.parameters()), self.losses, share), 0
+        return total
+
+    def _save_checkpoint(self, *args, **kwargs):
+        if is_first():
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
     def evaluate(self, *args, **kwargs):
         """The held-out metrics; {} and a warning where they cannot be measured, since training is worth more."""
+        if self.eval_dataset is None:
+            return {}
+        began, own, failure = time.monotonic(), [], []
         try:
-            metrics = {} if self.eval_dataset is None else self.measure()
+            own = self.measure()
         except Exception as error:
+            failure = [f"{type(error).__name__}: {error}"]
+        if failures := from_all(failure):
             self.eval_dataset, metrics = None, {}
-            message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
+            message = f"The held-out rows are no longer evaluated: {failures[0]}"
             emit("warning", code="evaluation_failed", message=message)
-        if metrics:
+        else:
+            metrics = self.metrics_of(from_all(own))
+            metrics["eval_runtime"] = time.monotonic() - began
             self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Files that take minutes come first, so that two workers end together. The rest is in the order of the alphabet.
 LONGEST = (
-    "faults", "export", "packing", "kept", "evals", "faults_many", "dpo_runs", "adapters", "evaluate", "training",
+    "faults", "export", "packing", "several", "kept", "evals", "faults_many", "dpo_runs", "adapters", "evaluate", "training",
     "installed", "data", "check", "faults_local", "estimate", "evidence", "faults_job", "money", "evaluation", "trust",
     "masks", "properties", "commands",
 )  # fmt: skip

@@ -1,7 +1,8 @@
 """Runs of templates/sft.py and dpo.py, each a process of its own, forked from this one so that libraries are imported only once.
 
 Run in the template's environment. Each line on stdin is a run as JSON: {"arguments", "folder", "env", "fault", "template"}; the
-answer is its process id. Its output goes to FOLDER/log.txt, and ends with EXIT and its exit code.
+answer is its process id. Its output goes to FOLDER/log.txt, and ends with EXIT and its exit code. With "processes" it is so
+many processes, as torchrun would start them; the output of all but the first goes to FOLDER/log-NUMBER.txt.
 """
 
 import gc
@@ -9,6 +10,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -34,9 +36,11 @@ import sft
 sft.ANSWER_TOKENS = 8  # what an untrained model says never ends, and half of a run's time would go to 128 tokens of it
 
 
-def run(arguments: list[str], folder: str, env: dict[str, str], fault: list | None, template: str = "sft") -> int:
+def run(
+    arguments: list[str], folder: str, env: dict[str, str], fault: list | None, template: str = "sft", number: int = 0
+) -> int:
     os.chdir(folder)
-    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(f"log-{number}.txt" if number else "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
     os.environ |= env
     sys.argv[1:] = arguments
@@ -64,6 +68,12 @@ def out_of_memory(most: int, step: int) -> None:
         return whole(self, model, inputs, *args, **kwargs)
 
     SFTTrainer.training_step = training_step
+
+
+def out_of_memory_elsewhere(most: int, step: int) -> None:
+    """The same in the second of several processes alone."""
+    if os.environ.get("RANK") == "1":
+        out_of_memory(most, step)
 
 
 def out_of_memory_of_pairs(most: int, step: int) -> None:
@@ -271,6 +281,7 @@ FAULTS = {
     fault.__name__: fault
     for fault in (
         out_of_memory,
+        out_of_memory_elsewhere,
         out_of_memory_kept,
         out_of_memory_of_pairs,
         compare_orpo,
@@ -290,10 +301,20 @@ FAULTS = {
 gc.freeze()  # a collection in a run looks at what the run has made, not at all libraries
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended runs leave nothing behind
 for line in sys.stdin:
-    if process := os.fork():
-        print(process, file=sys.__stdout__, flush=True)
+    wish = json.loads(line)
+    count = wish.pop("processes")
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    started: list[int] = []
+    while len(started) < count and (not started or started[-1]):
+        started.append(os.fork())
+    if started[-1]:
+        print(*started, file=sys.__stdout__, flush=True)
         continue
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    code = run(**json.loads(line))
+    number = len(started) - 1
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()} if count > 1 else {}
+    code = run(**wish, number=number)
     print("EXIT", code, flush=True)
     os._exit(code)

@@ -21,6 +21,7 @@ class Run:
     folder: Path
     process: psutil.Process
     before: int  # characters that earlier runs in this folder had logged
+    peers: tuple[psutil.Process, ...] = ()  # the other processes of the run
 
     @property
     def log(self) -> str:
@@ -48,7 +49,8 @@ class Run:
         return {event["step"]: event["loss"] for event in self.all("progress")}
 
     def wait(self) -> Run:
-        self.process.wait(PATIENCE_S)
+        for one in (self.process, *self.peers):
+            one.wait(PATIENCE_S)
         return self
 
     def wait_for(self, name: str, step: int) -> None:
@@ -85,7 +87,13 @@ class Runs:
         self.hub.close()
 
     def start(
-        self, *arguments: str, folder: Path | None = None, fault: list | None = None, template: str = "sft", **env: str
+        self,
+        *arguments: str,
+        folder: Path | None = None,
+        fault: list | None = None,
+        template: str = "sft",
+        processes: int = 1,
+        **env: str,
     ) -> Run:
         """A run of a template in a new folder, or in that of an earlier one. It saves to FOLDER/out unless told otherwise."""
         self.count += 1
@@ -99,8 +107,10 @@ class Runs:
             "env": env,
             "fault": fault,
             "template": template,
+            "processes": processes,
         }
         print(json.dumps(wish), file=self.server.stdin, flush=True)
-        while not (said := self.server.stdout.readline()).strip().isdigit():
+        while not (said := self.server.stdout.readline()).replace(" ", "").strip().isdigit():
             assert said, f"{self.script} has ended"
-        return Run(folder, psutil.Process(int(said)), before)
+        first, *peers = map(psutil.Process, map(int, said.split()))
+        return Run(folder, first, before, tuple(peers))

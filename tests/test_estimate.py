@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
 import pytest
+import sft
 from commands import Commands
 from conftest import ROOT, ROWS, SFT
 from hub import Hub
 from unsloth_jobs.estimate import cost, other_jobs
-from unsloth_jobs.estimate.flavors import Flavor
+from unsloth_jobs.estimate.flavors import Flavor, snapshot_flavors
 from unsloth_jobs.estimate.history import History, Range, entries
 from unsloth_jobs.jobs.pricing import Priced, export_misfit, ranked, recommend
 from unsloth_jobs.lookup.model_info import Model
@@ -65,16 +67,52 @@ def test_each_flavor_that_does_not_fit_says_why(hub, commands):
     found = estimate(commands, "--max-seq-length", "4000000")
     assert "of memory" in found["by"]["l4x1"]["reason"]
     assert found["by"]["cpu-basic"]["reason"] == "no GPU"
-    assert "several GPUs" in found["by"]["l4x4"]["reason"]
+    few = estimate(commands, "--batch-size", "1", "--gradient-accumulation", "2")
+    assert few["by"]["l4x4"]["code"] == "too_few_rows_a_step" and few["by"]["a10g-largex2"]["fits"]
     refused = estimate(commands, "--max-seq-length", "64000000", code=1)
     assert refused["recommended"] is None
 
 
+def test_several_gpus_are_faster_and_dearer_and_chosen_only_where_time_is_asked_for():
+    """A Llama of 1.2 billion weights on 10,000 rows, 64 a step."""
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.gate_proj", "mlp.down_proj")
+    tensors = {f"model.layers.{n}.{name}.weight": ("BF16", (3840, 3840)) for n in range(16) for name in names}
+    config = {"model_type": "llama", "num_hidden_layers": 16, "hidden_size": 3840, "vocab_size": 32_000}
+    model, flavors = Model("a/b", None, "LlamaForCausalLM", config, False, tensors), snapshot_flavors()[0]
+    settings = sft.Settings(dataset="rows", num_epochs=3.0, learning_rate=2e-4, gradient_accumulation=16)
+    ranked = cost.candidates(flavors, model, settings, cost.Run(10_000, 500, True), History([], "pace"))
+    by = {one.flavor: one for one in ranked}
+    one, four = by["l4x1"], by["l4x4"]
+    assert (one.gpus, four.gpus, four.vram_gb) == (1, 4, 24)
+    for one_end, four_end in zip(one.seconds["training"], four.seconds["training"], strict=True):
+        assert one_end / 4.01 <= four_end < one_end
+    assert four.usd_high > one.usd_high and one.steps == four.steps and one.tokens == four.tokens
+    # The cheapest has one GPU. Under a ceiling the fastest; in a time the cheapest; and where there is none, none.
+    fitting = {one.flavor: one for one in ranked if one.fits}
+    hours = lambda found: fitting[found.flavor].hours_high  # noqa: E731
+    cheapest = cost.recommend(ranked, flavors)
+    faster, fastest = (cost.recommend(ranked, flavors, cost.Wish(True, max_usd=usd)) for usd in (math.inf, 1000))
+    assert cheapest.gpus == 1 and hours(faster) < hours(cheapest) and faster.max_usd <= 3 * cheapest.max_usd
+    assert hours(fastest) == min(one.hours_high for one in fitting.values()) and fastest.gpus == 8
+    ceiling = (cheapest.max_usd + fastest.max_usd) / 2
+    assert cost.recommend(ranked, flavors, cost.Wish(True, max_usd=ceiling)).max_usd <= ceiling
+    soon = cost.recommend(ranked, flavors, cost.Wish(within_s=hours(faster) * 3600))
+    assert hours(soon) <= hours(faster) and soon.max_usd <= faster.max_usd
+    assert cost.recommend(ranked, flavors, cost.Wish(within_s=60)) is None
+
+
+def test_a_run_that_no_flavor_does_in_that_time_is_told_the_nearest(hub, commands):
+    refused = commands.json("estimate.py", *RUN, "--within", "1m", code=1)
+    problem = refused["problems"][-1]
+    assert (refused["recommended"], problem["code"]) == (None, "nothing_wished")
+    assert "The fastest is" in problem["fix"] and "The cheapest is t4-small" in problem["fix"]
+
+
 def test_what_was_measured_on_a_gpu_lies_within_the_estimated_range(training_python):
-    """Tokens a second of the template's whole runs in benchmarks/speed.csv, against the range for that GPU."""
+    """Tokens a second of the template's whole runs in benchmarks/speed.csv and several.csv, against the range for that GPU."""
     script = [training_python, str(ROOT / "tests" / "pace.py")]
     found = json.loads(subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-    assert len(found) == 7
+    assert len(found) == 7 + 4
     for case in found:
         assert case["slowest"] <= case["measured"] <= case["fastest"], case
 

@@ -57,6 +57,16 @@ def test_without_approval_the_plan_is_shown_and_nothing_runs(hub, commands):
     assert not jobs_created(hub)
 
 
+def test_a_plan_of_several_gpus_says_what_each_gets_and_the_job_is_told(hub, commands):
+    shown = plan(commands, "--flavor", "l4x4", "--timeout", "1h")
+    assert (shown["plan"]["gpus"], shown["plan"]["vram_gb"], shown["plan"]["max_usd"]) == (4, 24, 3.8)
+    assert shown["summary"]["runs on"] == "l4x4, 4 GPUs of 24 GB"
+    assert "effective batch size 16, 4 on each of 4 GPUs" in shown["summary"]["training"]
+    plan(commands, "--flavor", "l4x4", "--timeout", "1h", "--approve", shown["plan_id"], code=0)
+    [request] = jobs_created(hub)
+    assert json.loads(request["environment"]["UNSLOTH_JOBS_RUN"])["gpus"] == 4
+
+
 def test_the_approved_plan_is_what_runs(hub, commands):
     shown = plan(commands, "--timeout", "90m")
     job = plan(commands, "--timeout", "90m", "--approve", shown["plan_id"], code=0)
@@ -424,8 +434,10 @@ def test_a_machine_that_would_be_paid_for_in_vain_is_refused(hub, commands, tmp_
     hub.add_repo("ada/large", shape_of_a_model(tmp_path / "large", layers=80, hidden=16384, held=False))
     hub.add_repo("ada/gemma", shape_of_a_model(tmp_path / "gemma", model_type="gemma3_text"))
     large, gemma = ([*ARGUMENTS, "--base-model", name] for name in ("ada/large", "ada/gemma"))
-    several = refusal(commands, "--flavor", "l4x4")
-    assert several["code"] == "multi_gpu_flavor" and "--flavor t4-small" in several["fix"]
+    few = refusal(commands, "--flavor", "l4x4", arguments=[*ARGUMENTS, "--batch-size", "1", "--gradient-accumulation", "2"])
+    assert few["code"] == "too_few_rows_a_step" and "--flavor t4-small" in few["fix"]
+    one = refusal(commands, "--flavor", "l4x4", script=EXPORT, arguments=["--adapter", "ada/adapter"])
+    assert one["code"] == "multi_gpu_flavor" and "--flavor l4x1" in one["fix"]
     assert refusal(commands, "--flavor", "cpu-basic", arguments=large)["code"] == "cpu_flavor"
     small = refusal(commands, "--flavor", "t4-small", arguments=large)
     assert small["code"] == "too_little_vram" and "--flavor" in small["fix"] and "t4" not in small["fix"]

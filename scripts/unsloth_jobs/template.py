@@ -127,6 +127,11 @@ def trains(module: Template) -> bool:
     return method_of(module) not in ("export", "evaluate") and hasattr(module, READERS[0])
 
 
+def uses_all_gpus(module: Template) -> bool:
+    """Whether a template trains on all GPUs of its machine; an older copy of one does not."""
+    return hasattr(module, "run_on_all_gpus")
+
+
 def evaluates(module: Template) -> bool:
     return method_of(module) == "evaluate"
 

@@ -1,7 +1,8 @@
 """How long a run takes on each flavor and what that costs, cheapest run first.
 
 A step is arithmetic, at a share of the GPU's peak, and a fixed time for each micro-batch to launch its kernels: on a
-small model that is most of it. At best the one hides behind the other, at worst they add up: the result is a range.
+small model that is most of it. At best the one hides behind the other, at worst they add up: the result is a range. Several
+GPUs share the passes of a step, and then add their gradients up.
 What runs from here really took (ledger.py) moves that range, and makes it narrower.
 """
 
@@ -38,6 +39,11 @@ EVALUATIONS, WATCHED_EVALUATIONS = 5, 11  # at the start, then at each quarter o
 CONTENDERS = 2  # that answer: base and tuned model
 # Seconds per decoder layer and token of a batch: best, worst. Assumed, not measured; --grading-seconds bounds the whole.
 DECODING_S = (0.0005, 0.003)
+# Between the GPUs of one machine: worst (over its main memory, as on L4 and A10G), best (NVLink); and what GPUs that share a
+# step hold for that.
+LINK_BYTES_S = (3e9, 100e9)
+AGREEING_S = (0.01, 0.001)  # per step: worst, best
+PEERS_GB = 1.0
 FP16_HANDICAP = 1.25
 TIMEOUT_MARGIN = 1.25
 LONGEST_TIMEOUT_S = 72 * 3600
@@ -48,7 +54,7 @@ LIBRARIES_GB = 15  # on disk: torch, Unsloth and what they need, unpacked and as
 class Run:
     """What is to be trained on. error: the relative 95% uncertainty of tokens_per_row, counted in a sample of the rows;
     longest: tokens of the longest row (0: not known, as long as one may be); questions: that base and tuned model answer once
-    it is over, in so many answer_tokens each.
+    it is over, in so many answer_tokens each; spread: whether its script trains on several GPUs.
     """
 
     rows: int
@@ -58,11 +64,15 @@ class Run:
     longest: int = 0
     questions: int = 0
     answer_tokens: float = 0.0
+    spread: bool = True
 
 
 @dataclass(frozen=True)
 class Work:
-    """A run's size on one machine. at_once: tokens of the largest forward pass, computed: of all, padding included."""
+    """A run's size on one machine. at_once: tokens of the largest forward pass, computed: of all, padding included.
+
+    Of several GPUs: passes and what is computed, of each; the rows and tokens that they train on, of all.
+    """
 
     tokens: float
     micro_batches: float
@@ -98,6 +108,8 @@ class Candidate:
     steps: int = 0
     epochs: float = 0.0
     precision: str = ""  # 16bit or 4bit: what the frozen model is held in
+    gpus: int = 1
+    rows_a_step: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name not in ("memory", "tokens")}
@@ -111,6 +123,7 @@ class Recommended:
     timeout_s: int
     max_usd: float
     precision: str
+    gpus: int = 1
 
 
 def step_tokens(run: Run, settings: TrainingSettings) -> float:
@@ -118,17 +131,17 @@ def step_tokens(run: Run, settings: TrainingSettings) -> float:
     return settings.batch_size * settings.gradient_accumulation * run.tokens_per_row / FILLED
 
 
-def divide_step(run: Run, settings: TrainingSettings, keeps: Callable[[int], bool]) -> tuple[Batching, bool]:
+def divide_step(run: Run, settings: TrainingSettings, keeps: Callable[[int], bool], gpus: int = 1) -> tuple[Batching, bool]:
     """How the template will divide a step, and whether it keeps the activations: its own rule, over the mean row."""
     if compared := preferences.loss_of(settings):
-        return preferences.divide_step(run.longest, settings, compared, keeps)
+        return preferences.divide_step(run.longest, settings, compared, keeps, gpus)
     longest, tokens = run.longest or settings.max_seq_length, step_tokens(run, settings)
-    length_for = lambda sequences: max(longest, math.ceil(tokens / sequences))  # noqa: E731
-    return choose_batching(settings, length_for, keeps, run.packed)
+    length_for = lambda sequences: max(longest, math.ceil(tokens / sequences / gpus))  # noqa: E731
+    return choose_batching(settings, length_for, keeps, run.packed, processes=gpus)
 
 
-def work(run: Run, settings: TrainingSettings, batching: Batching) -> Work:
-    """The work of a run whose steps are divided like this."""
+def work(run: Run, settings: TrainingSettings, batching: Batching, gpus: int = 1) -> Work:
+    """The work of a run whose steps are divided like this, on each of so many GPUs."""
     rows = min(run.rows, settings.num_samples) if settings.num_samples else run.rows
     held_out = held_out_of(rows, settings)
     each = settings.batch_size * settings.gradient_accumulation
@@ -141,14 +154,14 @@ def work(run: Run, settings: TrainingSettings, batching: Batching) -> Work:
     at_once, computed = batching.tokens, float(batching.tokens)
     evaluated = float(held_out)
     if run.packed:
-        usual = step_tokens(run, settings) / batching.gradient_accumulation
+        usual = step_tokens(run, settings) / batching.gradient_accumulation / gpus
         computed = usual if usual < SHORT * at_once else at_once
         evaluated *= run.tokens_per_row / FILLED / at_once
     passes = steps * batching.gradient_accumulation
     if preferences.loss_of(settings):
-        computed = trained * run.tokens_per_row * preferences.PADDED / max(passes, 1)
+        computed = trained * run.tokens_per_row * preferences.PADDED / max(passes, 1) / gpus
         evaluated = held_out * run.tokens_per_row / at_once
-    return Work(trained * run.tokens_per_row, passes, at_once, passes * computed, evaluated, rows - held_out, held_out)
+    return Work(trained * run.tokens_per_row, passes, at_once, passes * computed, evaluated / gpus, rows - held_out, held_out)
 
 
 def candidates(
@@ -170,16 +183,24 @@ def for_machine(flavor: Flavor, model: Model, settings: Chosen) -> Chosen:
 
 def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run, ledger: History) -> Candidate:
     settings = for_machine(flavor, model, settings)
-    vram = flavor.vram_gb / max(flavor.gpus, 1)
-    batching, kept = divide_step(run, settings, memory.room_for(model, settings, vram))
-    size = work(run, settings, batching)
+    vram, gpus = flavor.vram_gb / max(flavor.gpus, 1), max(flavor.gpus, 1) if run.spread else 1
+    batching, kept = divide_step(run, settings, memory.room_for(model, settings, vram), gpus)
+    size = work(run, settings, batching, gpus)
     needed = memory.memory(model, settings, size.at_once, kept)
-    sizes = vram, round(needed.needed, 2), needed, size.tokens
+    needed_gb = needed.needed + for_peers(flavor)
+    sizes = vram, round(needed_gb, 2), needed, size.tokens
     rows: dict[str, Any] = {"rows": size.rows, "held_out": size.held_out, "steps": steps(size, settings, batching)}
-    rows |= {"epochs": epochs_for(settings, size.rows), "precision": "16bit" if settings.load_in_16bit else "4bit"}
-    if found := misfits(flavor, needed.needed, disk_gb(model, settings), bf16_for(model)):
+    rows |= {
+        "epochs": epochs_for(settings, size.rows),
+        "precision": "16bit" if settings.load_in_16bit else "4bit",
+        "gpus": gpus,
+    }
+    rows["rows_a_step"] = settings.batch_size * settings.gradient_accumulation
+    if found := misfits(flavor, needed_gb, disk_gb(model, settings), bf16_for(model), most_gpus(settings, run.spread)):
         return Candidate(flavor.name, False, found[0].reason, *sizes, code=found[0].code, **rows)
     pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend, preferences.also_forward(settings))
+    if gpus > 1:
+        pace = with_sharing(pace, needed.adapter * memory.GB / 2, gpus, rows["steps"] / max(size.tokens, 1))
     known = ledger.refine_estimate(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(run.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
@@ -230,22 +251,43 @@ class Misfit:
     reason: str
 
 
-def misfits(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: str) -> list[Misfit]:
-    """Why a run does not fit a machine, the plainest reason first. bf16_for: the kind of model that overflows in fp16."""
+def misfits(flavor: Flavor, needed_vram: float, needed_disk: float, bf16_for: str, most_gpus: int) -> list[Misfit]:
+    """Why a run does not fit a machine, the plainest reason first. bf16_for: the kind of model that overflows in fp16;
+    most_gpus: that can share a step.
+    """
     if not flavor.gpus:
         return [Misfit("cpu_flavor", "no GPU")]
     found = {
-        Misfit("multi_gpu_flavor", "several GPUs: the template trains on one"): flavor.gpus > 1,
+        Misfit("multi_gpu_flavor", "several GPUs: its script trains on one"): flavor.gpus > most_gpus == 1,
+        Misfit("too_few_rows_a_step", f"{flavor.gpus} GPUs, and a step has rows for {most_gpus}"): flavor.gpus > most_gpus > 1,
         Misfit("unknown_gpu", f"speed of {flavor.accelerator or 'its GPU'} unknown"): flavor.gpu is None,
         Misfit("fp16_overflow", f"no bf16, and {bf16_for} overflows in fp16"): flavor.gpu and bf16_for and not flavor.bf16,
-        Misfit("too_little_vram", f"{flavor.vram_gb / flavor.gpus:.0f} GB of memory, {needed_vram:.1f} needed"): (
-            flavor.vram_gb / flavor.gpus < needed_vram
-        ),
+        Misfit(
+            "too_little_vram",
+            f"{flavor.vram_gb / flavor.gpus:.0f} GB of memory{' on each GPU' * (flavor.gpus > 1)}, {needed_vram:.1f} needed",
+        ): (flavor.vram_gb / flavor.gpus < needed_vram),
         Misfit("too_little_disk", f"{flavor.disk_gb:.0f} GB of disk, {needed_disk:.0f} needed"): (
             0 < flavor.disk_gb < needed_disk
         ),
     }
     return [misfit for misfit, applies in found.items() if applies]
+
+
+def most_gpus(settings: TrainingSettings, spread: bool) -> int:
+    """GPUs that can share a step: each needs a row of it. spread: whether the script trains on several at all."""
+    return max(settings.batch_size * settings.gradient_accumulation // preferences.least_rows(settings), 1) if spread else 1
+
+
+def for_peers(flavor: Flavor) -> float:
+    """GB that a GPU beside others holds to talk to them."""
+    return PEERS_GB if flavor.gpus > 1 else 0.0
+
+
+def with_sharing(pace: Range, gradient: float, gpus: int, steps_per_token: float) -> Range:
+    """Seconds per token with those in which GPUs agree on a step and add up their gradients, of so many bytes."""
+    sent = 2 * (gpus - 1) / gpus * gradient
+    slow, fast = (sent / link + agreeing for link, agreeing in zip(LINK_BYTES_S, AGREEING_S, strict=True))
+    return Range(pace.low + fast * steps_per_token, pace.high + slow * steps_per_token)
 
 
 def least_memory(model: Model, settings: TrainingSettings) -> memory.Memory:
@@ -300,18 +342,39 @@ def grading(model: Model, run: Run, settings: TrainingSettings) -> Range:
     return Range(min(low, settings.grading_seconds), min(high, settings.grading_seconds))
 
 
-def recommend(ranked: list[Candidate], flavors: Iterable[Flavor]) -> Recommended | None:
-    """The cheapest run that fits, with a timeout that it will not reach; None where nothing fits.
+@dataclass(frozen=True)
+class Wish:
+    """What a run should be, beside cheap. faster: the fastest instead, that costs at most max_usd or, without one,
+    FASTER_AT_MOST times as much as the cheapest; within_s: that ends in so many seconds.
+    """
+
+    faster: bool = False
+    within_s: float = math.inf
+    max_usd: float = math.inf
+
+
+FASTER_AT_MOST = 3
+
+
+def recommend(ranked: list[Candidate], flavors: Iterable[Flavor], wish: Wish = Wish()) -> Recommended | None:  # noqa: B008
+    """The cheapest run that fits, or the one that was wished for, with a timeout that it will not reach; None without one.
 
     A GPU without bf16 trains in fp16, which overflows more easily: it must be worth it.
     """
     by_name = {flavor.name: flavor for flavor in flavors}
     worth = lambda one: one.usd_high * (1 if by_name[one.flavor].bf16 else FP16_HANDICAP)  # noqa: E731
-    best = min((one for one in ranked if one.fits), key=worth, default=None)
-    if best is None:
-        return None
-    timeout = min(math.ceil(best.hours_high * 3600 * TIMEOUT_MARGIN / 600) * 600, LONGEST_TIMEOUT_S)
-    return Recommended(best.flavor, timeout, by_name[best.flavor].most_usd(timeout), best.precision)
+    offers = [as_recommended(one, by_name[one.flavor]) for one in sorted(filter(lambda one: one.fits, ranked), key=worth)]
+    ceiling = wish.max_usd
+    if wish.faster and offers and ceiling == math.inf:
+        ceiling = FASTER_AT_MOST * offers[0].max_usd
+    hours = {one.flavor: one.hours_high for one in ranked}
+    wished = [one for one in offers if one.max_usd <= ceiling and hours[one.flavor] * 3600 <= wish.within_s]
+    return min(wished, key=lambda one: hours[one.flavor] if wish.faster else 0, default=None)
+
+
+def as_recommended(one: Candidate, flavor: Flavor) -> Recommended:
+    timeout = min(math.ceil(one.hours_high * 3600 * TIMEOUT_MARGIN / 600) * 600, LONGEST_TIMEOUT_S)
+    return Recommended(one.flavor, timeout, flavor.most_usd(timeout), one.precision, one.gpus)
 
 
 def as_estimate(one: Candidate) -> dict[str, Any]:

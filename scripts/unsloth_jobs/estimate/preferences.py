@@ -26,10 +26,18 @@ def loss_of(settings: Any) -> Loss | None:
     return LOSSES.get(getattr(settings, "loss", ""))
 
 
-def divide_step(longest: int, settings: Any, loss: Loss, keeps: Callable[[int], bool]) -> tuple[Batching, bool]:
+def divide_step(
+    longest: int, settings: Any, loss: Loss, keeps: Callable[[int], bool], processes: int = 1
+) -> tuple[Batching, bool]:
     """As templates/dpo.py does: a pass holds of each row both of its answers. longest: of a sequence, 0 where not known."""
     widest = replace(settings, max_seq_length=loss.sequences * rounded(longest or settings.max_seq_length))
-    return choose_batching(widest, lambda sequences: 0, keeps, False, loss.smallest)
+    return choose_batching(widest, lambda sequences: 0, keeps, False, loss.smallest, processes)
+
+
+def least_rows(settings: Any) -> int:
+    """Rows in a forward pass at least."""
+    loss = loss_of(settings)
+    return loss.smallest if loss else 1
 
 
 def also_forward(settings: Any) -> float:

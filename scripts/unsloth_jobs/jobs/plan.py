@@ -51,6 +51,7 @@ class Plan:
     output_dir: str | None
     trackio_space: str | None
     vram_gb: float = 0.0  # of one GPU
+    gpus: int = 0  # 0 also where it is not known
     attempts: int = 1
     smoke: bool = False
     run_key: str | None = None

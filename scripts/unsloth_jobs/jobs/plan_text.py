@@ -144,7 +144,9 @@ def lengths(plan: Plan, settings: Any, estimate: dict[str, Any] | None) -> str:
     else:
         passes = epochs(settings, estimate)
         passes += f", {estimate['steps']:,} steps" if estimate and estimate.get("steps") else ""
-    effective = settings.batch_size * settings.gradient_accumulation
+    effective = f"{settings.batch_size * settings.gradient_accumulation}"
+    if plan.gpus > 1:
+        effective += f", {settings.batch_size * settings.gradient_accumulation / plan.gpus:g} on each of {plan.gpus} GPUs"
     return (
         f"{passes}; learning rate {settings.learning_rate:g}; effective batch size {effective}; "
         f"up to {settings.max_seq_length:,} tokens a row"
@@ -194,13 +196,20 @@ def costs(plan: Plan, estimate: dict[str, Any] | None, is_known: bool) -> dict[s
     if plan.where == "local":
         return {"runs on": "this machine, for nothing", "timeout": ends(plan)}
     return {
-        "runs on": plan.flavor + (f", {plan.vram_gb:.0f} GB" if plan.vram_gb else ""),
+        "runs on": plan.flavor + machine(plan),
         "paid by": plan.namespace or "",
         "price": f"${plan.usd_per_minute * 60:.2f} an hour",
         "estimate": estimated(estimate) if is_known else "none: what this script does is not known",
         "timeout": ends(plan),
         "costs at most": f"${plan.max_usd:.2f}",
     }
+
+
+def machine(plan: Plan) -> str:
+    """Its GPUs."""
+    if not plan.vram_gb:
+        return ""
+    return f", {plan.vram_gb:.0f} GB" if plan.gpus <= 1 else f", {plan.gpus} GPUs of {plan.vram_gb:.0f} GB"
 
 
 def ends(plan: Plan) -> str:

@@ -95,6 +95,7 @@ def prepare(api: HfApi, request: RunRequest) -> PreparedPlan:
         flavor=machine.name,
         timeout_s=limit,
         vram_gb=machine.vram_gb / max(machine.gpus, 1),
+        gpus=machine.gpus,
         attempts=request.attempts,
         usd_per_minute=machine.usd_per_minute,
         max_usd=machine.most_usd(limit, request.attempts),
@@ -114,12 +115,14 @@ def prepare(api: HfApi, request: RunRequest) -> PreparedPlan:
     if owner:
         arguments.require_visible(settings)
     if not template.trains(module):
+        if owner:
+            preflight.require_one_gpu(machine, flavors)
         resolve = resolve_evaluation if template.evaluates(module) else resolve_export
         run = resolve(api, settings, identity, owner, machine)
         return with_arguments(base, run, module, request.arguments)
     run = resolve_training(api, module, settings, owner, request)
     if owner and run.parameters:
-        preflight.require_fit(machine, flavors, run.parameters, run.settings)
+        preflight.require_fit(machine, flavors, run.parameters, run.settings, template.uses_all_gpus(module))
     if run.parameters:
         run = replace(run, settings=fixed(machine, run.parameters, run.settings))
     key = run_key(run.settings, script)

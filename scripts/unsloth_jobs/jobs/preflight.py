@@ -48,11 +48,21 @@ def find_model(api: HfApi, template: Template, settings: TrainingSettings) -> Mo
     return found
 
 
-def require_fit(machine: Flavor, flavors: list[Flavor], found: Model, settings: TrainingSettings) -> None:
-    """Raises UserError where the run would fail on this machine or waste it."""
-    if not (reason := misfit(machine, found, settings)):
+def require_one_gpu(machine: Flavor, flavors: list[Flavor]) -> None:
+    """Raises UserError where a script that works on one GPU would pay for several."""
+    if machine.gpus <= 1:
         return
-    fitting = [one for one in flavors if one.gpus and not misfit(one, found, settings)]
+    single = sorted((one for one in flavors if one.gpus == 1 and one.gpu == machine.gpu), key=lambda one: one.usd_per_minute)
+    instead = f"Pass --flavor {single[0].name}, with one GPU of the same kind." if single else "Pass a --flavor with one GPU."
+    message = f"{machine.name} has {machine.gpus} GPUs, and this script works on one."
+    raise UserError("multi_gpu_flavor", message, instead, USAGE)
+
+
+def require_fit(machine: Flavor, flavors: list[Flavor], found: Model, settings: TrainingSettings, spread: bool) -> None:
+    """Raises UserError where the run would fail on this machine or waste it. spread: whether its script takes several GPUs."""
+    if not (reason := misfit(machine, found, settings, spread)):
+        return
+    fitting = [one for one in flavors if one.gpus and not misfit(one, found, settings, spread)]
     instead = " or ".join(f"--flavor {one.name}" for one in sorted(fitting, key=lambda one: one.usd_per_minute)[:2])
     fix = "Lower --max-seq-length or --lora-r, pass --gradient-checkpointing offload, or choose a smaller model."
     if instead:
@@ -60,17 +70,18 @@ def require_fit(machine: Flavor, flavors: list[Flavor], found: Model, settings: 
     raise UserError(reason.code, f"{found.id} cannot be trained on {machine.name}: {reason.reason}.", fix, USAGE)
 
 
-def misfit(machine: Flavor, found: Model, settings: TrainingSettings) -> cost.Misfit | None:
+def misfit(machine: Flavor, found: Model, settings: TrainingSettings, spread: bool) -> cost.Misfit | None:
     """Why this machine is none for the run, by the estimate's own figures for one sequence at a time."""
     settings = cost.for_machine(machine, found, settings)
-    needed = cost.least_memory(found, settings).needed
+    needed = cost.least_memory(found, settings).needed + cost.for_peers(machine)
     method = (found.config.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
     tolerated = {"unknown_gpu"}
     if method != "bitsandbytes":  # check.py warns that the memory of these is not known
         tolerated.add("too_little_vram")
     if found.parameters <= CPU_PARAMETERS:
         tolerated.add("cpu_flavor")
-    reasons = cost.misfits(machine, needed, cost.disk_gb(found, settings), cost.bf16_for(found))
+    shared = cost.most_gpus(settings, spread)
+    reasons = cost.misfits(machine, needed, cost.disk_gb(found, settings), cost.bf16_for(found), shared)
     return next((one for one in reasons if one.code not in tolerated), None)
 
 

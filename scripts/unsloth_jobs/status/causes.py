@@ -127,11 +127,35 @@ IN_ERROR = (
         CHECK,
     ),
     cause(
+        "out_of_shared_memory",
+        r"unable to allocate shared memory|out of shared memory|insufficient shared memory"
+        r"|[Ee]rror while creating shared memory segment",
+        "The machine's shared memory (/dev/shm) is too small: for processes that prepare batches, or for GPUs side by side.",
+        "Set dataloader_num_workers=0 in your script; templates/sft.py uses none. On several GPUs: a --flavor with one.",
+        AGAIN,
+    ),
+    cause(
+        "gpus_stuck",
+        r"Watchdog caught collective operation timeout|Timed out waiting \d+ms for (?:recv|send) operation"
+        r"|Some NCCL operations have failed or timed out",
+        "The GPUs waited for each other until they gave up: one of their processes hung, or did other work than the rest.",
+        "Submit it again with --resume, which gets another machine; if it happens again, choose a --flavor with one GPU.",
+        RESUME,
+    ),
+    cause(
+        "launcher_stuck",
+        r"Rendezvous(?:Timeout|Connection|Closed)Error|DistStoreError|The client socket has (?:timed out|failed to connect)"
+        r"|DistNetworkError",
+        "The processes of a run on several GPUs did not find each other.",
+        "Submit it again: nothing had begun. If it happens again, choose a --flavor with one GPU.",
+        AGAIN,
+    ),
+    cause(
         "multi_gpu",
         r"NCCL error in|ncclUnhandledCudaError|ncclInternalError|ncclSystemError|^\S*DistBackendError"
         r"|same device, but .*cuda:\d\D.*cuda:\d|^\S+: Caught \w+ in replica \d+ on device \d+",
-        "The training was spread over several GPUs, which this script is not made for.",
-        "Choose a --flavor with one GPU, such as l4x1.",
+        "The training was spread over several GPUs, and they could not work together.",
+        "Choose a --flavor with one GPU, such as l4x1. Of several, templates/sft.py and dpo.py use each in a process of its own.",
         AGAIN,
         flavor="l4x1",
     ),
@@ -179,13 +203,6 @@ IN_ERROR = (
         r"|CalledProcessError: Command '\['[^']*/(?:gcc|cc|clang)', '[^']*\.c'",
         "The GPU's programs are compiled at the start, and the C compiler for that is missing or does not work.",
         "Leave the job's image and the variable CC as they are: the default image has gcc.",
-        AGAIN,
-    ),
-    cause(
-        "out_of_shared_memory",
-        r"unable to allocate shared memory|out of shared memory|insufficient shared memory",
-        "The processes that prepare the batches ran out of shared memory (/dev/shm).",
-        "Set dataloader_num_workers=0 in your script; templates/sft.py uses none.",
         AGAIN,
     ),
     cause(
@@ -512,6 +529,13 @@ STOPS = {
         "Lower --learning-rate to a third. On a T4 choose --flavor l4x1: many models overflow without bf16.", AGAIN, slower
     ),
     "no_gpu": Remedy("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
+    "missing_gpus": Remedy("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
+    "too_few_rows_a_step": Remedy("Raise --gradient-accumulation, or choose a --flavor with fewer GPUs.", ESTIMATE),
+    "process_died": Remedy(
+        "Submit it again with --resume: it goes on from the last checkpoint. Where a process was killed at the same place "
+        "twice, choose a --flavor with more RAM, or with one GPU.",
+        RESUME,
+    ),
     "small_gpu": Remedy("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
     "unknown_target": Remedy("Leave --target-modules at auto.", AGAIN, lambda settings: ["--target-modules=auto"]),
     "unsloth_refused": Remedy(
@@ -593,4 +617,4 @@ STOPS = {
     "bad_prompt": Remedy("Name a text file in UTF-8 with --system-prompt.", LOGS),
     "not_found": Remedy("Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.", LOGS),
 }
-WRAPPERS = ("error", "push_denied", "dataset_unreadable", "resume_failed")
+WRAPPERS = ("error", "process_died", "push_denied", "dataset_unreadable", "resume_failed")

@@ -60,7 +60,9 @@ def diagnose(job: Job, summary: Summary, plan: Plan | None = None) -> Diagnosis 
             *found, before=describe_saved(summary, plan.output_repo if plan else None) if found[0].command == RESUME else ""
         )
     if code in ("", *WRAPPERS) and (
-        found := find(IN_ERROR, [reported, *errors]) or (find(AT_END, [end]) if not code else None)
+        # A process among several that died says why in no exception of ours.
+        found := find(IN_ERROR, [reported, *errors, *([end] if code == "process_died" else [])])
+        or (find(AT_END, [end]) if not code else None)
     ):
         return writer.cause(*found)
     if code in STOPS:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from .processes import process_count
 from .report import Stop, emit
 from .settings import TrainingSettings
 from .steps import Steps, effective_batch_size, spread
@@ -18,7 +19,8 @@ WIDER = 1.1  # times as many tokens in a pass as there should be are less than w
 class Batching(NamedTuple):
     """A step's forward passes: gradient_accumulation of them, of micro_batch_size sequences of length tokens, padding included.
 
-    A sequence is one row or, packed, several. Other batchings of a step compute the same from the same rows.
+    A sequence is one row or, packed, several. Other batchings of a step compute the same from the same rows. Of several
+    processes each makes so many passes, over its own part of the step's sequences.
     """
 
     micro_batch_size: int
@@ -32,16 +34,21 @@ class Batching(NamedTuple):
 
 
 def batchings(
-    settings: TrainingSettings, length_for: Callable[[int], int], packed: bool, fewest: int = 1, smallest: int = 1
+    settings: TrainingSettings,
+    length_for: Callable[[int], int],
+    packed: bool,
+    fewest: int = 1,
+    smallest: int = 1,
+    processes: int = 1,
 ) -> Iterable[Batching]:
-    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a step is packed into n; smallest:
-    rows in a pass at least, where rows are not packed.
+    """Ways to divide a step, largest passes first. length_for(n): of the sequences, where a process packs its part of a step
+    into n; smallest: rows in a pass at least, where rows are not packed.
     """
-    rows = effective_batch_size(settings)
+    rows = math.ceil(effective_batch_size(settings) / processes)
     if not packed:
         most = max(max_micro_batch_size(settings), smallest)
-        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0)
-        yield from (Batching(size, rows // size, settings.max_seq_length) for size in sizes)
+        sizes = (size for size in range(most, smallest - 1, -1) if rows % size == 0 or size == smallest)
+        yield from (Batching(size, math.ceil(rows / size), settings.max_seq_length) for size in sizes)
         return
     shortest = math.inf
     for passes in range(fewest, rows + 1):
@@ -64,7 +71,12 @@ def max_micro_batch_size(settings: TrainingSettings) -> int:
 
 
 def choose_batching(
-    settings: TrainingSettings, length_for: Callable[[int], int], keeps: Callable[[int], bool], packed: bool, smallest: int = 1
+    settings: TrainingSettings,
+    length_for: Callable[[int], int],
+    keeps: Callable[[int], bool],
+    packed: bool,
+    smallest: int = 1,
+    processes: int = 1,
 ) -> tuple[Batching, bool]:
     """How a step is divided, and whether its activations are kept; keeps(tokens) says whether there is room for that.
 
@@ -75,7 +87,7 @@ def choose_batching(
     )  # a little more is better than a pass more
     fewest = math.ceil(length_for(1) / most) if packed else 1
     largest = None
-    for batching in batchings(settings, length_for, packed, fewest, smallest):
+    for batching in batchings(settings, length_for, packed, fewest, smallest, processes):
         last = batching
         if batching.tokens > most:
             continue
@@ -87,6 +99,17 @@ def choose_batching(
     return largest or last, False
 
 
+def require_rows_for_all(settings: TrainingSettings, smallest: int = 1) -> None:
+    """Raises Stop where a step has too few rows for each process to have one, or `smallest`."""
+    rows, needed = effective_batch_size(settings), smallest * process_count()
+    if rows < needed:
+        raise Stop(
+            "too_few_rows_a_step",
+            f"A step of {rows} rows cannot be shared by {process_count()} GPUs, each of which needs {smallest}.",
+            f"Raise --gradient-accumulation to {math.ceil(needed / settings.batch_size)}, or choose a flavor with fewer GPUs.",
+        )
+
+
 def emit_batching(settings: TrainingSettings, batching: Batching, packed: bool, length: int) -> None:
     """length: of a sequence, in tokens."""
     emit(
@@ -96,6 +119,7 @@ def emit_batching(settings: TrainingSettings, batching: Batching, packed: bool, 
         accumulation=batching.gradient_accumulation,
         length=length,
         rows_per_step=effective_batch_size(settings),
+        processes=process_count(),
         gradient_checkpointing=settings.gradient_checkpointing,
     )
 
@@ -126,10 +150,14 @@ def use_less_memory(batching: Batching, kept: bool, ways: Iterable[Batching], er
 
 
 class Passes:
-    """The forward passes of an epoch, each a list of sequences, and these lists of row numbers: a batch sampler of torch's."""
+    """The forward passes of an epoch, each a list of sequences, and these lists of row numbers: a batch sampler of torch's.
 
-    def __init__(self, steps: Steps, batching: Batching, packed: bool):
+    Of several processes each has as many as the others. A sequence without rows fills up what a step lacks.
+    """
+
+    def __init__(self, steps: Steps, batching: Batching, packed: bool, number: int = 0, processes: int = 1):
         self.steps, self.batching, self.packed, self.epoch = steps, batching, packed, 0
+        self.number, self.processes = number, processes
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -143,15 +171,27 @@ class Passes:
         return len(steps) * self.batching.gradient_accumulation + len(self.of_step(last))
 
     def of_step(self, rows: list[int]) -> list[list[list[int]]]:
+        """The passes that this process makes."""
+        size = self.batching.micro_batch_size
+        sequences = self.sequences(rows)
+        each = math.ceil(len(sequences) / self.processes)
+        own = sequences[self.number :: self.processes]
+        own += [[]] * (each - len(own))
+        return [own[at : at + size] for at in range(0, each, size)]
+
+    def sequences(self, rows: list[int]) -> list[list[int]]:
+        """Of all processes, those that are computed at the same time of like length: the longest of a pass is waited for."""
+        if not self.packed:
+            return [[row] for row in rows]  # of like length as they stand (group_alike)
         size, passes, _ = self.batching
-        sequences = spread(rows, self.steps.lengths, size * passes) if self.packed else [[row] for row in rows]
-        return [sequences[at : at + size] for at in range(0, len(sequences), size)]
+        found = spread(rows, self.steps.lengths, size * passes * self.processes)
+        return found if self.processes == 1 else sorted(found, key=self.steps.held, reverse=True)
 
     def short_length(self) -> int:
         """Of the sequences of most passes, where that is much less than all need: a few long rows need not pad the rest."""
-        held = sorted(
-            max(map(self.steps.held, sequences)) for step in self.steps.groupings[0] for sequences in self.of_step(step)
-        )
+        size = self.batching.micro_batch_size
+        steps = (self.sequences(step) for step in self.steps.groupings[0])
+        held = sorted(max(map(self.steps.held, step[at : at + size])) for step in steps for at in range(0, len(step), size))
         usual = held[int(0.95 * (len(held) - 1))]
         return rounded(usual) if usual < 0.75 * self.batching.length else self.batching.length
 

@@ -11,6 +11,7 @@ from .merge import require_mergeable
 from .models import require_local_model
 from .parent import Adapted, Parent
 from .parent_files import starting_point
+from .processes import from_first, is_first
 from .report import emit
 from .repository import open_repository
 from .run import StopSignal, billed_since, run_facts
@@ -39,9 +40,9 @@ def begin_training(settings: Adapted, format_of: FindFormat) -> Beginning[Adapte
     stop_signal.listen()
     found, installing_s = versions(training_libraries(settings.backend)), round(time.time() - billed_since(), 1)
     emit("plan", settings=asdict(settings), hardware=hardware(), versions=found, installing_s=installing_s)
-    require_gpu_where_paid(run_facts().get("vram_gb") or 0)
+    require_gpu_where_paid(run_facts().get("vram_gb") or 0, run_facts().get("gpus") or 0)
     require_mergeable(settings)
     settings, parent = starting_point(settings)
-    api, resume = open_repository(settings)
-    settings = replace(settings, resume=resume)
+    api, resume = open_repository(settings) if is_first() else (None, False)
+    settings = replace(settings, resume=from_first(lambda: resume))
     return Beginning(settings, parent, api, read_training_rows(settings, format_of), stop_signal)

@@ -12,6 +12,7 @@ from typing import Any
 
 from .checkpoints import LAST_CHECKPOINT, LINEAGE, SETTINGS_FILE
 from .early_stopping import BestAdapter, emit_early_stop
+from .processes import is_first, wait_for_peers
 from .push import push_folder
 from .report import Stop, emit
 from .run import StopSignal
@@ -89,12 +90,17 @@ def progress_callback(
         def on_save(self, args, state, control, **kwargs):
             began = time.monotonic()
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            kept = asdict(settings) | {LINEAGE: origin}
-            (folder / SETTINGS_FILE).write_text(json.dumps(kept, indent=1), encoding="utf-8")
-            message = f"Checkpoint at step {state.global_step}"
-            pushed = api is not None and push_folder(api, settings, folder, message, path_in_repo=LAST_CHECKPOINT) is None
+            if is_first():
+                pushed = keep_checkpoint(folder, f"Checkpoint at step {state.global_step}")
+                emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
+            wait_for_peers()
             timer.checkpoint, timer.saving_s = folder, time.monotonic() - began
-            emit("checkpoint", step=state.global_step, path=str(folder), pushed=pushed)
+
+    def keep_checkpoint(folder: Path, message: str) -> bool:
+        """Whether a checkpoint, with what it was made of, has reached the repository."""
+        kept = asdict(settings) | {LINEAGE: origin}
+        (folder / SETTINGS_FILE).write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        return api is not None and push_folder(api, settings, folder, message, path_in_repo=LAST_CHECKPOINT) is None
 
     return Progress()
 
@@ -109,7 +115,7 @@ def trackio_callback() -> Any:
 
     class Guarded(TrainerCallback):
         trackio = TrackioCallback()
-        failed = False
+        failed = not is_first()
 
         def attempt(self, action: Any, *args: Any, **kwargs: Any) -> None:
             if self.failed:

@@ -88,7 +88,8 @@ def cost_line(facts: Mapping[str, Any]) -> str | None:
 
 
 def hardware_line(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    parts = [found["device"], f"{found['vram_gb']} GB" if "vram_gb" in found else f"{found['cpus']} cores"]
+    several = f"{found['gpus']} × " if found.get("gpus", 1) > 1 else ""
+    parts = [several + found["device"], f"{found['vram_gb']} GB" if "vram_gb" in found else f"{found['cpus']} cores"]
     titles = {"CUDA": found.get("cuda"), "driver": found.get("driver"), "flavor": facts.get("flavor")}
     return ", ".join(parts + [f"{title} {value}" for title, value in titles.items() if value])
 

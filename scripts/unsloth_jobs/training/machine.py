@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .processes import process_count
 from .report import Stop
 
 
-def require_gpu_where_paid(planned_gb: float) -> None:
+def require_gpu_where_paid(planned_gb: float, planned_gpus: int = 0) -> None:
     """Stop on a GPU flavor whose GPU torch cannot see: Unsloth would train on the CPU at the GPU's price.
 
     Stop, too, where the GPU is smaller than the one that was planned with: it would fail after minutes, not now.
@@ -29,6 +30,12 @@ def require_gpu_where_paid(planned_gb: float) -> None:
     if torch.cuda.is_available():
         found = sum(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
         require_planned_memory(found / 1e9, planned_gb)
+        if process_count() < planned_gpus:
+            raise Stop(
+                "missing_gpus",
+                f"The run was planned for {planned_gpus} GPUs, and torch sees {process_count()} of them.",
+                "Submit it again; if it happens twice, choose another flavor.",
+            )
 
 
 def require_planned_memory(found: float, planned: float) -> None:
@@ -59,7 +66,7 @@ def hardware() -> dict[str, Any]:
     device = torch.cuda.get_device_properties(0)
     return {
         "device": device.name,
-        "gpus": torch.cuda.device_count(),
+        "gpus": max(torch.cuda.device_count(), process_count()),  # each of several processes sees its own
         "vram_gb": round(device.total_memory / 1e9, 1),
         "cuda": torch.version.cuda,
         "driver": driver_version(),

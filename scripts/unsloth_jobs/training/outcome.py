@@ -49,6 +49,7 @@ def emit_done(
         trained_steps=trained_steps,
         **trainer.timer.figures(),
         peak_gb=peak_gb(),
+        **({"peaks_gb": trainer.timer.peaks_gb} if len(trainer.timer.peaks_gb) > 1 else {}),
         went_on_from=parent and parent.name,
         path=str(Path(settings.save_local).resolve()),
         repo=settings.output_repo or None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from .batching import Batching
 from .masks import IGNORE
 from .preference_losses import LOSSES
 from .preference_scores import Score, Yardstick
+from .processes import process_count, process_number
 from .settings import TrainingSettings
 from .step_trainer import StepTrainer
 from .trainer_options import trainer_options
@@ -29,6 +29,7 @@ class PreferenceTrainer(StepTrainer):
     yardstick: Yardstick
     model: Any
     prediction_step: Any
+    current_gradient_accumulation_steps: int
     _prepare_inputs: Any
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
@@ -38,7 +39,17 @@ class PreferenceTrainer(StepTrainer):
         return feature
 
     def train_batch(self, sequences):
-        return self.batch_of(self.rows, [row for [row] in sequences])
+        numbers = [row for one in sequences for row in one]
+        return self.batch_of(self.rows, numbers or [0]) | {"rows": len(numbers)}
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """TRL's mean over the rows of a pass, weighted so that a step's is the mean over its rows, whoever computes them."""
+        rows = inputs.pop("rows", None)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]  # of the trainer that it is mixed into
+        if rows is None:
+            return loss
+        of_step = len(self.passes.steps.rows(self.state.global_step))
+        return loss * (rows * self.current_gradient_accumulation_steps * process_count() / of_step)
 
     def batch_of(self, rows, numbers):
         """The batch of these rows of a data set, as every trainer of TRL takes it here."""
@@ -53,13 +64,14 @@ class PreferenceTrainer(StepTrainer):
         return batch | {f"KL_{name}": values for name, values in kl.items()} | {"label": as_tensor(made, "desirable")}
 
     def measure(self):
-        """The loss and the figures of the held-out rows, one by one."""
-        began = time.monotonic()
+        """The loss and the figures of this process's held-out rows, one by one, each with its number."""
         self.model.eval()
         with self.measuring():
-            scores = [self.score(number) for number in range(len(self.held_out))]
-        metrics = self.yardstick.measured(self.state.global_step, scores)
-        return {f"eval_{name}": value for name, value in metrics.items()} | {"eval_runtime": time.monotonic() - began}
+            return [(one, self.score(one)) for one in range(process_number(), len(self.held_out), process_count())]
+
+    def metrics_of(self, parts):
+        metrics = self.yardstick.measured(self.state.global_step, [score for _, score in sorted(parts, key=lambda one: one[0])])
+        return {f"eval_{name}": value for name, value in metrics.items()}
 
     @contextlib.contextmanager
     def measuring(self):

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .secrets import redacted
@@ -23,6 +24,8 @@ class Stop(Exception):
         self.code, self.message, self.fix = code, message, fix
 
 
+SILENT = "UNSLOTH_JOBS_SILENT"  # set in all of a run's processes but the first: they print no events
+LAUNCHED = "UNSLOTH_JOBS_LAUNCHED"  # set in the processes of a run on several GPUs: what failed, its launcher says
 LAST_EVENTS: dict[str, dict[str, Any]] = {}  # the newest event of each name: the model card shows what the log showed
 # JSON leaves these as they are, and some readers end a line there: an event is one line.
 SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
@@ -40,8 +43,20 @@ def emit(event: str, **values: Any) -> None:
     if told_to_end.is_set() and event != "failed":
         raise KeyboardInterrupt
     LAST_EVENTS[event] = values
+    if os.environ.get(SILENT) and event != "failed":
+        return
     line = json.dumps({"event": event, "time": round(time.time(), 1), **values}, ensure_ascii=False, default=str)
     print("EVENT " + redacted(line.translate(SEPARATORS)), flush=True)
+
+
+def emit_failed(code: str, message: str, fix: str) -> None:
+    """The last event of a run that failed; a process among several leaves it to the launcher, where all their failures meet."""
+    failed = {"code": code, "message": message, "fix": fix}
+    if not os.environ.get(LAUNCHED):
+        emit("failed", **failed)
+        return
+    told = {"message": message, "timestamp": int(time.time()), "failed": failed}
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")
 
 
 def print_traceback() -> None:
@@ -63,14 +78,14 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         run()
         return 0
     except Stop as stop:
-        emit("failed", code=stop.code, message=stop.message, fix=stop.fix)
+        emit_failed(stop.code, stop.message, stop.fix)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
-            emit("failed", code="cancelled", message="The run was ended from outside.", fix=f"{again[0].upper()}{again[1:]}.")
+            emit_failed("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
         elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
-            emit("failed", code="disk_full", message=f"The disk is full: {error}", fix=f"{room}; {again}.")
+            emit_failed("disk_full", f"The disk is full: {error}", f"{room}; {again}.")
         else:
-            emit("failed", code="error", message=f"{type(error).__name__}: {error}", fix="The log has the traceback.")
+            emit_failed("error", f"{type(error).__name__}: {error}", "The log has the traceback.")
             print_traceback()
     return 1

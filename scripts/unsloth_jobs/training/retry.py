@@ -9,7 +9,9 @@ from typing import Any
 from .adapter_weights import set_weights, trained_weights
 from .batching import Batching, use_less_memory
 from .checkpoints import load_if_finished
+from .machine import peak_gb
 from .memory import free_memory, recompute_activations
+from .processes import from_all, process_count, share_weights
 from .run import StopSignal
 
 
@@ -28,6 +30,7 @@ def train_with_oom_retry(
     """
     import torch
 
+    share_weights(trainer.model)
     first = trained_weights(trainer.model)
     base_loss = trainer.evaluate().get("eval_loss")
     while True:
@@ -35,8 +38,11 @@ def train_with_oom_retry(
             stop_signal.training = True
             if not (checkpoint and load_if_finished(trainer, checkpoint)):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.timer.peaks_gb = from_all([peak_gb()])
             return trainer, base_loss
         except torch.OutOfMemoryError as error:
+            if process_count() > 1 and not trainer.out_of_memory:
+                raise  # in one process alone, and elsewhere than in a pass: the others cannot follow
             batching, keeps = use_less_memory(trainer.batching, kept, ways(), error)
             checkpoint, evaluates = trainer.timer.checkpoint or checkpoint, trainer.eval_dataset is not None
         model = trainer.model

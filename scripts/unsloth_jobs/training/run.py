@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .processes import greatest
 from .report import Stop, told_to_end
 from .settings import TrainingSettings
 
@@ -44,6 +45,7 @@ class StopSignal:
 
     MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
     CHECKS_EVERY_S = 1.0
+    REASONS = "", "early_stopped", "deadline", "cancelled"  # of several processes' reasons the last one counts
     SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
 
     def __init__(self) -> None:
@@ -71,9 +73,10 @@ class StopSignal:
             raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
 
     def due(self, saving_s: float) -> bool:
-        """Whether to stop now, when what comes before the next such question takes this many seconds."""
+        """Whether to stop now, when what comes before the next such question takes this many seconds; all processes agree."""
         if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
             self.reason = "deadline"
+        self.reason = self.REASONS[greatest(self.REASONS.index(self.reason))]
         return bool(self.reason)
 
     def seconds_left(self) -> float:

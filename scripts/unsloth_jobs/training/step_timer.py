@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ class StepTimer:
     evaluation_s: float = 0.0  # of the newest one
     saving_s: float = 0.0  # of the newest checkpoint, its push included
     checkpoint: Path | None = None
+    peaks_gb: list[float | None] = field(default_factory=list)  # of each process, at most
 
     def step_begins(self) -> None:
         self.since = self.since or time.monotonic()

@@ -78,10 +78,13 @@ class Steps:
         random.Random(f"{self.seed} order {epoch}").shuffle(steps)
         return steps + short
 
-    def tokens(self, number: int) -> int:
+    def rows(self, number: int) -> list[int]:
         """Of the step that comes after so many others."""
         epoch, at = divmod(number, self.per_epoch)
-        return sum(self.lengths[row] for row in self.of_epoch(epoch)[at])
+        return self.of_epoch(epoch)[at]
+
+    def tokens(self, number: int) -> int:
+        return self.held(self.rows(number))
 
     def spread_length(self, sequences: int) -> int:
         """Tokens that a sequence must have, so that each step's rows go into so many."""
