@@ -22,10 +22,12 @@ from typing import BinaryIO
 
 import psutil
 
+from ..errors import UserError
 from ..redaction import redact
 from .job import RUN_VARIABLE
 from .records import read, write
 
+WAIT_S = 0.5  # between two looks at the job that is waited for
 GRACE_S = 20  # between asking a job to end and ending it
 # Of the environment that started the job, these would mislead it: triton takes CC for its compiler.
 NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
@@ -33,6 +35,8 @@ NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
 
 def run(folder: Path) -> None:
     job, state = read(folder / "job.json") or {}, read(folder / "state.json") or {}
+    if job.get("after") and not wait_for(job["after"], folder, state):
+        return
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env["PYTHONUNBUFFERED"] = "1"
     env.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "unsloth_compiled_cache"))  # else in the user's project
@@ -53,6 +57,23 @@ def run(folder: Path) -> None:
         timer.cancel()
     stage, message = outcome(code, reasons)
     write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
+
+
+def wait_for(job_id: str, folder: Path, state: dict) -> bool:
+    """Wait until an earlier job has ended, as state says meanwhile; False where this one is cancelled before."""
+    from .local import LocalJobs  # which starts this module as a process of its own
+
+    cancelled: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: cancelled.append(number))
+    write(folder / "state.json", state | process_of(os.getpid()) | {"message": f"It waits until {job_id} has ended."})
+    while not cancelled:
+        with contextlib.suppress(UserError):
+            if LocalJobs().inspect(job_id).ended:
+                return True
+        time.sleep(WAIT_S)
+    ends = {"stage": "CANCELED", "message": "Canceled", "started": time.time(), "finished": time.time()}
+    write(folder / "state.json", state | ends)
+    return False
 
 
 @contextlib.contextmanager

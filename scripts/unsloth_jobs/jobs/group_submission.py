@@ -1,0 +1,122 @@
+"""Start the runs of an approved comparison: each once, no more at once than was agreed, whatever fails on the way."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..errors import HUB, INTERRUPTED, Problem, UserError
+from . import records, submission
+from .group import Group, GroupRun, without_start
+from .hf import Unanswered
+from .job import FAILED, Backend, Job
+from .plan import Plan, Submission
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What became of starting a run. job: None where it waits for others, or was not started; existed: it was there already;
+    problem: why it was not started.
+    """
+
+    run: GroupRun
+    job: Job | None = None
+    existed: bool = False
+    problem: Problem | None = None
+
+    @property
+    def waits(self) -> bool:
+        return self.job is None and self.problem is None
+
+
+def find_job_of(backend: Backend, plan: Plan) -> Job | None:
+    """The job that a plan's approval was used up by. One on this machine that is done is not run again by a group."""
+    if plan.where == "local" and (run := records.run_of_plan(plan.plan_id)):
+        with contextlib.suppress(UserError):
+            job = backend.inspect(run["job_id"])
+            return job if job.stage not in FAILED else None
+    return backend.find(plan)
+
+
+def number_runs(backend: Backend, group: Group, approve: str | None, yes: bool) -> tuple[Group, list[Problem]]:
+    """The group, each run under the number that it is started by, and warnings about earlier starts (assign_number)."""
+    approved = records.recall_group(approve) if approve else None
+    known = {without_start(run.plan).plan_id: run.plan.plan_id for run in approved.runs} if approved else {}
+    plans, problems = [], []
+    for run in group.runs:
+        plan, earlier = submission.assign_number(backend, run.plan, known.get(without_start(run.plan).plan_id), yes)
+        plans.append(plan)
+        problems += [Problem(one.code, one.severity, f"{run.name}: {one.message}", one.fix) for one in earlier]
+    return group.with_plans(plans), problems
+
+
+def start_runs(backend: Backend, group: Group, approved: str) -> list[RunStart]:
+    """Start what is approved and not started yet, as far as the others leave room for it.
+
+    The approval is on record before the first job is asked for. A run that the Hub refuses ends it: those after it would
+    be refused, too, and the same command goes on. One whose answer was lost is passed over, and never asked for again
+    without being looked for. Raises UserError where another command is at it, or nothing can be recorded.
+    """
+    with records.one_at_a_time(group.group_id):
+        records.remember_group(group)
+        records.update_group(group.group_id, approved=approved)
+        return list(started_in_turn(backend, group, approved))
+
+
+def started_in_turn(backend: Backend, group: Group, approved: str) -> Iterator[RunStart]:
+    found = {run.name: find_job_of(backend, run.plan) for run in group.runs}
+    running = sum(job is not None and not job.ended for job in found.values())
+    refused: Problem | None = None
+    before = ""
+    for run in group.runs:
+        job = found[run.name]
+        if job:
+            before = job.job_id if not job.ended else before
+            record_found(job, run, group, approved)
+            yield RunStart(run, job, existed=True)
+        elif refused:
+            yield RunStart(run, problem=refused)
+        elif group.where == "hf" and running >= group.at_once:
+            yield RunStart(run)
+        else:
+            one = start_run(backend, run, group, approved, before if group.where == "local" else "")
+            running += one.job is not None or is_unclear(one.problem)
+            before = one.job.job_id if one.job else before
+            refused = one.problem if one.problem and not is_unclear(one.problem) else None
+            yield one
+
+
+def start_run(backend: Backend, run: GroupRun, group: Group, approved: str, after: str) -> RunStart:
+    estimate = records.recall_estimate(run.plan.run_key, run.plan.flavor)
+    wanted = Submission(run.plan, approved, estimate, group.group_id, run.name, after)
+    try:
+        return RunStart(run, *submission.start(backend, wanted))
+    except KeyboardInterrupt:
+        return RunStart(run, problem=interrupted())
+    except Unanswered as error:
+        return RunStart(run, problem=error.problem)
+    except UserError as error:
+        return RunStart(run, problem=error.problem)
+
+
+def interrupted() -> Problem:
+    return Problem("interrupted", "error", "Interrupted before it was submitted.", "Repeat the same command: it goes on.")
+
+
+def is_unclear(problem: Problem | None) -> bool:
+    """Whether the run's job may exist without being known."""
+    return problem is not None and problem.code == "submit_unclear"
+
+
+def record_found(job: Job, run: GroupRun, group: Group, approved: str) -> None:
+    """A job that another machine started, or whose record was lost, is put on record here."""
+    submission.record_job(job, Submission(run.plan, approved, None, group.group_id, run.name))
+
+
+def exit_code(starts: list[RunStart]) -> int:
+    """0 where each run was started or waits for its turn."""
+    problems = [one.problem for one in starts if one.problem]
+    if not problems:
+        return 0
+    return INTERRUPTED if any(problem.code == "interrupted" for problem in problems) else HUB
