@@ -38,7 +38,7 @@ Here, on whatever processor there is:
     uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings,
-masks, questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
+masks, questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, held_out, answering, graded, scores, sample, warning, done, failed. Exit
 code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
@@ -247,14 +247,14 @@ def build_trainer(
             return {"eval_loss": mean, "eval_perplexity": perplexity(mean), "eval_runtime": time.monotonic() - began}
 
         def mean_loss(self, batches):
-            total, learned = 0.0, 0
+            parts: list[tuple[float, float]] = []
             self.model.eval()
             for batch in map(self._prepare_inputs, batches):
                 with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
                     loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
-                here = learned_tokens(batch["labels"])
-                total, learned = total + loss.item() * here, learned + here
-            return total / learned
+                parts.append((loss.item(), learned_tokens(batch["labels"])))
+            self.parts = parts
+            return sum(loss * tokens for loss, tokens in parts) / sum(tokens for _, tokens in parts)
 
         def held_out_batches(self, alone=False):
             """In the shape that training takes too; one row each, which is where a run dies of memory last, otherwise."""

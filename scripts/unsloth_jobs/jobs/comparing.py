@@ -53,7 +53,7 @@ def compare(
     if consent.approve:
         require_group_approval(group, consent.approve, records.recall_group(consent.approve))
     records.remember_group(group)
-    approved = consent.approve and "--approve" or consent.yes and "--yes" or consent.ask() and "asked"
+    approved = "--approve" if consent.approve else "--yes" if consent.yes else "asked" if consent.ask() else ""
     if not approved:
         refuse(made, problems, consent, json)
     starts = start_runs(backend, group, approved)
@@ -68,7 +68,9 @@ def time_problems(group: Group) -> list[Problem]:
     for run in group.runs:
         try:
             for problem in approval.time_problems(run.plan, estimate_of(run.plan)):
-                found.setdefault(problem.code, Problem(problem.code, problem.severity, f"{run.name}: {problem.message}", problem.fix))
+                found.setdefault(
+                    problem.code, Problem(problem.code, problem.severity, f"{run.name}: {problem.message}", problem.fix)
+                )
         except UserError as error:
             raise UserError(error.problem.code, f"{run.name}: {error.problem.message}", error.problem.fix, USAGE) from error
     return list(found.values())

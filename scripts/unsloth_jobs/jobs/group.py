@@ -96,7 +96,11 @@ def require_group_approval(group: Group, approve: str, earlier: Group | None) ->
 def changes_between(earlier: Group, group: Group) -> list[str]:
     """What is not the same in two groups, run by run."""
     names = ("at_once", "halving", "metric")
-    found = [f"{name}: {getattr(earlier, name)} → {getattr(group, name)}" for name in names if getattr(earlier, name) != getattr(group, name)]
+    found = [
+        f"{name}: {getattr(earlier, name)} → {getattr(group, name)}"
+        for name in names
+        if getattr(earlier, name) != getattr(group, name)
+    ]
     before, after = ({run.name: run.plan for run in one.runs} for one in (earlier, group))
     found += [f"{name}: no longer a run of it" for name in before.keys() - after.keys()]
     found += [f"{name}: a run more" for name in after.keys() - before.keys()]

@@ -29,7 +29,16 @@ SAME_FOR_LOSS = (
     "max_eval_rows", "num_samples", "seed", "max_seq_length", "prompt_column", "completion_column", "chosen_column",
     "rejected_column", "label_column", "loss", "beta", "simpo_gamma",
 )  # fmt: skip
-SAME_FOR_QUESTIONS = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "eval_split", "max_eval_rows", "num_samples", "seed")
+SAME_FOR_QUESTIONS = (
+    "dataset",
+    "dataset_config",
+    "dataset_split",
+    "dataset_revision",
+    "eval_split",
+    "max_eval_rows",
+    "num_samples",
+    "seed",
+)
 SAME_RESULT = ("output_repo", "save_local", "run_name")  # what two runs that learn the same may differ in
 ASKED_ONCE = ("whoami", "list_jobs_hardware", "model_info", "dataset_info", "list_jobs")
 
@@ -78,7 +87,9 @@ class Remembering:
         return answer
 
 
-def prepare_group(api: HfApi, request: RunRequest, count: int, variations: Iterable[Changes], options: Options) -> PreparedGroup:
+def prepare_group(
+    api: HfApi, request: RunRequest, count: int, variations: Iterable[Changes], options: Options
+) -> PreparedGroup:
     """A plan for each variation of the request. Raises UserError, which names the run where it is of one."""
     asking = cast(HfApi, Remembering(api))
     require_options(request, options)
@@ -109,7 +120,9 @@ def require_options(request: RunRequest, options: Options) -> None:
         raise UserError("bad_metric", f"--metric is {', '.join(METRICS)}, not {options.metric}.", "Pass one of them.", USAGE)
     if options.halving == 1 or options.halving < 0:
         message = f"--halving {options.halving} would let every run go on."
-        raise UserError("bad_halving", message, "Pass 2 to keep half of the runs after each rung, 3 for a third; 0: all.", USAGE)
+        raise UserError(
+            "bad_halving", message, "Pass 2 to keep half of the runs after each rung, 3 for a third; 0: all.", USAGE
+        )
 
 
 def require_count(api: HfApi, request: RunRequest, count: int, most: int) -> None:
@@ -217,7 +230,9 @@ def require_unlike(prepared: list[PreparedPlan], listed: list[Changes]) -> None:
     """Raises UserError where two runs are one: 1e-4 and 0.0001, or auto and what it chooses for this model."""
     seen: dict[str, Changes] = {}
     for made, changes in zip(prepared, listed, strict=True):
-        values = {item.name: getattr(made.settings, item.name) for item in fields(made.settings) if item.name not in SAME_RESULT}
+        values = {
+            item.name: getattr(made.settings, item.name) for item in fields(made.settings) if item.name not in SAME_RESULT
+        }
         key = repr((made.plan.script_sha256, made.plan.flavor, sorted(values.items(), key=lambda one: one[0])))
         if key in seen:
             message = f"The runs with {title_of(seen[key])} and with {title_of(changes)} are the same run: it would be paid for twice."
@@ -242,13 +257,19 @@ def comparison_problems(group: Group, prepared: list[PreparedPlan]) -> list[Prob
         raise UserError("not_comparable", message, "Leave --halving out.", USAGE)
     if group.halving and group.at_once < len(group.runs):
         message = "--halving compares runs while they train, and here some would wait for others."
-        raise UserError("bad_halving", message, "Leave --halving out, or --at-once; on this machine one runs after the other.", USAGE)
+        raise UserError(
+            "bad_halving", message, "Leave --halving out, or --at-once; on this machine one runs after the other.", USAGE
+        )
     asked = differing(prepared, SAME_FOR_QUESTIONS)
     if asked and not getattr(prepared[0].settings, "eval_dataset", ""):
-        message = f"Runs with another {', '.join(asked)} hold other rows out: neither their losses nor their grades are of the same."
+        message = (
+            f"Runs with another {', '.join(asked)} hold other rows out: neither their losses nor their grades are of the same."
+        )
         fix = "Pass --eval-dataset TEST after `--`: then all answer the same questions."
         problems.append(Problem("not_comparable", "warning", message, fix))
     elif group.unlike:
         message = f"Held-out losses cannot be compared between runs with another {', '.join(group.unlike)}: graded answers decide alone."
-        problems.append(Problem("loss_not_comparable", "warning", message, "Right where answers can be graded; check.py says so."))
+        problems.append(
+            Problem("loss_not_comparable", "warning", message, "Right where answers can be graded; check.py says so.")
+        )
     return problems

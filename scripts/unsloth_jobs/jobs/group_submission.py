@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,20 +52,23 @@ def number_runs(backend: Backend, group: Group, approve: str | None, yes: bool) 
     return group.with_plans(plans), problems
 
 
-def start_runs(backend: Backend, group: Group, approved: str) -> list[RunStart]:
+def start_runs(
+    backend: Backend, group: Group, approved: str, room_usd: float = math.inf, patience_s: float = records.LOCK_S
+) -> list[RunStart]:
     """Start what is approved and not started yet, as far as the others leave room for it.
 
     The approval is on record before the first job is asked for. A run that the Hub refuses ends it: those after it would
     be refused, too, and the same command goes on. One whose answer was lost is passed over, and never asked for again
-    without being looked for. Raises UserError where another command is at it, or nothing can be recorded.
+    without being looked for. room_usd: what those that are started now may cost. Raises UserError where another command is
+    at it for longer than patience_s, or nothing can be recorded.
     """
-    with records.one_at_a_time(group.group_id):
+    with records.one_at_a_time(group.group_id, patience_s):
         records.remember_group(group)
         records.update_group(group.group_id, approved=approved)
-        return list(started_in_turn(backend, group, approved))
+        return list(started_in_turn(backend, group, approved, room_usd))
 
 
-def started_in_turn(backend: Backend, group: Group, approved: str) -> Iterator[RunStart]:
+def started_in_turn(backend: Backend, group: Group, approved: str, room_usd: float) -> Iterator[RunStart]:
     found = {run.name: find_job_of(backend, run.plan) for run in group.runs}
     running = sum(job is not None and not job.ended for job in found.values())
     refused: Problem | None = None
@@ -77,11 +81,12 @@ def started_in_turn(backend: Backend, group: Group, approved: str) -> Iterator[R
             yield RunStart(run, job, existed=True)
         elif refused:
             yield RunStart(run, problem=refused)
-        elif group.where == "hf" and running >= group.at_once:
+        elif group.where == "hf" and (running >= group.at_once or run.plan.max_usd > room_usd):
             yield RunStart(run)
         else:
             one = start_run(backend, run, group, approved, before if group.where == "local" else "")
-            running += one.job is not None or is_unclear(one.problem)
+            is_paid = one.job is not None or is_unclear(one.problem)
+            running, room_usd = running + is_paid, room_usd - is_paid * run.plan.max_usd
             before = one.job.job_id if one.job else before
             refused = one.problem if one.problem and not is_unclear(one.problem) else None
             yield one

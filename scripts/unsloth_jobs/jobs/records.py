@@ -122,7 +122,7 @@ def remember_group(group: Group) -> None:
 
 def recall_group(group_id: str) -> Group | None:
     data = read(path_of("groups", group_id))
-    return data and group_of(data.get("group"))
+    return group_of(data.get("group")) if data else None
 
 
 def group_of(data: Any) -> Group | None:

@@ -56,7 +56,9 @@ def read_list(file: Path) -> list[Changes]:
     """A JSON list of objects, or an object a line: the changed settings of each run. Raises UserError (usage)."""
     try:
         text = file.read_text("utf-8")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(one) for one in text.splitlines() if one.strip()]
+        rows = (
+            json.loads(text) if text.lstrip().startswith("[") else [json.loads(one) for one in text.splitlines() if one.strip()]
+        )
     except (OSError, ValueError) as error:
         raise bad_vary(f"--vary-file {file} cannot be read: {error}", example_file()) from error
     if not rows or not all(isinstance(row, dict) and all(map(is_value, row.values())) for row in rows):
@@ -102,7 +104,9 @@ def as_words(changes: Mapping[str, str], settings: Any) -> list[str]:
 
 def switch(name: str, value: str) -> str:
     if value.lower() not in (*TRUE, *FALSE):
-        raise bad_vary(f"{flag_of(name)} is a switch, and {value!r} neither true nor false.", f"--vary {flag_of(name)}=true,false")
+        raise bad_vary(
+            f"{flag_of(name)} is a switch, and {value!r} neither true nor false.", f"--vary {flag_of(name)}=true,false"
+        )
     return as_flag_name(name if value.lower() in TRUE else f"no_{name}")
 
 
@@ -118,7 +122,9 @@ def title_of(changes: Mapping[str, str]) -> str:
 
 def suffix_of(changes: Mapping[str, str], left_out: Iterable[str] = ()) -> str:
     """The changed settings as the end of a name on the Hub: lr1e-4-r8."""
-    parts = [f"{SHORT.get(name, flag_of(name) + '-')}{short_value(value)}" for name, value in changes.items() if name not in left_out]
+    parts = [
+        f"{SHORT.get(name, flag_of(name) + '-')}{short_value(value)}" for name, value in changes.items() if name not in left_out
+    ]
     return re.sub(r"-{2,}|\.{2,}", "-", re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts))).strip("-.")
 
 

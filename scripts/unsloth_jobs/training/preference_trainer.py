@@ -59,6 +59,7 @@ class PreferenceTrainer(StepTrainer):
         with self.measuring():
             scores = [self.score(number) for number in range(len(self.held_out))]
         metrics = self.yardstick.measured(self.state.global_step, scores)
+        self.parts = [(score.loss, 1) for score in scores]
         return {f"eval_{name}": value for name, value in metrics.items()} | {"eval_runtime": time.monotonic() - began}
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from .batching import Passes
@@ -13,7 +14,8 @@ class StepTrainer:
     """Mixed into one of TRL's trainers, to the left of it; `passes` and `timer` are set once it is made.
 
     A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass, and measure(), the
-    held-out metrics: eval_loss, eval_runtime and what else is measured.
+    held-out metrics: eval_loss, eval_runtime and what else is measured. Where that sets `parts`, the loss and the weight of
+    each batch of held-out rows, these are kept in parts_at, by step.
     """
 
     eval_dataset: Any
@@ -27,6 +29,7 @@ class StepTrainer:
     timer: StepTimer
     train_batch: Any
     measure: Any
+    parts: list[tuple[float, float]] | None = None
 
     def get_train_dataloader(self):
         import torch
@@ -51,10 +54,16 @@ class StepTrainer:
             self.eval_dataset, metrics = None, {}
             message = f"The held-out rows are no longer evaluated: {type(error).__name__}: {error}"
             emit("warning", code="evaluation_failed", message=message)
+        if self.parts:
+            self.parts_at[self.state.global_step], self.parts = self.parts, None
         if metrics:
             self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @functools.cached_property
+    def parts_at(self) -> dict[int, list[tuple[float, float]]]:
+        return {}
 
 
 class RowNumbers:
