@@ -13,6 +13,7 @@ from hubs import ADA  # noqa: F401
 pytestmark = pytest.mark.hub(model="shape")
 
 ARGUMENTS = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "2"]
+QUICK = ["--batch-size", "8", "--gradient-accumulation", "1", "--max-seq-length", "256", "--no-packing", "--trackio-space="]
 GRID = ["--vary", "learning-rate=1e-4,3e-4", "--vary", "lora-r=8,16"]
 
 
@@ -48,3 +49,33 @@ def test_one_approval_starts_each_run_once(hub, commands):
     assert len(created) == 4
     assert {job["labels"]["unsloth-jobs-group"] for job in created} == {shown["group_id"]}
     print(json.dumps(created[0]["labels"]))
+
+
+# ---- four runs that really train
+
+
+@pytest.mark.hub(execute_jobs=True, model="tiny", scheduling=0.1)
+def test_a_grid_of_four_real_runs_ends_with_a_winner(hub, tmp_path):
+    """Plan, one approval, four trained adapters in four repositories, two at a time, and the best of them."""
+    commands = Commands(hub.env(token=ADA), tmp_path)
+    arguments = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-samples", "80", "--max-steps", "8", "--grader", "none", *QUICK]
+    grid = ["--vary", "learning-rate=1e-5,5e-3", "--vary", "lora-r=4,8", "--at-once", "2"]
+    words = ["submit.py", str(SFT), "--flavor", "cpu-upgrade", "--timeout", "30m", *grid, "--max-usd", "1"]
+
+    shown = commands.json(*words, "--", *arguments, code=3)
+    started = commands.json(*words, "--approve", shown["plan_id"], "--", *arguments)
+    assert (len([job for job in started["jobs"] if job["job_id"]]), len(started["waiting"])) == (2, 2)
+    found = commands.json("status.py", shown["group_id"], "--watch", "--max-usd", "1")
+
+    assert found["stage"] == "COMPLETED"
+    losses = {run["name"]: run["eval_loss"] for run in found["runs"]}
+    best = min(losses, key=losses.__getitem__)
+    assert best.startswith("lr5e-3")
+    assert found["winner"] in found["verdict"]["alike"] and best in found["verdict"]["alike"]
+    assert not any(name.startswith("lr1e-5") for name in found["verdict"]["alike"])
+    for run in found["runs"]:
+        assert "adapter_model.safetensors" in hub.files(f"ada/tiny-docs-{run['name']}")
+        assert hub.store.repos["model", f"ada/tiny-docs-{run['name']}"].private
+    print(commands.run("status.py", shown["group_id"]).stdout)
+    print(json.dumps(found["verdict"], indent=1))
+    print(found["runs"][0]["result"])

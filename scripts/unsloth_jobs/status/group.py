@@ -198,22 +198,21 @@ def fetch_group(group_id: str, namespace: str | None = None, before: GroupStatus
         return fetch_from_elsewhere(group_id, namespace)
     facts, listed = records.group_facts(group_id), records.runs()
     earlier = {run.name: run.status for run in before.runs} if before else {}
+    # Found one after the other: each makes the client anew, which ends requests that are on their way.
+    refs = [[find_job(one["job_id"], run=one) for one in listed if is_of(one, run.plan, facts["made_at"])] for run in group.runs]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        runs = pool.map(lambda run: fetch_run(run, group, facts["made_at"], listed, earlier.get(run.name)), group.runs)
+        runs = pool.map(lambda run, jobs: fetch_run(run, jobs, earlier.get(run.name)), group.runs, refs)
         found = GroupStatus(group_id, group, tuple(runs), approved=facts["approved"])
     return with_decisions(found, facts["decisions"])
 
 
-def fetch_run(
-    run: GroupRun, group: Group, made_at: float, listed: Sequence[dict[str, Any]], before: Status | None
-) -> RunStatus:
-    """The newest job that writes where this run does, and what those before it have cost: a run may be resumed by itself."""
-    mine = [one for one in listed if is_of(one, run.plan, made_at)]
-    if not mine:
+def fetch_run(run: GroupRun, jobs: Sequence[JobRef], before: Status | None) -> RunStatus:
+    """The newest of the jobs that write where this run does, and what those before it have cost: a run may be resumed alone."""
+    if not jobs:
         return RunStatus(run.name, run.changes, run.plan)
-    newest, *older = mine
-    status = fetch_or_before(find_job(newest["job_id"], run=newest), before)
-    spent = sum(fetch_or_recall(find_job(one["job_id"], run=one)).spent_usd or 0.0 for one in older)
+    newest, *older = jobs
+    status = fetch_or_before(newest, before)
+    spent = sum(fetch_or_recall(one).spent_usd or 0.0 for one in older)
     return RunStatus(run.name, run.changes, run.plan, status, round(spent, 4))
 
 
