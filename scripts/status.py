@@ -43,8 +43,8 @@ from unsloth_jobs.output import (
     show_problem,
     table,
 )
-from unsloth_jobs.status.group import GroupStatus, fetch_group, group_json, remember_group
-from unsloth_jobs.status.group_view import as_lines, next_of
+from unsloth_jobs.status.group import GroupStatus, fetch_group, folded_json, group_json, groups_among, remember_group
+from unsloth_jobs.status.group_view import as_lines, folded_cells, next_of
 from unsloth_jobs.status.group_watch import GroupWatchInterrupted, cancel_group, see_to, watch_group
 from unsloth_jobs.status.picture import draw
 from unsloth_jobs.status.status import Status, as_json, fetch_or_recall, fetch_status, remember, set_aside
@@ -188,7 +188,8 @@ def show_all(json: bool) -> None:
     spent = round(sum(status.spent_usd or 0 for status in statuses), 4)
     if json:
         listed = [as_json(status) for status in statuses]
-        print_json({"jobs": listed, "spent_usd": spent, "damaged": [str(path) for path in damaged]})
+        groups = [folded_json(one) for one in groups_among(statuses)]
+        print_json({"jobs": listed, "groups": groups, "spent_usd": spent, "damaged": [str(path) for path in damaged]})
         return
     if not statuses:
         people.print("No job was submitted from this machine yet.")
@@ -202,13 +203,17 @@ def list_jobs(statuses: list[Status], spent: float) -> None:
     """A table of jobs; where it does not fit, a line for each, since an id that is cut names nothing."""
     rows = table("job", "stage", "step", "loss", "time", "spent $", "estimated $", "model")
     rows.columns[0].no_wrap = True
-    for status in statuses:
-        rows.add_row(*map(escape, cells(status)))
+    groups = groups_among(statuses)
+    compared = {run.status.job.job_id for group in groups for run in group.runs if run.status}
+    lines = [line for group in groups for line in folded_cells(group)]
+    lines += [cells(status) for status in statuses if status.job.job_id not in compared]
+    for line in lines:
+        rows.add_row(*map(escape, line))
     if people.width >= NARROW:
         people.print(rows)
     else:
-        for status in statuses:
-            people.print(" ".join(cells(status)[:3]), markup=False, soft_wrap=True)
+        for line in lines:
+            people.print(" ".join(line[:3]), markup=False, soft_wrap=True)
     people.print(f"\nSpent in all: {dollars(spent)}")
     warned = [(status.job.job_id, warning) for status in statuses for warning in status.warnings]
     for code in dict.fromkeys(warning.code for _, warning in warned):

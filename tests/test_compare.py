@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 from commands import Commands
 from conftest import SFT
 from hub import Hub
-from hubs import ADA  # noqa: F401
+from hubs import ADA
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unsloth_jobs.errors import UserError
+from unsloth_jobs.jobs.halving import Track, decide, rungs_of
+from unsloth_jobs.jobs.variations import read_variations
+from unsloth_jobs.status.winner import Result, judge
 
 pytestmark = pytest.mark.hub(model="shape")
 
@@ -58,7 +66,19 @@ def test_one_approval_starts_each_run_once(hub, commands):
 def test_a_grid_of_four_real_runs_ends_with_a_winner(hub, tmp_path):
     """Plan, one approval, four trained adapters in four repositories, two at a time, and the best of them."""
     commands = Commands(hub.env(token=ADA), tmp_path)
-    arguments = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-samples", "80", "--max-steps", "8", "--grader", "none", *QUICK]
+    arguments = [
+        "--base-model",
+        "ada/tiny",
+        "--dataset",
+        "ada/docs",
+        "--num-samples",
+        "80",
+        "--max-steps",
+        "8",
+        "--grader",
+        "none",
+        *QUICK,
+    ]
     grid = ["--vary", "learning-rate=1e-5,5e-3", "--vary", "lora-r=4,8", "--at-once", "2"]
     words = ["submit.py", str(SFT), "--flavor", "cpu-upgrade", "--timeout", "30m", *grid, "--max-usd", "1"]
 
@@ -79,3 +99,187 @@ def test_a_grid_of_four_real_runs_ends_with_a_winner(hub, tmp_path):
     print(commands.run("status.py", shown["group_id"]).stdout)
     print(json.dumps(found["verdict"], indent=1))
     print(found["runs"][0]["result"])
+
+
+# ---- what is refused before anything is planned
+
+
+@pytest.mark.parametrize(
+    ("vary", "said"),
+    [
+        (["learning-rate"], "NAME=VALUE"),
+        (["=1,2"], "NAME=VALUE"),
+        (["lora-r=8,,16"], "NAME=VALUE"),
+        (["learning-rate=1e-4,1e-4"], "twice"),
+        (["lora-r=8,16", "--lora_r=4,2"], "twice"),
+    ],
+)
+def test_a_grid_that_is_none_is_said(vary, said):
+    with pytest.raises(UserError) as refused:
+        read_variations(vary, None)
+    assert refused.value.problem.code == "bad_vary"
+    assert said in refused.value.problem.message
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "[1]", '{"lora-r": null}', '[{"lora-r": [8]}]'])
+def test_a_file_that_lists_no_settings_is_said(tmp_path, text):
+    (tmp_path / "runs.json").write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_variations([], tmp_path / "runs.json")
+    assert refused.value.problem.code == "bad_vary" and "one object a line" in refused.value.problem.fix
+
+
+def test_a_grid_is_counted_before_it_is_made():
+    count, _ = read_variations([f"{letter}={','.join(map(str, range(1000)))}" for letter in "abcdef"], None)
+    assert count == 10**18
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--vary", "learning-rate=1e-4"], "one_run", "only one run"),
+        (["--vary", "lora-q=8,16"], "bad_vary", "Did you mean lora-r"),
+        (["--vary", "lora-r=8,many"], "bad_arguments", "The run with lora-r many"),
+        (["--vary", "packing=true,perhaps"], "bad_vary", "neither true nor false"),
+        (["--vary", "target-modules=q_proj,z_proj"], "unknown_target", "The run with target-modules z_proj"),
+        (["--vary", "learning-rate=1e-4,0.0001"], "same_runs", "paid for twice"),
+        (["--vary", "output-repo=ada/x", "--vary", "lora-r=8,16"], "same_repository", "ada/x"),
+        (["--vary", f"seed={','.join(map(str, range(200)))}"], "too_many_runs", "$160.00"),
+        (["--vary", "seed=1,2", "--metric", "loss"], "not_comparable", "seed"),
+        (["--vary", "lora-r=2,4,8", "--halving", "2", "--at-once", "2"], "bad_halving", "wait"),
+        (["--vary", "lora-r=8,16", "--max-usd", "1"], "over_budget", "$1.60 in all"),
+        (["--at-once", "2"], "bad_vary", "missing"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_with_what_to_correct(hub, commands, options, code, said):
+    refused = commands.json("submit.py", str(SFT), "--timeout", "1h", *options, "--", *ARGUMENTS, code=None)
+    [problem] = [one for one in refused["problems"] if one["severity"] == "error"]
+    assert problem["code"] == code
+    assert said in problem["message"] + problem["fix"], problem
+    assert not jobs_created(hub)
+
+
+def test_runs_can_be_listed_and_differ_in_anything(hub, commands, tmp_path):
+    """Switches and machines, too; each has a repository of its own, under a name that the Hub takes."""
+    listed = [{"lora-r": 8, "packing": False}, {"lora-r": 8, "flavor": "a10g-small", "timeout": "2h"}, {"script": "dpo.py"}]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in listed))
+    arguments = [*ARGUMENTS, "--output-repo", f"ada/{'x' * 90}"]
+    shown = plan(commands, "--vary-file", "runs.jsonl", "--timeout", "1h", arguments=arguments)
+    runs = shown["plan"]["runs"]
+    assert [run["flavor"] for run in runs] == ["l4x1", "a10g-small", "l4x1"]
+    assert [run["max_usd"] for run in runs] == [0.8, 2.0, 0.8]
+    assert [run["name"] for run in runs] == ["r8-packing-false", "r8-flavor-a10g-small-timeout-2h", "script-dpo"]
+    names = {run["output_repo"].partition("/")[2] for run in runs}
+    assert len(names) == 3 and all(len(name) <= 96 for name in names)
+    assert "loss_not_comparable" in [problem["code"] for problem in shown["problems"]]
+
+
+def test_what_auto_chooses_stands_in_the_table_and_is_not_paid_twice(hub, commands):
+    shown = plan(commands, "--vary", "learning-rate=auto,1e-4")
+    rates = [run["learning_rate"] for run in shown["plan"]["runs"]]
+    assert rates[1] == 1e-4 and isinstance(rates[0], float)
+    table = commands.run("submit.py", str(SFT), "--vary", "learning-rate=auto,1e-4", "--", *ARGUMENTS, code=3).stdout
+    assert f"auto: {rates[0]:g}" in table
+    same = ["--vary", f"learning-rate=auto,{rates[0]}"]
+    assert plan(commands, *same, code=2)["problems"][0]["code"] == "same_runs"
+
+
+# ---- halving, against hand-made logs
+
+
+def track(*losses: float, whole: float | None = 100.0, over: bool = False) -> Track:
+    """Evaluations after each tenth of a run of 100 tokens."""
+    return Track(tuple((10.0 * place, loss) for place, loss in enumerate(losses)), whole, over)
+
+
+def test_rungs_lie_where_the_last_one_is_a_share_of_the_run():
+    shown = {(runs, rate): [(round(rung.share, 3), rung.keep) for rung in rungs_of(runs, rate)] for runs, rate in RUNGS}
+    assert shown == RUNGS
+
+
+RUNGS = {
+    (4, 2): [(0.25, 2), (0.5, 1)],
+    (9, 3): [(0.111, 3), (0.333, 1)],
+    (8, 3): [(0.333, 3)],
+    (2, 3): [(0.333, 1)],
+    (5, 0): [],
+    (1, 2): [],
+}
+
+
+def test_the_worse_runs_are_those_with_the_higher_loss_at_equal_tokens():
+    even = {
+        "a": track(4.0, 3.0, 2.5, 2.4),
+        "b": track(4.0, 3.2, 2.6, 2.5),
+        "c": track(4.0, 2.9, 2.4, 2.3),
+        "d": track(4.0, 5.0, 5.0, 5.0),
+    }
+    [first] = decide(even, 2)
+    assert (first.rung, first.tokens, first.stopped) == (1, 25.0, ("b", "d"))
+    assert first.losses["a"] == pytest.approx(2.45)  # on the line between the evaluations around
+    # A run that is twice as long has learned from as many tokens at half of its share.
+    longer = Track(((0.0, 4.0), (20.0, 2.0), (40.0, 1.9)), 200.0)
+    assert decide(even | {"b": longer}, 2)[0].stopped == ("a", "d")
+
+
+def test_a_rung_waits_for_all_that_may_still_reach_it_and_for_none_that_cannot():
+    runs = {"a": track(4.0, 3.0, 2.5, 2.4, 2.3, 2.2), "b": track(4.0, 3.2), "c": track(4.0, 2.9, 2.4, 2.3, 2.2, 2.1)}
+    assert decide(runs, 2) == []
+    assert decide(runs | {"b": track(whole=None)}, 2) == []
+    assert decide(runs | {"b": track(4.0, 3.2, over=True)}, 2)[0].stopped == ("b",)  # it has failed: the worst
+    assert decide(runs | {"b": track(4.0, *[math.nan] * 5)}, 2)[0].stopped == ("b",)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(0.5, 5), min_size=11, max_size=11), min_size=2, max_size=9), st.integers(2, 4), st.data())
+def test_what_is_decided_does_not_depend_on_when_it_is_looked_at(losses, rate, data):
+    """Whoever looks, and however often, ends the same runs; one is left."""
+    whole = {f"run{number}": track(*one) for number, one in enumerate(losses)}
+    final = decide(whole, rate)
+    assert [one.rung for one in final] == list(range(1, len(rungs_of(len(losses), rate)) + 1))
+    looked = data.draw(st.lists(st.integers(2, 11), min_size=len(losses), max_size=len(losses)))
+    early = decide(
+        {name: track(*one[:seen]) for (name, one), seen in zip(zip(whole, losses, strict=True), looked, strict=True)}, rate
+    )
+    assert early == final[: len(early)]
+    stopped = [name for one in final for name in one.stopped]
+    assert len(set(stopped)) == len(stopped) == len(losses) - rungs_of(len(losses), rate)[-1].keep
+
+
+# ---- the best, and whether it can be told
+
+
+def graded(name: str, right: int, usd: float = 1.0, rows: int = 100) -> Result:
+    scores = {f"q{place}": float(place < right) for place in range(rows)}
+    return Result(name, usd, 2.0, right / rows, scores)
+
+
+def test_the_best_is_said_where_it_can_be_told_and_the_cheapest_where_not():
+    clear = judge([graded("a", 40), graded("b", 81, usd=9.0)], "auto", True)
+    assert (clear.metric, clear.winner, clear.alike) == ("graded", "b", ("b",))
+    assert "b is the best by right answers: 81% right" in clear.sentence
+    close = judge([graded("a", 40), graded("b", 81, usd=9.0), graded("c", 80, usd=2.0)], "auto", True)
+    assert (close.winner, set(close.alike)) == ("c", {"b", "c"})
+    assert "Not distinguishable" in close.sentence and "cheapest of them is c" in close.sentence
+
+
+def test_more_runs_need_a_larger_difference():
+    """The best of many looks better than it is."""
+    two = [graded("a", 73), graded("b", 81)]
+    assert judge(two, "auto", True).alike == ("b",)
+    many = judge([*two, *(graded(f"c{number}", 10) for number in range(30))], "auto", True)
+    assert set(many.alike) == {"a", "b"}
+
+
+def test_losses_are_compared_batch_by_batch_of_the_same_rows():
+    def lost(name: str, gap: float, usd: float) -> Result:
+        batches = tuple((1.0 + place / 10 - gap + place % 2 / 50, 50.0) for place in range(20))
+        return Result(name, usd, 2.0 - gap, None, None, batches)
+
+    verdict = judge([lost("a", 0.0, 1.0), lost("b", 0.1, 2.0)], "auto", True)
+    assert (verdict.metric, verdict.winner, verdict.alike) == ("loss", "b", ("b",))
+    other = replace(lost("b", 0.1, 2.0), losses=tuple((loss, 49.0) for loss, _ in lost("b", 0.1, 2.0).losses))
+    assert set(judge([lost("a", 0.0, 1.0), other], "auto", True).alike) == {"a", "b"}
+    none = judge([lost("a", 0.0, 1.0), lost("b", 0.1, 2.0)], "auto", False)
+    assert (none.winner, "cannot be compared" in none.sentence) == (None, True)
+    assert judge([], "auto", True).winner is None

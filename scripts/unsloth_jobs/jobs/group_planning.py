@@ -106,7 +106,7 @@ def prepare_group(
         at_once=1 if request.where == "local" else min(options.at_once or count, count),
         halving=options.halving,
         metric=options.metric,
-        unlike=tuple(differing(prepared, SAME_FOR_LOSS)),
+        unlike=(*differing(prepared, SAME_FOR_LOSS), *["script"] * (len({one.plan.script_sha256 for one in prepared}) > 1)),
     )
     problems = dict.fromkeys(problem for one in prepared for problem in one.problems)
     return PreparedGroup(group, tuple(prepared), (*problems, *comparison_problems(group, prepared)))
@@ -241,9 +241,8 @@ def require_unlike(prepared: list[PreparedPlan], listed: list[Changes]) -> None:
 
 
 def differing(prepared: list[PreparedPlan], names: Iterable[str]) -> list[str]:
-    """Those of the settings that not all runs have alike; "script" where these are of different methods."""
-    found = [name for name in names if len({repr(getattr(one.settings, name, None)) for one in prepared}) > 1]
-    return found + ["script"] * (len({one.plan.script_sha256 for one in prepared}) > 1)
+    """Those of the settings that not all runs have alike."""
+    return [name for name in names if len({repr(getattr(one.settings, name, None)) for one in prepared}) > 1]
 
 
 def comparison_problems(group: Group, prepared: list[PreparedPlan]) -> list[Problem]:

@@ -199,7 +199,9 @@ def fetch_group(group_id: str, namespace: str | None = None, before: GroupStatus
     facts, listed = records.group_facts(group_id), records.runs()
     earlier = {run.name: run.status for run in before.runs} if before else {}
     # Found one after the other: each makes the client anew, which ends requests that are on their way.
-    refs = [[find_job(one["job_id"], run=one) for one in listed if is_of(one, run.plan, facts["made_at"])] for run in group.runs]
+    refs = [
+        [find_job(one["job_id"], run=one) for one in listed if is_of(one, run.plan, facts["made_at"])] for run in group.runs
+    ]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         runs = pool.map(lambda run, jobs: fetch_run(run, jobs, earlier.get(run.name)), group.runs, refs)
         found = GroupStatus(group_id, group, tuple(runs), approved=facts["approved"])
@@ -288,6 +290,27 @@ def changes_among(flags: Mapping[str, dict[str, str]], name: str) -> dict[str, s
     names = dict.fromkeys(flag for one in flags.values() for flag in one if flag not in OWN)
     varied = [flag for flag in names if len({one.get(flag) for one in flags.values()}) > 1]
     return {flag: flags[name].get(flag, "default") for flag in varied}
+
+
+# ---- among all jobs that were submitted from here
+
+
+def groups_among(statuses: Sequence[Status]) -> list[GroupStatus]:
+    """The comparisons that these jobs are runs of, newest first; of a run that was started again, with what both cost."""
+    by_plan: dict[str, list[Status]] = {}
+    for status in statuses:  # newest first
+        if status.plan:
+            by_plan.setdefault(status.plan.plan_id, []).append(status)
+    return [folded(group, by_plan) for group in records.groups()]
+
+
+def folded(group: Group, by_plan: Mapping[str, Sequence[Status]]) -> GroupStatus:
+    runs = []
+    for run in group.runs:
+        newest, *older = [*by_plan.get(run.plan.plan_id, ()), None]
+        spent = sum(one.spent_usd or 0.0 for one in older if one)
+        runs.append(RunStatus(run.name, run.changes, run.plan, newest, spent))
+    return GroupStatus(group.group_id, group, tuple(runs), approved="yes")
 
 
 # ---- which of them go on
@@ -379,3 +402,19 @@ def run_json(status: GroupStatus, run: RunStatus) -> dict[str, Any]:
         "earlier_usd": run.earlier_usd,
         "ended_at_rung": stopped.rung if stopped else None,
     }
+
+
+def folded_json(status: GroupStatus) -> dict[str, Any]:
+    """A comparison among all jobs, whose own objects say the rest."""
+    runs = [
+        {
+            "name": run.name,
+            "changes": {flag_of(name): value for name, value in run.changes.items()},
+            "job_id": run.status.job.job_id if run.status else None,
+            "stage": run.stage,
+            "best_eval_loss": run.best_loss,
+            "spent_usd": run.spent_usd,
+        }
+        for run in status.runs
+    ]
+    return {"group_id": status.group_id, "stage": status.stage, "runs": runs, "spent_usd": status.spent_usd}

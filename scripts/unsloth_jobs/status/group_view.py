@@ -56,6 +56,15 @@ def runs_table(status: GroupStatus) -> Table:
     return rows
 
 
+def folded_cells(status: GroupStatus) -> list[list[str]]:
+    """A comparison in the table of all jobs: a line for it, and a short one for each of its runs."""
+    lines = [[status.group_id, counted(status).partition(", ")[0], "", "", "", dollars(status.spent_usd), "", ""]]
+    for run in status.runs:
+        loss = "–" if run.best_loss is None else f"held-out {run.best_loss:.4f}"
+        lines.append([f"  {run.name}", run.stage, step_cell(run), loss, "", dollars(run.spent_usd), "", ""])
+    return lines
+
+
 def stage_cell(status: GroupStatus, run: RunStatus) -> str:
     if run.status is None:
         return "waits" if status.approved else "not approved"
