@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from commands import Commands
-from conftest import SFT
+from conftest import ROOT, SFT
 from hub import Hub
-from hubs import ADA
+from hubs import ADA, event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unsloth_jobs.errors import UserError
@@ -283,3 +288,205 @@ def test_losses_are_compared_batch_by_batch_of_the_same_rows():
     none = judge([lost("a", 0.0, 1.0), lost("b", 0.1, 2.0)], "auto", False)
     assert (none.winner, "cannot be compared" in none.sentence) == (None, True)
     assert judge([], "auto", True).winner is None
+
+
+# ---- one approval, whatever fails on the way
+
+JOB = "^/api/jobs/ada$"
+EIGHT = ["--vary", "lora-r=1,2,3,4,5,6,7,8", "--timeout", "1h"]
+
+
+def jobs_by_result(hub: Hub) -> dict[str, list]:
+    """The jobs that were created, each of which is paid for, by the repository that they write to."""
+    found: dict[str, list] = {}
+    for job in hub.jobs:
+        [place] = [word for word in job.spec["command"] if word.startswith("--output-repo=")]
+        found.setdefault(place, []).append(job)
+    return found
+
+
+def started(hub: Hub) -> list[int]:
+    return sorted(map(len, jobs_by_result(hub).values()))
+
+
+def test_what_the_hub_refuses_amid_it_is_on_record_and_the_same_command_goes_on(hub, commands):
+    approved = [*EIGHT, "--approve", plan(commands, *EIGHT)["plan_id"]]
+    hub.faults.add(method="POST", path=JOB, status=402, body={"error": "Pre-paid credit balance is insufficient"}, skip=4)
+    first = plan(commands, *approved, code=4)
+    assert (started(hub), len(first["not_submitted"])) == ([1] * 4, 4)
+    assert [problem["code"] for problem in first["problems"]] == ["no_credit"]
+    hub.faults.clear()
+    looked = commands.json("status.py", first["group_id"])
+    assert [run["stage"] for run in looked["runs"]].count("WAITING") == 4
+    assert started(hub) == [1] * 4  # a look starts none: all were to be started at once, by submit.py
+    again = plan(commands, *approved, code=0)
+    assert [job["existed"] for job in again["jobs"]] == [True] * 4 + [False] * 4
+    assert started(hub) == [1] * 8
+
+
+FAULTS = [
+    {"status": 402, "body": {"error": "No credit"}},
+    {"status": 500, "handled": True},
+    {"drop": "after"},
+    {"status": 500},
+    {"status": 200, "body": "<html>", "handled": True},
+    {"drop": "before"},
+    {"status": 429, "headers": {"Retry-After": "3600"}},
+    {"delay": 4.0, "handled": True},
+]
+
+
+def test_a_fault_at_each_submission_costs_no_second_payment(hub, commands):
+    commands.settings = commands.settings | {"lookup.client:connect.__defaults__": [2.0]}
+    approved = [*EIGHT, "--approve", plan(commands, *EIGHT)["plan_id"]]
+    for fault in FAULTS:
+        hub.faults.clear()
+        hub.faults.add(method="POST", path=JOB, times=1, **fault)
+        said = plan(commands, *approved, code=None)
+        assert max(started(hub), default=0) <= 1
+        if [one["code"] for one in said["problems"]] == ["submit_unclear"]:  # no job came of it: that run is approved anew
+            approved = [*EIGHT, "--approve", plan(commands, *EIGHT)["plan_id"]]
+    hub.faults.clear()
+    done = plan(commands, *approved, code=0)
+    assert done["not_submitted"] == [] and started(hub) == [1] * 8
+    seen = commands.json("status.py", done["group_id"], code=None)
+    assert len({run["job_id"] for run in seen["runs"]}) == 8
+
+
+def test_two_commands_at_once_start_each_run_once(hub, commands):
+    hub.faults.add(method="POST", path=JOB, delay=0.3)
+    approved = [*EIGHT, "--approve", plan(commands, *EIGHT)["plan_id"]]
+    other = Commands(hub.env(token=ADA), commands.cwd, settings=commands.settings)  # on another machine
+    plan(other, *EIGHT)
+    with ThreadPoolExecutor(3) as pool:
+        said = list(pool.map(lambda who: plan(who, *approved, code=None), [commands, commands, other]))
+    assert started(hub) == [1] * 8
+    plan(other, *approved, code=0)
+    assert started(hub) == [1] * 8
+    assert all(one.get("group_id") for one in said)
+
+
+def test_what_ends_a_submit_between_two_runs_leaves_the_rest_to_the_same_command(hub, commands):
+    shown = plan(commands, *EIGHT)
+    hub.faults.add(method="POST", path=JOB, delay=0.5)
+    words = ["submit.py", str(SFT), *EIGHT, "--approve", shown["plan_id"], "--json", "--", *ARGUMENTS]
+    for number in (signal.SIGINT, signal.SIGKILL):
+        before = len(list(hub.jobs))
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts" / words[0]), *words[1:]],
+            cwd=commands.cwd,
+            env=commands.env,
+            stdout=subprocess.PIPE,
+        )
+        while len(list(hub.jobs)) < before + 2:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        assert before + 2 <= len(list(hub.jobs)) < 8
+    hub.faults.clear()
+    assert plan(commands, *EIGHT, "--approve", shown["plan_id"], code=0)["not_submitted"] == []
+    assert started(hub) == [1] * 8
+
+
+# ---- how it goes
+
+
+def log_of(rate: float, steps: int, total: int = 20, pushed: bool = True) -> list[str]:
+    """A run's log up to a step: evaluated each fifth, saved each fifth."""
+    lines = [event("eval", step=0, eval_loss=4.0)]
+    for step in range(1, steps + 1):
+        lines.append(event("progress", step=step, total_steps=total, loss=4 - rate * step, tokens=100 * step, eta_s=60))
+        if step % 5 == 0:
+            lines.append(event("eval", step=step, eval_loss=4 - rate * step))
+            lines.append(event("checkpoint", step=step, pushed=pushed, path="x"))
+    return lines
+
+
+def approve(commands: Commands, *options: str) -> dict[str, str]:
+    """The jobs of an approved comparison by their run's name; and the group itself as `group`."""
+    begun = plan(commands, *options, "--approve", plan(commands, *options)["plan_id"], code=0)
+    return {job["name"]: job["job_id"] for job in begun["jobs"]} | {"group": begun["group_id"]}
+
+
+HALVED = ["--vary", "learning-rate=1e-4,2e-4,3e-4,4e-4", "--halving", "2", "--timeout", "1h"]
+RATES = {"lr1e-4": 0.01, "lr2e-4": 0.02, "lr3e-4": 0.05, "lr4e-4": 0.04}
+
+
+def test_the_worse_runs_are_ended_once_they_have_saved(hub, commands):
+    said = commands.run("submit.py", str(SFT), *HALVED, "--", *ARGUMENTS, code=3).stdout
+    assert "2 after 25% of the steps, 1 after 50% of the steps" in said
+    jobs = approve(commands, *HALVED)
+    for name, rate in RATES.items():
+        hub.jobs.set(jobs[name], stage="RUNNING", logs=log_of(rate, 4))
+    look = lambda **how: commands.json("status.py", jobs["group"], **how)  # noqa: E731
+    assert look()["halving"] == []
+    for name, rate in RATES.items():
+        hub.jobs.set(jobs[name], logs=log_of(rate, 6, pushed=name != "lr1e-4"))
+    found = look()
+    assert found["halving"][0]["stopped"] == ["lr2e-4", "lr1e-4"]
+    stages = {run["name"]: run["stage"] for run in found["runs"]}
+    assert stages == {
+        "lr1e-4": "RUNNING",
+        "lr2e-4": "CANCELED",
+        "lr3e-4": "RUNNING",
+        "lr4e-4": "RUNNING",
+    }  # the one has not saved
+    hub.jobs.set(jobs["lr1e-4"], logs=log_of(RATES["lr1e-4"], 10))
+    assert {run["name"]: run["stage"] for run in look()["runs"]}["lr1e-4"] == "CANCELED"
+    for name in ("lr3e-4", "lr4e-4"):
+        hub.jobs.set(jobs[name], logs=log_of(RATES[name], 15))
+    assert [one["stopped"] for one in look()["halving"]] == [["lr2e-4", "lr1e-4"], ["lr4e-4"]]
+    ends = [event("done", repo="ada/x", base_loss=4.0, tuned_loss=3.0)]
+    hub.jobs.set(jobs["lr3e-4"], stage="COMPLETED", logs=[*log_of(RATES["lr3e-4"], 20), *ends])
+    last = look()
+    assert (last["stage"], last["winner"], last["spent_usd"] < last["max_usd"]) == ("COMPLETED", "lr3e-4", True)
+    assert [run["ended_at_rung"] for run in last["runs"]] == [1, 1, None, 2]
+    table = commands.run("status.py", jobs["group"]).stdout
+    assert "ended at rung 2" in table and "hf repos delete ada/tiny-docs-lr1e-4" in table
+    folded = commands.json("status.py", "--all")["groups"]
+    assert [run["best_eval_loss"] for run in folded[0]["runs"]] == [3.9, 3.9, 3.0, 3.4]
+    assert "lr3e-4" in commands.run("status.py", "--all").stdout
+
+
+def test_a_comparison_is_seen_from_another_machine_and_left_as_it_is(hub, commands):
+    jobs = approve(commands, "--vary", "learning-rate=1e-4,2e-4", "--vary", "lora-r=8,16")
+    hub.jobs.set(jobs["lr1e-4-r8"], stage="ERROR", message="boom")
+    other = Commands(hub.env(token=ADA), commands.cwd, settings=commands.settings)
+    seen = other.json("status.py", jobs["group"], code=1)
+    assert [run["changes"] for run in seen["runs"]][:2] == [
+        {"learning-rate": "0.0001", "lora-r": "8"},
+        {"learning-rate": "0.0001", "lora-r": "16"},
+    ]
+    assert {run["job_id"] for run in seen["runs"]} == set(jobs.values()) - {jobs["group"]}
+    unknown = other.json("status.py", "group-0123456789abcdef", code=1)["problems"][0]
+    assert unknown["code"] == "unknown_group"
+
+
+def test_a_group_whose_jobs_were_deleted_or_failed_says_so_and_pays_for_none_again(hub, commands):
+    approved = ["--vary", "lora-r=2,4,8,16"]
+    jobs = approve(commands, *approved)
+    for name in ("r2", "r4"):
+        hub.jobs.wait(jobs[name])
+        del hub.jobs._jobs[jobs[name]]
+    hub.jobs.wait(jobs["r8"])
+    hub.jobs.set(jobs["r8"], stage="ERROR", message="Job failed with exit code: 1")
+    seen = commands.json("status.py", jobs["group"], code=1)
+    assert len(seen["runs"]) == 4
+    again = plan(commands, *approved, "--approve", jobs["group"], code=0)
+    assert [job["stage"] for job in again["jobs"]][:3] == ["DELETED", "DELETED", "ERROR"]
+    assert len(list(hub.jobs)) == 2 and len(jobs_created(hub)) == 4
+    anew = plan(commands, *approved)
+    assert anew["plan_id"] != jobs["group"]
+    assert [problem["code"] for problem in anew["problems"]].count("earlier_start") == 3
+
+
+def test_a_ceiling_holds_for_all_runs_together(hub, commands):
+    jobs = approve(commands, "--vary", "lora-r=8,16", "--flavor", "h200", "--timeout", "1h")  # $5 an hour each
+    for name in ("r8", "r16"):
+        hub.jobs.set(jobs[name], stage="RUNNING", logs=log_of(0.1, 6))
+        hub.jobs.get(jobs[name]).started -= 20 * 60  # $1.67 each by now
+    found = commands.json("status.py", jobs["group"], "--watch", "--interval", "0.2", "--max-usd", "3.4")
+    assert {run["stage"] for run in found["runs"]} == {"CANCELED"}
+    assert found["spent_usd"] <= 3.4
