@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 from commands import Commands
-from conftest import ROOT, SFT
+from conftest import ROOT, ROWS, SFT, python_of
 from hub import Hub
 from hubs import ADA, event
 from hypothesis import given, settings
@@ -490,3 +490,51 @@ def test_a_ceiling_holds_for_all_runs_together(hub, commands):
     found = commands.json("status.py", jobs["group"], "--watch", "--interval", "0.2", "--max-usd", "3.4")
     assert {run["stage"] for run in found["runs"]} == {"CANCELED"}
     assert found["spent_usd"] <= 3.4
+
+
+def test_on_this_machine_one_runs_after_the_other(tmp_path, tiny_model):
+    """Also where nobody watches; a run that is cancelled before its turn never begins."""
+    commands = Commands({"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}, tmp_path)
+    text = SFT.read_text("utf-8").replace("def train(settings: Settings) -> None:", SLOW, 1)
+    (tmp_path / "slow.py").write_text(text[text.index('r"""') :])  # without its header: it needs no library
+    words = ["submit.py", "slow.py", "--where", "local", "--vary", "lora-r=4,8,16"]
+    arguments = ["--base-model", str(tiny_model), "--dataset", str(ROWS), "--num-samples", "20"]
+    shown = commands.json(*words, "--", *arguments, code=3)
+    assert len({run["output_dir"] for run in shown["plan"]["runs"]}) == 3
+    begun = commands.json(*words, "--approve", shown["plan_id"], "--", *arguments)
+    assert [job["stage"] for job in begun["jobs"]][1:] == ["SCHEDULING"] * 2
+    commands.run("status.py", begun["jobs"][1]["job_id"], "--cancel")
+    found = commands.json("status.py", shown["group_id"], "--watch", "--interval", "0.2")
+    assert [run["stage"] for run in found["runs"]] == ["COMPLETED", "CANCELED", "COMPLETED"]
+    assert (found["winner"], found["spent_usd"]) == ("r16", 0.0)
+    times = [run["result"]["time"] for run in found["runs"] if run["result"]]
+    assert times[1] - times[0] >= 1
+    again = commands.json(*words, "--approve", shown["plan_id"], "--", *arguments)
+    assert [job["existed"] for job in again["jobs"]] == [True, False, True]  # what costs nothing is run again
+
+
+# A training that only says that it was one: how runs follow each other does not depend on what they do.
+SLOW = """def train(settings: Settings) -> None:
+    time.sleep(1)
+    for step in range(1, 4):
+        emit("progress", step=step, total_steps=3, loss=3.0 - step / 10, tokens=step * 100)
+        emit("eval", step=step, eval_loss=3.0 - step / 10 - settings.lora_r / 100)
+    emit("held_out", step=3, losses=[3.0 - settings.lora_r / 100 - row / 1000 for row in range(20)], weights=[10] * 20)
+    emit("done", path=settings.save_local, tuned_loss=3.0 - settings.lora_r / 100, base_loss=4.0)
+    return
+
+
+def train_really(settings: Settings) -> None:"""
+
+
+def test_the_curves_are_drawn_in_one_picture(hub, commands, tmp_path):
+    python_of(
+        ROOT / "scripts" / "unsloth_jobs" / "status" / "picture.py"
+    )  # its environment is made with this machine's registry
+    jobs = approve(commands, "--vary", "lora-r=8,16")
+    for name, rate in (("r8", 0.1), ("r16", 0.15)):
+        hub.jobs.set(jobs[name], stage="RUNNING", logs=log_of(rate, 20))
+    for kind, magic in (("svg", b"<?xml"), ("png", b"\x89PNG")):
+        commands.json("status.py", jobs["group"], "--picture", f"curves.{kind}")
+        assert (tmp_path / f"curves.{kind}").read_bytes().startswith(magic)
+    assert commands.json("status.py", jobs["group"], "--picture", "curves.doc", code=2)["problems"][0]["code"] == "bad_picture"

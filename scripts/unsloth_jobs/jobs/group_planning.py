@@ -40,7 +40,9 @@ SAME_FOR_QUESTIONS = (
     "seed",
 )
 SAME_RESULT = ("output_repo", "save_local", "run_name")  # what two runs that learn the same may differ in
-ASKED_ONCE = ("whoami", "list_jobs_hardware", "model_info", "dataset_info", "list_jobs")
+ASKED_ONCE = (
+    "whoami", "list_jobs_hardware", "model_info", "dataset_info", "list_jobs", "get_safetensors_metadata", "hf_hub_download",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -307,9 +307,9 @@ def groups_among(statuses: Sequence[Status]) -> list[GroupStatus]:
 def folded(group: Group, by_plan: Mapping[str, Sequence[Status]]) -> GroupStatus:
     runs = []
     for run in group.runs:
-        newest, *older = [*by_plan.get(run.plan.plan_id, ()), None]
-        spent = sum(one.spent_usd or 0.0 for one in older if one)
-        runs.append(RunStatus(run.name, run.changes, run.plan, newest, spent))
+        jobs = by_plan.get(run.plan.plan_id, ())
+        earlier = sum(one.spent_usd or 0.0 for one in jobs[1:])
+        runs.append(RunStatus(run.name, run.changes, run.plan, jobs[0] if jobs else None, earlier))
     return GroupStatus(group.group_id, group, tuple(runs), approved="yes")
 
 

@@ -202,6 +202,6 @@ def curves(status: GroupStatus, columns: int) -> Text | None:
 
 
 def as_picture(status: GroupStatus) -> dict[str, Any]:
-    """What scripts/unsloth_jobs/status/picture.py draws."""
+    """What scripts/unsloth_jobs/drawing/curves.py draws."""
     found, what = all_series(status)
     return {"title": status.group_id, "what": what, "series": found}
