@@ -529,7 +529,7 @@ def train_really(settings: Settings) -> None:"""
 
 def test_the_curves_are_drawn_in_one_picture(hub, commands, tmp_path):
     python_of(
-        ROOT / "scripts" / "unsloth_jobs" / "status" / "picture.py"
+        ROOT / "scripts" / "unsloth_jobs" / "drawing" / "curves.py"
     )  # its environment is made with this machine's registry
     jobs = approve(commands, "--vary", "lora-r=8,16")
     for name, rate in (("r8", 0.1), ("r16", 0.15)):
