@@ -477,8 +477,13 @@ def test_a_group_whose_jobs_were_deleted_or_failed_says_so_and_pays_for_none_aga
     again = plan(commands, *approved, "--approve", jobs["group"], code=0)
     assert [job["stage"] for job in again["jobs"]][:3] == ["DELETED", "DELETED", "ERROR"]
     assert len(list(hub.jobs)) == 2 and len(jobs_created(hub)) == 4
+    ended = hub.jobs.get(jobs["r8"])
+    ended.started = ended.finished - 3600
     anew = plan(commands, *approved)
     assert anew["plan_id"] != jobs["group"]
+    # Two of which nothing says what they have cost, an hour of the third, and what the four may cost from now on.
+    assert anew["plan"]["max_usd"] == pytest.approx(2 * 3.2 + 0.8 + 3 * 3.2, abs=0.02)
+    assert plan(commands, *approved, "--max-usd", "16")["problems"][0]["code"] == "over_budget"
     assert [problem["code"] for problem in anew["problems"]].count("earlier_start") == 3
 
 

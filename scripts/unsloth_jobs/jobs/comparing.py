@@ -17,7 +17,7 @@ from . import approval, records
 from .backends import backend_for
 from .group import Group, require_group_approval, require_group_budget
 from .group_planning import Options, PreparedGroup, prepare_group
-from .group_submission import RunStart, exit_code, number_runs, start_runs
+from .group_submission import Numbered, RunStart, exit_code, number_runs, start_runs
 from .group_text import estimate_of, heading, run_as_json, runs_table, shared_lines
 from .plan import SCRIPTS
 from .planning import RunRequest
@@ -42,20 +42,21 @@ def compare(
     count, variations = read_variations(vary, file)
     made = prepare_group(api, request, count, variations, options)
     backend = backend_for(api, made.group.runs[0].plan)
-    group, earlier = number_runs(backend, made.group, consent.approve, consent.yes)
+    numbered = number_runs(backend, made.group, consent.approve, consent.yes)
+    group = numbered.group
     made = made.with_group(group)
     if not json and not consent.approve:
-        show(made)
-    problems = [*made.problems, *time_problems(group), *earlier]
+        show(made, numbered)
+    problems = [*made.problems, *time_problems(group), *numbered.problems]
     for problem in problems:
         show_problem(problem)
-    require_group_budget(group, consent.max_usd)
+    require_group_budget(group, numbered.most_usd, consent.max_usd)
     if consent.approve:
         require_group_approval(group, consent.approve, records.recall_group(consent.approve))
     records.remember_group(group)
     approved = "--approve" if consent.approve else "--yes" if consent.yes else "asked" if consent.ask() else ""
     if not approved:
-        refuse(made, problems, consent, json)
+        refuse(made, numbered, problems, consent, json)
     starts = start_runs(backend, group, approved)
     report(group, starts, json)
     if code := exit_code(starts):
@@ -76,22 +77,22 @@ def time_problems(group: Group) -> list[Problem]:
     return list(found.values())
 
 
-def show(made: PreparedGroup) -> None:
+def show(made: PreparedGroup, numbered: Numbered) -> None:
     people.print(f"[bold]{heading(made.group)}[/]")
-    for name, value in shared_lines(made).items():
+    for name, value in shared_lines(made, numbered).items():
         for number, line in enumerate(value.split("\n")):
             people.print(f"  {'' if number else name:14} {escape(line)}", soft_wrap=True)
     people.print(runs_table(made))
 
 
-def refuse(made: PreparedGroup, problems: list[Problem], consent: Consent, json: bool) -> None:
+def refuse(made: PreparedGroup, numbered: Numbered, problems: list[Problem], consent: Consent, json: bool) -> None:
     group = made.group
     if json:
         pairs = zip(group.runs, made.prepared, strict=True)
-        plan = {"runs": [run_as_json(*pair) for pair in pairs], "max_usd": group.max_usd, "at_once": group.at_once}
+        plan = {"runs": [run_as_json(*pair) for pair in pairs], "max_usd": numbered.most_usd, "at_once": group.at_once}
         plan |= {"halving": group.halving, "metric": group.metric, "where": group.where, "namespace": group.namespace}
         shown: dict[str, Any] = {"plan_id": group.group_id, "group_id": group.group_id, "plan": plan, "approved": False}
-        print_json(shown | {"summary": shared_lines(made), "problems": [asdict(one) for one in problems]})
+        print_json(shown | {"summary": shared_lines(made, numbered), "problems": [asdict(one) for one in problems]})
     else:
         command = escape(consent.command(group.group_id))
         people.print(f"\nNot started. To start exactly these {len(group.runs)} runs:\n{command}", soft_wrap=True)

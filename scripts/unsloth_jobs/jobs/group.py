@@ -111,14 +111,13 @@ def changes_between(earlier: Group, group: Group) -> list[str]:
     return found or ["the order of the runs"]
 
 
-def require_group_budget(group: Group, max_usd: float | None, spent_usd: float = 0.0) -> None:
-    """Raises UserError where all runs together may cost more than the ceiling. spent_usd: by earlier starts of them."""
-    if max_usd is None or group.max_usd + spent_usd <= max_usd + 1e-9:
+def require_group_budget(group: Group, most_usd: float, max_usd: float | None) -> None:
+    """Raises UserError where all runs together may cost more than the ceiling. most_usd: with what was spent on them."""
+    if max_usd is None or most_usd <= max_usd + 1e-9:
         return
-    before = f", beside ${spent_usd:.2f} spent on earlier starts" if spent_usd else ""
     raise UserError(
         "over_budget",
-        f"The {len(group.runs)} runs can cost up to ${group.max_usd:.2f} in all{before}, more than the ${max_usd:.2f} allowed.",
+        f"The {len(group.runs)} runs can cost up to ${most_usd:.2f} in all, more than the ${max_usd:.2f} allowed.",
         "Pass a shorter --timeout, fewer values in --vary, a cheaper --flavor, or a higher --max-usd.",
         APPROVAL,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import HUB, INTERRUPTED, Problem, UserError
 from . import records, submission
@@ -40,16 +40,49 @@ def find_job_of(backend: Backend, plan: Plan) -> Job | None:
     return backend.find(plan)
 
 
-def number_runs(backend: Backend, group: Group, approve: str | None, yes: bool) -> tuple[Group, list[Problem]]:
-    """The group, each run under the number that it is started by, and warnings about earlier starts (assign_number)."""
+@dataclass(frozen=True)
+class Numbered:
+    """The group, each run under the number that it is started by; there: the job of a run that was started already; spent:
+    what ended jobs of each run have cost, those of earlier starts included; problems: what became of those.
+    """
+
+    group: Group
+    there: dict[str, Job]
+    spent: dict[str, float]
+    problems: tuple[Problem, ...]
+
+    @property
+    def most_usd(self) -> float:
+        """What all can cost: what was spent, and the ceilings of the runs that have not ended."""
+        ended = {name for name, job in self.there.items() if job.ended}
+        ceilings = sum(run.plan.max_usd for run in self.group.runs if run.name not in ended)
+        return round(sum(self.spent.values()) + ceilings, 2)
+
+
+def number_runs(backend: Backend, group: Group, approve: str | None, yes: bool) -> Numbered:
+    """Look for earlier starts of each run (assign_number). Raises UserError."""
     approved = records.recall_group(approve) if approve else None
     known = {without_start(run.plan).plan_id: run.plan.plan_id for run in approved.runs} if approved else {}
     plans, problems = [], []
+    there, spent = dict[str, Job](), dict[str, float]()
     for run in group.runs:
         plan, earlier = submission.assign_number(backend, run.plan, known.get(without_start(run.plan).plan_id), yes)
         plans.append(plan)
         problems += [Problem(one.code, one.severity, f"{run.name}: {one.message}", one.fix) for one in earlier]
-    return group.with_plans(plans), problems
+        if job := find_job_of(backend, plan):
+            there[run.name] = job
+        starts = [replace(plan, start=number) for number in range(1, plan.start)]
+        jobs = [*(backend.find(one) for one in starts), job if job and job.ended else None]
+        spent[run.name] = sum(cost_of(one, plan) for one in jobs if one)
+    return Numbered(group.with_plans(plans), there, spent, tuple(problems))
+
+
+def cost_of(job: Job, plan: Plan) -> float:
+    """Dollars of a job that has ended; its ceiling where nothing says how long it ran."""
+    if job.stage == "DELETED":
+        outcome = (records.run_of(job.job_id) or {}).get("outcome") or {}
+        return float(outcome.get("spent_usd", plan.max_usd) or 0.0)
+    return job.elapsed_s / 60 * plan.usd_per_minute
 
 
 def start_runs(

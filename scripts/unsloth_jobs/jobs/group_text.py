@@ -12,6 +12,7 @@ from ..training.setting import AUTO
 from . import records
 from .group import Group, GroupRun
 from .group_planning import PreparedGroup
+from .group_submission import Numbered
 from .halving import rungs_of
 from .plan_text import summarise
 from .planning import PreparedPlan
@@ -29,16 +30,15 @@ def heading(group: Group) -> str:
     return f"Plan {group.group_id}: {len(group.runs)} runs to compare"
 
 
-def shared_lines(made: PreparedGroup) -> dict[str, str]:
+def shared_lines(made: PreparedGroup, numbered: Numbered) -> dict[str, str]:
     """What all runs have alike, then what is agreed to of the whole."""
     summaries = [summarise(one, estimate_of(one.plan)) for one in made.prepared]
     first = {name: text for name, text in summaries[0].items() if name not in OF_EACH}
     alike = {name: text for name, text in first.items() if all(one.get(name) == text for one in summaries)}
-    return alike | group_lines(made.group, made.prepared)
+    return alike | group_lines(made.group, made.prepared, numbered)
 
 
-def group_lines(group: Group, prepared: tuple[PreparedPlan, ...]) -> dict[str, str]:
-    costs = ceilings(group)
+def group_lines(group: Group, prepared: tuple[PreparedPlan, ...], numbered: Numbered) -> dict[str, str]:
     lines = {
         "results": "a repository for each run, " + ("public" if any(run.plan.public for run in group.runs) else "private"),
         "uploaded": ", ".join(sorted({name for run in group.runs for name in run.plan.files})),
@@ -46,7 +46,8 @@ def group_lines(group: Group, prepared: tuple[PreparedPlan, ...]) -> dict[str, s
         "ends early": halving_line(group),
         "at once": at_once_line(group),
         "estimate": sum_line(group),
-        "costs at most": costs,
+        "there already": ", ".join(f"{name} ({job.job_id}, {job.stage})" for name, job in numbered.there.items()),
+        "costs at most": ceilings(group, numbered),
     }
     if group.where == "local":
         lines["results"] = "a folder for each run"
@@ -55,10 +56,12 @@ def group_lines(group: Group, prepared: tuple[PreparedPlan, ...]) -> dict[str, s
     return {name: text for name, text in lines.items() if text}
 
 
-def ceilings(group: Group) -> str:
+def ceilings(group: Group, numbered: Numbered) -> str:
     if group.where == "local":
         return "nothing: it runs on this machine"
-    return f"${group.max_usd:.2f} in all, each run until its own timeout"
+    spent = sum(numbered.spent.values())
+    before = f" (${spent:.2f} of it was spent on jobs that have ended)" if spent else ""
+    return f"${numbered.most_usd:.2f} in all{before}, each run until its own timeout"
 
 
 def at_once_line(group: Group) -> str:

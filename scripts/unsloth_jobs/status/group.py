@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..events import Point, Summary
 from ..jobs import records
 from ..jobs.backends import JobRef, find_job
-from ..jobs.group import Group, GroupRun
+from ..jobs.group import Group, GroupRun, without_start
 from ..jobs.halving import Decision, Track, decide
 from ..jobs.hf import GROUP_LABEL, RUN_LABEL, asking_jobs
 from ..jobs.plan import Plan
@@ -219,10 +219,10 @@ def fetch_run(run: GroupRun, jobs: Sequence[JobRef], before: Status | None) -> R
 
 
 def is_of(record: dict[str, Any], plan: Plan, made_at: float) -> bool:
-    """Whether a run on record is the plan's, or a later one with the same result."""
-    if record.get("plan_id") == plan.plan_id:
-        return True
+    """Whether a run on record is the plan's, by whatever number it was started, or a later one with the same result."""
     other = Plan.from_json(record["plan"])
+    if record.get("plan_id") == plan.plan_id or without_start(other) == without_start(plan):
+        return True
     place = (other.where, other.output_repo, other.output_dir)
     return record["submitted_at"] >= made_at and not other.smoke and place == (plan.where, plan.output_repo, plan.output_dir)
 
