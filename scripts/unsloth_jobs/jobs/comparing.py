@@ -54,6 +54,8 @@ def compare(
     if consent.approve:
         require_group_approval(group, consent.approve, records.recall_group(consent.approve))
     records.remember_group(group)
+    for run in group.runs:
+        records.remember_plan(run.plan)
     approved = "--approve" if consent.approve else "--yes" if consent.yes else "asked" if consent.ask() else ""
     if not approved:
         refuse(made, numbered, problems, consent, json)
