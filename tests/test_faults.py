@@ -891,8 +891,8 @@ ANYWHERE = [
 ]
 
 
-GROUP_EVERY = 10  # cycles
-VARIED = ("1", "2", "4", "8")  # of a comparison's runs, --lora-r
+GROUP_EVERY = 20  # cycles
+VARIED = ("2", "4", "8")  # of a comparison's runs, --lora-r
 
 
 def new_group() -> list[str]:
@@ -924,7 +924,7 @@ def submit_amid_faults(hub: Hub, server: Impatient, words: list[str], runs: int)
 
 
 def test_two_hundred_runs_with_random_faults_lose_none_and_double_none(hub, tmp_path):
-    """Single ones, and comparisons of four among them."""
+    """Single ones, and comparisons of three among them."""
     chance, script = random.Random(SEED), tmp_path / "short.py"
     script.write_text("print('done')")
     server = Impatient(hub.env(token=ADA), tmp_path)
@@ -941,8 +941,9 @@ def test_two_hundred_runs_with_random_faults_lose_none_and_double_none(hub, tmp_
         for job in known:
             hub.jobs.wait(job)
         name = told.json["group_id"] if is_group else known[0]
-        looked = server(chance.choice(("status", "status" if is_group else "logs")), name, patience_s=0.05)
-        assert looked.returncode in (0, 4)
+        if is_group or chance.random() < 0.5:
+            looked = server(chance.choice(("status", "status" if is_group else "logs")), name, patience_s=0.05)
+            assert looked.returncode in (0, 4)
         hub.faults.clear()
         plans.append(words)
         jobs.append(sorted(known))
