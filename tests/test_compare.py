@@ -353,17 +353,30 @@ def test_a_fault_at_each_submission_costs_no_second_payment(hub, commands):
     assert len({run["job_id"] for run in seen["runs"]}) == 8
 
 
+FOUR = ["--vary", "lora-r=1,2,4,8", "--timeout", "1h"]
+
+
 def test_two_commands_at_once_start_each_run_once(hub, commands):
     hub.faults.add(method="POST", path=JOB, delay=0.3)
-    approved = [*EIGHT, "--approve", plan(commands, *EIGHT)["plan_id"]]
+    approved = [*FOUR, "--approve", plan(commands, *FOUR)["plan_id"]]
     other = Commands(hub.env(token=ADA), commands.cwd, settings=commands.settings)  # on another machine
-    plan(other, *EIGHT)
+    plan(other, *FOUR)
     with ThreadPoolExecutor(3) as pool:
         said = list(pool.map(lambda who: plan(who, *approved, code=None), [commands, commands, other]))
-    assert started(hub) == [1] * 8
-    plan(other, *approved, code=0)
-    assert started(hub) == [1] * 8
     assert all(one.get("group_id") for one in said)
+    assert started(hub) == [1] * 4
+    assert plan(other, *approved, code=0)["not_submitted"] == [] and started(hub) == [1] * 4
+
+
+def test_two_watchers_start_each_waiting_run_once(hub, commands):
+    options = [*FOUR, "--at-once", "1"]
+    begun = plan(commands, *options, "--approve", plan(commands, *options)["plan_id"], code=0)
+    assert (len(begun["waiting"]), started(hub)) == (3, [1])
+    with ThreadPoolExecutor(2) as pool:
+        words = ("status.py", begun["group_id"], "--watch", "--interval", "0.2")
+        seen = list(pool.map(lambda _: commands.json(*words, code=0), range(2)))
+    assert started(hub) == [1] * 4
+    assert {one["stage"] for one in seen} == {"COMPLETED"}
 
 
 def test_what_ends_a_submit_between_two_runs_leaves_the_rest_to_the_same_command(hub, commands):

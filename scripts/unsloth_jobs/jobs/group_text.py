@@ -33,9 +33,14 @@ def heading(group: Group) -> str:
 def shared_lines(made: PreparedGroup, numbered: Numbered) -> dict[str, str]:
     """What all runs have alike, then what is agreed to of the whole."""
     summaries = [summarise(one, estimate_of(one.plan)) for one in made.prepared]
-    first = {name: text for name, text in summaries[0].items() if name not in OF_EACH}
-    alike = {name: text for name, text in first.items() if all(one.get(name) == text for one in summaries)}
-    return alike | group_lines(made.group, made.prepared, numbered)
+    lines = {name: alike([one.get(name, "") for one in summaries]) for name in summaries[0] if name not in OF_EACH}
+    return {name: text for name, text in lines.items() if text} | group_lines(made.group, made.prepared, numbered)
+
+
+def alike(texts: list[str]) -> str:
+    """What all of them say: the whole text, or those of its parts, between semicolons, that stand in each."""
+    first, *others = ([part for part in text.split("; ") if part] for text in texts)
+    return "; ".join(part for part in first if all(part in other for other in others))
 
 
 def group_lines(group: Group, prepared: tuple[PreparedPlan, ...], numbered: Numbered) -> dict[str, str]:

@@ -14,12 +14,12 @@ from huggingface_hub import HfApi
 
 from ..errors import UserError
 from ..events import Point, Summary
-from ..jobs import records
+from ..jobs import records, submission
 from ..jobs.backends import JobRef, find_job
 from ..jobs.group import Group, GroupRun, without_start
 from ..jobs.halving import Decision, Track, decide
-from ..jobs.hf import GROUP_LABEL, RUN_LABEL, asking_jobs
-from ..jobs.plan import Plan
+from ..jobs.hf import GROUP_LABEL, PLAN_LABEL, RUN_LABEL, as_job, asking_jobs
+from ..jobs.plan import Plan, Submission
 from ..jobs.variations import flag_of, setting_name
 from ..lookup import client
 from ..lookup.identity import whoami
@@ -196,7 +196,8 @@ def fetch_group(group_id: str, namespace: str | None = None, before: GroupStatus
     group = records.recall_group(group_id)
     if group is None:
         return fetch_from_elsewhere(group_id, namespace)
-    facts, listed = records.group_facts(group_id), records.runs()
+    facts = records.group_facts(group_id)
+    listed = with_unrecorded(group, facts, records.runs())
     earlier = {run.name: run.status for run in before.runs} if before else {}
     # Found one after the other: each makes the client anew, which ends requests that are on their way.
     refs = [
@@ -206,6 +207,27 @@ def fetch_group(group_id: str, namespace: str | None = None, before: GroupStatus
         runs = pool.map(lambda run, jobs: fetch_run(run, jobs, earlier.get(run.name)), group.runs, refs)
         found = GroupStatus(group_id, group, tuple(runs), approved=facts["approved"])
     return with_decisions(found, facts["decisions"])
+
+
+def with_unrecorded(group: Group, facts: Mapping[str, Any], listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs on record; jobs of the group that were started from another machine, or whose record was lost, among them."""
+    known = {one.get("plan_id") for one in listed}
+    missing = {run.plan.plan_id: run for run in group.runs if run.plan.plan_id not in known}
+    if group.where == "local" or not missing:
+        return listed
+    found = []
+    with contextlib.suppress(UserError):
+        found = [
+            job for job in jobs_labelled(client.connect(), str(group.namespace), group.group_id) if plan_of(job) in missing
+        ]
+    for job in found:
+        run = missing[plan_of(job)]
+        submission.record_job(as_job(job), Submission(run.plan, str(facts["approved"]), None, group.group_id, run.name))
+    return records.runs() if found else listed
+
+
+def plan_of(job: Any) -> str:
+    return str((job.labels or {}).get(PLAN_LABEL))
 
 
 def fetch_run(run: GroupRun, jobs: Sequence[JobRef], before: Status | None) -> RunStatus:

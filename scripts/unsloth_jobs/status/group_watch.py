@@ -17,6 +17,7 @@ from .group import GroupStatus, RunStatus, fetch_group, remember_group, tokens_a
 from .group_view import as_lines, counted
 from .watch import END_WITHIN_S, PATIENTLY, end_job, reason_to_cancel, request_cancel
 
+STUCK_AFTER = 3  # looks in which nothing runs and nothing changes: what waits was refused, or has no room under the ceiling
 BUSY_S = 0.5  # for another command that sees to the same comparison
 
 
@@ -127,27 +128,27 @@ class GroupWatchInterrupted(Exception):
 def watch_group(status: GroupStatus, interval: float, max_usd: float | None) -> GroupStatus:
     """Show a comparison until all its runs have ended, and see to it meanwhile. Raises GroupWatchInterrupted on Ctrl-C."""
     guard = GroupGuard(max_usd, (PATIENTLY + 1) * interval) if max_usd is not None else None
-    line = ""
+    line, idle = "", 0
     try:
         with Live(as_lines(status), console=people, auto_refresh=False, transient=True) as live:
-            while not status.ended:
+            while not status.ended and idle < STUCK_AFTER:
                 if guard:
                     guard.enforce(status)
                 status = see_to(status, guard.room_usd(status) if guard else math.inf)
-                if is_stuck(status):
-                    break
                 line = tell(status, line, live)
                 time.sleep(interval)
-                status = fetch_patiently(status)
+                before, status = status, fetch_patiently(status)
+                idle = 0 if is_moving(before, status) else idle + 1
     except KeyboardInterrupt:
         raise GroupWatchInterrupted(status) from None
     remember_group(status)
     return status
 
 
-def is_stuck(status: GroupStatus) -> bool:
-    """Whether what has not ended will not start by itself: it was not approved, or has no room under the ceiling."""
-    return not any(run.is_running for run in status.runs)
+def is_moving(before: GroupStatus, status: GroupStatus) -> bool:
+    """Whether a run is under way, or one has been started or has ended since: what waits starts after it."""
+    stages = [[run.stage for run in one.runs] for one in (before, status)]
+    return stages[0] != stages[1] or any(run.is_running for run in status.runs)
 
 
 def tell(status: GroupStatus, before: str, live: Live) -> str:

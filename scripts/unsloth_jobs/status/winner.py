@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from ..output import dollars
 from ..training.paired import in_points, paired_difference, student_t
 
 FEWEST = 8  # pairs of losses from which an interval is drawn
@@ -115,7 +116,7 @@ def sentence(
     untold = [other.name for other, one in found if one is None]
     why = f" {', '.join(untold)}: not measured on the same rows, or on too few." if untold else ""
     told = f"Not distinguishable by {by}: {names} (the best measured {value})."
-    return f"{told} The cheapest of them is {winner.name}: {shown(winner, metric)}, ${winner.usd:.2f}.{why}"
+    return f"{told} The cheapest of them is {winner.name}: {shown(winner, metric)}, {dollars(winner.usd)}.{why}"
 
 
 def shown(one: Result, metric: str) -> str:
