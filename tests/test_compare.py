@@ -64,6 +64,22 @@ def test_one_approval_starts_each_run_once(hub, commands):
     print(json.dumps(created[0]["labels"]))
 
 
+@pytest.mark.hub(model="tiny")
+def test_each_run_is_estimated_before_it_is_planned(hub, commands):
+    """estimate.py prices the runs of a comparison, and the plan holds them against their timeouts."""
+    words = ["--num-epochs", "2", *GRID]
+    priced = commands.json("estimate.py", "ada/tiny", "ada/docs", *words)
+    best = priced["recommended"]
+    assert [run["changes"] for run in priced["runs"]][1] == {"learning_rate": "1e-4", "lora_r": "16"}
+    assert "In all: $" in commands.run("estimate.py", "ada/tiny", "ada/docs", *words).stdout
+    shown = plan(commands, "--flavor", best["flavor"], "--timeout", f"{best['timeout_s']}s", *GRID)
+    sums = [sum(run["estimate"][name] for run in shown["plan"]["runs"]) for name in ("usd_low", "usd_high")]
+    assert sums[1] == pytest.approx(sum(run["usd_high"] for run in priced["runs"]), abs=0.01)
+    assert f"${sums[0]:.2f}–{sums[1]:.2f} in all" in shown["summary"]["estimate"]
+    refused = commands.json("estimate.py", "ada/tiny", "ada/docs", "--vary", "dataset=ada/docs,ada/more", code=2)
+    assert refused["problems"][0]["code"] == "bad_vary"
+
+
 # ---- four runs that really train
 
 
