@@ -19,8 +19,13 @@ from hubs import ADA, event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unsloth_jobs.errors import UserError
+from unsloth_jobs.events import summarise
 from unsloth_jobs.jobs.halving import Track, decide, rungs_of
+from unsloth_jobs.jobs.job import Job
 from unsloth_jobs.jobs.variations import read_variations
+from unsloth_jobs.status.group import GroupStatus, RunStatus
+from unsloth_jobs.status.group_view import curves
+from unsloth_jobs.status.status import Status
 from unsloth_jobs.status.winner import Result, judge
 
 pytestmark = pytest.mark.hub(model="shape")
@@ -248,6 +253,8 @@ def test_a_rung_waits_for_all_that_may_still_reach_it_and_for_none_that_cannot()
     assert decide(runs, 2) == []
     assert decide(runs | {"b": track(whole=None)}, 2) == []
     assert decide(runs | {"b": track(4.0, 3.2, over=True)}, 2)[0].stopped == ("b",)  # it has failed: the worst
+    early = Track(((0.0, 4.0), (10.0, 2.0)), 100.0, over=True, done=True)  # it has stopped early: its last loss counts
+    assert decide(runs | {"b": early}, 2)[0].stopped == ("a",)
     assert decide(runs | {"b": track(4.0, *[math.nan] * 5)}, 2)[0].stopped == ("b",)
 
 
@@ -559,6 +566,36 @@ SLOW = """def train(settings: Settings) -> None:
 
 
 def train_really(settings: Settings) -> None:"""
+
+
+def test_a_comparison_that_was_ended_starts_no_run_that_waits(hub, commands):
+    """Neither after --cancel nor after its ceiling, until it is submitted once more."""
+    options = [*FOUR, "--at-once", "2"]
+    jobs = approve(commands, *options)
+    for name in ("r1", "r2"):
+        hub.jobs.set(jobs[name], stage="RUNNING", logs=log_of(0.1, 6))
+    commands.json("status.py", jobs["group"], "--cancel")
+    seen = commands.json("status.py", jobs["group"])
+    assert [run["stage"] for run in seen["runs"]] == ["CANCELED", "CANCELED", "WAITING", "WAITING"]
+    assert "never started" in commands.run("status.py", jobs["group"], "--watch").stdout
+    assert started(hub) == [1, 1]
+    again = plan(commands, *options, "--approve", jobs["group"], code=0)
+    assert [job["existed"] for job in again["jobs"]] == [True, True, False, False] and started(hub) == [1] * 4
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_curves_of_all_runs_fit_one_picture_in_the_terminal(columns):
+    def run(name: str, rate: float, steps: int) -> RunStatus:
+        job = Job(name, "RUNNING", None, "", "l4x1", None, None, None)
+        return RunStatus(name, {"lora_r": name}, None, Status(job, summarise(log_of(rate, steps)), None, None))
+
+    seen = GroupStatus("group-1", None, (run("8", 0.1, 20), run("16", 0.15, 10), run("32", 0.2, 0)))
+    drawn = curves(seen, columns)
+    lines = drawn.plain.split("\n")
+    assert max(map(len, lines)) <= columns
+    assert lines[0].startswith("  4 │") and lines[-1].endswith("held-out loss after 0 to 2,000 tokens")
+    assert {"cyan", "yellow"} <= {str(part.style.color.name) for part in drawn.spans if getattr(part.style, "color", None)}
+    assert curves(replace(seen, runs=seen.runs[2:]), columns) is None
 
 
 def test_the_curves_are_drawn_in_one_picture(hub, commands, tmp_path):

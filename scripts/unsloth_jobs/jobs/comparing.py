@@ -19,6 +19,7 @@ from .group import Group, require_group_approval, require_group_budget
 from .group_planning import Options, PreparedGroup, prepare_group
 from .group_submission import Numbered, RunStart, exit_code, number_runs, start_runs
 from .group_text import estimate_of, heading, run_as_json, runs_table, shared_lines
+from .job import FAILED
 from .plan import SCRIPTS
 from .planning import RunRequest
 from .variations import read_variations
@@ -128,6 +129,9 @@ def report(group: Group, starts: list[RunStart], json: bool) -> None:
     if missing:
         rest = f"{len(missing)} of {len(starts)} runs were not submitted. The same command goes on, and pays for none twice."
         people.print(f"\n{rest}", soft_wrap=True)
+    if failed := [one.run.name for one in starts if one.existed and one.job and one.job.stage in FAILED]:
+        again = "This approval is used up for them; the same command without it plans them again."
+        people.print(f"\nEnded without a result: {escape(', '.join(failed))}. {again}", soft_wrap=True)
     people.print(f"\nHow they go: {escape(look)}", soft_wrap=True)
 
 

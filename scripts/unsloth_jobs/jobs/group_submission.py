@@ -97,7 +97,7 @@ def start_runs(
     """
     with records.one_at_a_time(group.group_id, patience_s):
         records.remember_group(group)
-        records.update_group(group.group_id, approved=approved)
+        records.update_group(group.group_id, approved=approved, ended=False)
         return list(started_in_turn(backend, group, approved, room_usd))
 
 

@@ -30,12 +30,14 @@ def rungs_of(runs: int, rate: int) -> list[Rung]:
 @dataclass(frozen=True)
 class Track:
     """How far a run is. losses: held-out losses by the tokens that were trained on before each, in their order; whole: the
-    tokens of the whole run, None while they are not known; over: whether it makes no more of them.
+    tokens of the whole run, None while they are not known; over: whether it makes no more of them; done: whether it has ended
+    with a result, such as one that stopped early: its last loss stands for what would have come.
     """
 
     losses: tuple[tuple[float, float], ...]
     whole: float | None = None
     over: bool = False
+    done: bool = False
 
     def loss_at(self, tokens: float) -> float | None:
         """The held-out loss after so many tokens, on the line between the two evaluations around; None where that is not
@@ -46,7 +48,7 @@ class Track:
             if before <= tokens <= after:
                 part = (tokens - before) / (after - before) if after > before else 1.0
                 return second if math.inf in (first, second) else first + part * (second - first)
-        return None
+        return points[-1][1] if self.done and points else None
 
 
 @dataclass(frozen=True)

@@ -146,12 +146,15 @@ def update_group(group_id: str, **values: Any) -> None:
 
 
 def group_facts(group_id: str) -> dict[str, Any]:
-    """What is on record beside the group: made_at; approved, in the words of submit.py's flags, "" before; decisions."""
+    """What is on record beside the group: made_at; approved, in the words of submit.py's flags, "" before; ended: whether its
+    user or its ceiling has ended it, so that no run that waits is started by a look; decisions.
+    """
     data = read(path_of("groups", group_id)) or {}
     decisions = data.get("decisions")
     return {
         "made_at": number(data.get("made_at")) or 0.0,
         "approved": data["approved"] if isinstance(data.get("approved"), str) else "",
+        "ended": data.get("ended") is True,
         "decisions": [one for one in decisions if isinstance(one, dict)] if isinstance(decisions, list) else [],
     }
 

@@ -93,13 +93,16 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class GroupStatus:
-    """group: as it was approved; None where that was on another machine. decisions: of halving, at its rungs."""
+    """group: as it was approved; None where that was on another machine. decisions: of halving, at its rungs; is_ended: by
+    its user or its ceiling, so that what waits is not started.
+    """
 
     group_id: str
     group: Group | None
     runs: tuple[RunStatus, ...]
     decisions: tuple[Decision, ...] = ()
     approved: str = ""
+    is_ended: bool = False
 
     @property
     def spent_usd(self) -> float:
@@ -112,7 +115,8 @@ class GroupStatus:
 
     @property
     def ended(self) -> bool:
-        return all(run.is_over for run in self.runs)
+        """Whether no run will go on: those that wait will not be started any more where the whole was ended."""
+        return all(run.is_over or (self.is_ended and run.status is None) for run in self.runs)
 
     @property
     def stage(self) -> str:
@@ -205,7 +209,7 @@ def fetch_group(group_id: str, namespace: str | None = None, before: GroupStatus
     ]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         runs = pool.map(lambda run, jobs: fetch_run(run, jobs, earlier.get(run.name)), group.runs, refs)
-        found = GroupStatus(group_id, group, tuple(runs), approved=facts["approved"])
+        found = GroupStatus(group_id, group, tuple(runs), approved=facts["approved"], is_ended=facts["ended"])
     return with_decisions(found, facts["decisions"])
 
 
@@ -366,7 +370,7 @@ def track_of(run: RunStatus) -> Track:
     first = next((point for point in summary.curve.eval_loss if point.step and tokens_at(summary.tokens, point.step)), None)
     whole = (tokens_at(summary.tokens, first.step) or 0) / first.step * total if first and total else None
     is_read = run.status is None or run.status.is_log_read
-    return Track(losses, whole, run.is_over and is_read)
+    return Track(losses, whole, run.is_over and is_read, run.stage == "COMPLETED")
 
 
 def tokens_at(points: Sequence[Point], step: int) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from rich.live import Live
 
 from ..errors import HUB, UserError
+from ..jobs import records
 from ..jobs.backends import backend_for, find_job
 from ..jobs.group_submission import start_runs
 from ..lookup import client
@@ -48,7 +49,7 @@ def is_to_be_ended(status: GroupStatus, run: RunStatus) -> bool:
 def wants_start(status: GroupStatus) -> bool:
     """Whether runs wait, as the approved plan says that they do, and one of them can start."""
     group = status.group
-    if group is None or not status.approved or group.where == "local" or group.at_once >= len(group.runs):
+    if group is None or not status.approved or status.is_ended or group.where == "local" or group.at_once >= len(group.runs):
         return False
     waiting = any(run.status is None for run in status.runs)
     return waiting and sum(run.is_running for run in status.runs) < group.at_once
@@ -74,7 +75,10 @@ def start_waiting(status: GroupStatus, room_usd: float) -> bool:
 
 
 def cancel_group(status: GroupStatus) -> None:
-    """End every run that has not ended. Raises UserError where one's end was not confirmed; the others are ended first."""
+    """End every run that has not ended, and start none that waits. Raises UserError where one's end was not confirmed; the
+    others are ended first.
+    """
+    keep_from_starting(status)
     problem: UserError | None = None
     for run in status.runs:
         if run.is_running and run.status:
@@ -84,6 +88,11 @@ def cancel_group(status: GroupStatus) -> None:
                 problem = error
     if problem:
         raise problem
+
+
+def keep_from_starting(status: GroupStatus) -> None:
+    if status.group:
+        records.update_group(status.group_id, ended=True)
 
 
 @dataclass
@@ -111,6 +120,8 @@ class GroupGuard:
             why = self.reasons.get(run.name) or reason_to_cancel(left_s, run.status.summary, self.margin_s)
             if not why:
                 continue
+            if not self.reasons:
+                keep_from_starting(status)
             if run.name not in self.reasons:
                 diagnostics.print(f"{run.name} is ended: {why} --max-usd {self.max_usd:g} was allowed for all.", markup=False)
             self.reasons[run.name] = why
