@@ -188,7 +188,7 @@ def curves(status: GroupStatus, columns: int) -> Text | None:
     top, bottom = f"{high:.3g}", f"{low:.3g}"
     margin = max(len(top), len(bottom))
     width = columns - margin - 2
-    canvas = Canvas(width, CURVE_ROWS, 0, low, last * (1 + 1 / (2 * width - 1)), high + room, color_mode="names")
+    canvas = Canvas(width, CURVE_ROWS, 0, low, last * (1 + 1 / (2 * width - 1)), high + room)
     for number, one in enumerate(found.values()):
         for left, right in pairwise(one):
             canvas.line(*left, *right, color=COLOURS[number % len(COLOURS)])
