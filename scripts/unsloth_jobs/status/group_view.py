@@ -197,7 +197,7 @@ def curves(status: GroupStatus, columns: int) -> Text | None:
         label = top if index == 0 else bottom if index == CURVE_ROWS - 1 else ""
         drawn.append(f"{label:>{margin}} │", "dim").append_text(Text.from_ansi(row)).append("\n")
     unit = " tokens" if any(run.summary and run.summary.tokens for run in status.runs) else " steps"
-    drawn.append(f"{' ' * (margin + 1)}└ {what} after 0 to {last:,.0f}{unit}", "dim")
+    drawn.append(f"{' ' * (margin + 1)}└ {what} after 0 to {last:,.0f}{unit}"[:columns], "dim")
     return drawn
 
 
