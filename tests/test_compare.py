@@ -10,6 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from commands import Commands
@@ -544,19 +545,29 @@ def test_on_this_machine_one_runs_after_the_other(tmp_path, tiny_model):
     assert len({run["output_dir"] for run in shown["plan"]["runs"]}) == 3
     begun = commands.json(*words, "--approve", shown["plan_id"], "--", *arguments)
     assert [job["stage"] for job in begun["jobs"]][1:] == ["SCHEDULING"] * 2
-    commands.run("status.py", begun["jobs"][1]["job_id"], "--cancel")
+    first, second, third = (job["job_id"] for job in begun["jobs"])
+    while f"waits until {second} has ended" not in commands.json("status.py", third)["next"]:
+        time.sleep(0.1)
+    commands.run("status.py", second, "--cancel")
+    (tmp_path / "go").touch()
     found = commands.json("status.py", shown["group_id"], "--watch", "--interval", "0.2")
     assert [run["stage"] for run in found["runs"]] == ["COMPLETED", "CANCELED", "COMPLETED"]
     assert (found["winner"], found["spent_usd"]) == ("r16", 0.0)
-    times = [run["result"]["time"] for run in found["runs"] if run["result"]]
-    assert times[1] - times[0] >= 1
+    ends, _, begins = (state_of(commands, job) for job in (first, second, third))
+    assert ends["finished"] <= begins["started"]
     again = commands.json(*words, "--approve", shown["plan_id"], "--", *arguments)
     assert [job["existed"] for job in again["jobs"]] == [True, False, True]  # what costs nothing is run again
 
 
+def state_of(commands: Commands, job: str) -> dict:
+    """What the runner of a job on this machine noted."""
+    return json.loads((Path(commands.env["HF_HOME"]) / "unsloth-jobs" / "jobs" / job / "state.json").read_text("utf-8"))
+
+
 # A training that only says that it was one: how runs follow each other does not depend on what they do.
 SLOW = """def train(settings: Settings) -> None:
-    time.sleep(1)
+    while not Path("go").exists():
+        time.sleep(0.1)
     for step in range(1, 4):
         emit("progress", step=step, total_steps=3, loss=3.0 - step / 10, tokens=step * 100)
         emit("eval", step=step, eval_loss=3.0 - step / 10 - settings.lora_r / 100)

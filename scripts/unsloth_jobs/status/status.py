@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HUB, Problem, UserError
+from ..estimate.flavors import LOCAL
 from ..events import TAIL, Progress, Summary, summarise
 from ..jobs import records
 from ..jobs.backends import JobRef
@@ -144,6 +145,8 @@ class Status:
         if self.job.stage == "CANCELED":
             kept = describe_saved(self.summary, self.plan.output_repo if self.plan else None)
             return " ".join(part for part in ("It was cancelled.", self.ended_because, kept, self.again) if part)
+        if self.job.stage == "SCHEDULING" and self.job.flavor == LOCAL.name:
+            return f"{self.job.message or 'It is about to start.'} Look again in a minute."
         if self.job.stage == "SCHEDULING":
             waited = f", for {duration(waited)} by now" if (waited := waited_s(self.job)) else ""
             return f"It waits for a machine{waited}, which is not billed. Look again in a minute."
