@@ -60,7 +60,10 @@ def run(folder: Path) -> None:
 
 
 def wait_for(job_id: str, folder: Path, state: dict) -> bool:
-    """Wait until an earlier job has ended, as state says meanwhile; False where this one is cancelled before."""
+    """Wait until an earlier job has ended and those that it waits for itself: it may be cancelled before its turn.
+
+    The state says so meanwhile. False where this job is cancelled before.
+    """
     from .local import LocalJobs  # which starts this module as a process of its own
 
     cancelled: list[int] = []
@@ -68,12 +71,19 @@ def wait_for(job_id: str, folder: Path, state: dict) -> bool:
     write(folder / "state.json", state | process_of(os.getpid()) | {"message": f"It waits until {job_id} has ended."})
     while not cancelled:
         with contextlib.suppress(UserError):
-            if LocalJobs().inspect(job_id).ended:
+            if all(LocalJobs().inspect(one).ended for one in with_earlier(job_id, folder.parent)):
                 return True
         time.sleep(WAIT_S)
     ends = {"stage": "CANCELED", "message": "Canceled", "started": time.time(), "finished": time.time()}
     write(folder / "state.json", state | ends)
     return False
+
+
+def with_earlier(job_id: str, jobs: Path) -> Iterator[str]:
+    """A job, the one that it waits for, the one that this waits for."""
+    while job_id:
+        yield job_id
+        job_id = (read(jobs / job_id / "job.json") or {}).get("after") or ""
 
 
 @contextlib.contextmanager
