@@ -81,7 +81,7 @@ def wait_for(job_id: str, folder: Path, state: dict) -> bool:
 
 def with_earlier(job_id: str, jobs: Path) -> Iterator[str]:
     """A job, the one that it waits for, the one that this waits for."""
-    while job_id:
+    while job_id and (jobs / job_id).is_dir():  # one that was deleted is waited for no more
         yield job_id
         job_id = (read(jobs / job_id / "job.json") or {}).get("after") or ""
 
