@@ -7,7 +7,8 @@ Run it in the tests' environment; the runs are in that of templates/sft.py. On t
 turns, and the best of each phase counts: wall-clock seconds, which other work on the machine stretches, and of the whole
 run the seconds of processor time, which it stretches less. Cases: `alone` (no cache of an earlier run), `caches` (torch's, triton's and
 Unsloth's compile caches kept), `tokens` (the rows' tokens kept by datasets, as a comparison could mount them), `copied`
-(the model downloaded from a Hub on loopback) and `mounted` (the same files as a folder). Phases end at the events plan,
+(the model downloaded from a Hub on loopback) and `mounted` (the same files as a folder, which `alone` has too: how far
+these two are apart is what the machine's other work does). Phases end at the events plan,
 data, masks, batching, eval and progress of the log; the first begins with the process.
 """
 
