@@ -93,7 +93,7 @@ def measure(case: Case, places: list[int], options: argparse.Namespace) -> dict:
 
 
 def usual_pace(progress: list[dict], warmup: int) -> float | None:
-    """Tokens a second of the median step: one in which a second shape was compiled, which happens once a run, does not count."""
+    """Tokens a second of the median step: a single slow one, as a run on one GPU had, does not count."""
     pairs = [(one, next_one) for one, next_one in itertools.pairwise(progress) if one["step"] >= warmup]
     paces = [(after["tokens"] - before["tokens"]) / (after["at"] - before["at"]) for before, after in pairs]
     return statistics.median(paces) if paces else None

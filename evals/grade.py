@@ -22,7 +22,7 @@ from hub.hardware import HARDWARE
 from hub.jobs import DEFAULT_TIMEOUT, Job
 from hub.journal import Record
 from unsloth_jobs import template
-from unsloth_jobs.jobs.hf import CLAIMS, PLAN_LABEL
+from unsloth_jobs.jobs.hf import CLAIMS, GROUP_LABEL, PLAN_LABEL
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 PARSERS = {  # by script, what turns its arguments into its settings
@@ -100,6 +100,11 @@ def plan_of(job: Job) -> str | None:
     return job.spec.get("labels", {}).get(PLAN_LABEL)
 
 
+def approval_of(job: Job) -> str | None:
+    """What a job was approved as: a plan, or the comparison that it is a run of."""
+    return job.spec.get("labels", {}).get(GROUP_LABEL) or plan_of(job) or job.id
+
+
 def arguments_of(command: list[str]) -> Fact:
     """What a command's script is told: each of its settings where it is the skill's own, else only the words."""
     at = next((number for number, word in enumerate(command) if word.endswith(".py")), len(command) - 1)
@@ -156,7 +161,7 @@ def failures_of_rules(evidence: Evidence) -> Iterator[str]:
         for request in changes(turn.requests):
             if not (ALLOWED[turn.approves].search(request.path) or (turn.approves == "plan" and makes_claims(request))):
                 yield f"turn {number}: {request.method} {request.path} without the user's yes"
-        if len(turn.jobs) > 1:
+        if len({approval_of(job) for job in turn.jobs}) > 1:
             yield f"turn {number}: {len(turn.jobs)} paid jobs after one yes"
         for job in turn.jobs:
             if plan_of(job) not in shown:

@@ -88,14 +88,19 @@ class Wish:
     dataset: str = ""
     limit: float | None = None
     flags: list[str] = field(default_factory=list)
+    runs: int = 1
 
     def hear(self, words: str) -> None:
-        if found := re.search(rf"\b(?:[Tt]rain|tune|[Tt]each|take) {ID}", words):
+        if found := re.search(rf"\b(?:[Tt]rain|tune|[Tt]each|take|best for) {ID}", words):
             self.model = found[1]
         if found := re.search(rf"\b(?:on|in|meant) (?:{ID}|(\w+\.csv))", words):
             self.dataset = found[1] or found[2]
         if found := re.search(r"(\d+) cents", words):
             self.limit = int(found[1]) / 100
+        if found := re.search(r"at most \$(\d+)", words):
+            self.limit = float(found[1])
+        if re.search(r"learning rate.* three\b", words):
+            self.runs = 3
 
 
 def conversation(prompt: str) -> tuple[list[str], list[str]]:
@@ -121,10 +126,12 @@ def train(skill: Skill, wish: Wish) -> None:
         return print(f"Shall I set {length} {longer[0]}?")
     code, found = run(skill.command("estimate.py", "MODEL", MODEL=wish.model, DATASET=wish.dataset) + wish.flags)
     best = found["recommended"]
-    if code or (wish.limit and best["max_usd"] > wish.limit):
+    if code or (wish.limit and best["max_usd"] * wish.runs > wish.limit):
         return print(f"It can cost ${best['max_usd'] if best else '?'}, more than you have. A smaller model, or fewer rows?")
     values = {"F": best["flavor"], "T": f"{best['timeout_s'] // 60}m", "N": best["max_usd"]}
     values |= {"MODEL": wish.model, "DATASET": wish.dataset}
+    if wish.runs > 1:
+        return plan(skill.command("submit.py", "--vary learning-rate", **values | {"N": wish.limit}) + wish.flags)
     plan(skill.command("submit.py", "sft.py", **values) + wish.flags)
 
 
@@ -135,14 +142,17 @@ def plan(command: list[str]) -> None:
         print(f"planned {shown['plan_id']}: {shlex.join(command)}")
 
 
-def start(skill: Skill, answers: list[str]) -> None:
+def start(skill: Skill, answers: list[str]) -> Any:
     """The plan that was shown last, as SKILL.md says to approve it; once more where the answer was lost."""
-    plan_id, command = re.findall(r"(?m)^planned (\w+): (.+)$", "\n".join(answers))[-1]
+    plan_id, command = re.findall(r"(?m)^planned ([\w-]+): (.+)$", "\n".join(answers))[-1]
     words, flag = shlex.split(command), re.search(r"`(--\S+) PLAN_ID` before `--`", skill.text)[1]
     approved = [*words[: words.index("--")], flag, plan_id, *words[words.index("--") :]]
     code, job = run(approved)
     if code == 4 and "repeat the very same command" in skill.text:
         code, job = run(approved)
+    if code == 0 and "group_id" in job:
+        print(*(f"{one['job_id']} {one['url']} {one['model_url']}" for one in job["jobs"]), job["max_usd"], sep="\n")
+        return run(skill.command("status.py", "JOB", JOB=job["group_id"]))
     if code == 0:
         print(job["job_id"], job["url"], job["dashboard_url"], job["model_url"], job["max_usd"])
         run(skill.command("status.py", "JOB", JOB=job["job_id"]))

@@ -39,7 +39,7 @@ Rows are prompt, chosen and rejected (text or turns), OpenAI's input, preferred_
 --loss kto prompt, completion and label. The model is compared with the one that training starts from.
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings, masks,
-questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
+questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, held_out, answering, graded, scores, sample, warning, done, failed. Exit
 code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.

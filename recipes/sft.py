@@ -38,7 +38,7 @@ Here, on whatever processor there is:
     uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings,
-masks, questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
+masks, questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, held_out, answering, graded, scores, sample, warning, done, failed. Exit
 code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
@@ -258,7 +258,7 @@ def build_trainer(
             )
 
         def measure(self):
-            """Loss and learned tokens of each of this process's batches of held-out rows."""
+            """Number, loss and learned tokens of each of this process's batches of held-out rows."""
             try:
                 return self.batch_losses(self.held_out_batches())
             except torch.OutOfMemoryError:
@@ -273,10 +273,11 @@ def build_trainer(
         def batch_losses(self, batches):
             found = []
             self.model.eval()
-            for batch in map(self._prepare_inputs, itertools.islice(batches, process_number(), None, process_count())):
+            for number, batch in itertools.islice(enumerate(batches), process_number(), None, process_count()):
+                inputs = self._prepare_inputs(batch)
                 with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
-                    loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
-                found.append((loss.item(), learned_tokens(batch["labels"])))
+                    loss, *_ = self.prediction_step(self.model, inputs, prediction_loss_only=True)
+                found.append((number, (loss.item(), learned_tokens(inputs["labels"]))))
             return found
 
         def held_out_batches(self, alone=False):

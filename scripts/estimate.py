@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +40,7 @@ from unsloth_jobs.jobs.approval import require_amount
 from unsloth_jobs.jobs.plan import seconds
 from unsloth_jobs.jobs.plan_text import file_line
 from unsloth_jobs.jobs.pricing import Priced, price_job, recommend
+from unsloth_jobs.jobs.variations import as_words, flag_of, read_variations, title_of
 from unsloth_jobs.lookup import client
 from unsloth_jobs.lookup.checks import examine
 from unsloth_jobs.lookup.model_info import Model
@@ -75,6 +76,7 @@ NOTHING: dict[str, Any] = {
     "digest": None,
     "memory": None,
     "settings": None,
+    "runs": [],
     "ok": False,
 }
 
@@ -109,6 +111,10 @@ def estimate(
     ] = None,
     script: Annotated[Path, typer.Option(help="the template that will run")] = template.SFT,
     sample: Annotated[int, typer.Option(min=1, help="rows to count tokens in, from the first on")] = 500,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=A,B", help="also price a run for each value, as submit.py --vary compares them"),
+    ] = None,
     namespace: Annotated[
         str | None, typer.Option(help="user or organisation that will pay, as for submit.py: the price is the same for all")
     ] = None,
@@ -180,6 +186,11 @@ def estimate(
     shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])
     chosen_by_run = settled(settings, model_found, shown, ranked)
     problems = [*found.problems, *([] if best else [nothing_wished(ranked, flavors) or nothing_fits(flavor, ranked)])]
+    problems = [*found.problems, *([] if best else [nothing_fits(flavor, ranked)])]
+    variations = list(read_variations(vary or [], None)[1]) if vary else []
+    compared = [
+        (changes, rank(chosen, model_found, varied(module, settings, changes), script, run, digest)) for changes in variations
+    ]
     if json:
         print_json(
             {
@@ -190,6 +201,7 @@ def estimate(
                 "digest": counted.digest,
                 "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
                 "settings": chosen_by_run,
+                "runs": [{"changes": changes} | on_flavor(ranked, shown.flavor) for changes, ranked in compared],
                 "framework": {
                     "name": settings.backend,
                     "why": preferences.WHY.get(settings.backend)
@@ -202,6 +214,7 @@ def estimate(
         )
     else:
         show(ranked, shown, best, source)
+        show_compared(compared, shown.flavor)
         for reason in chosen_by_run["why"].values():
             people.print(f"Chosen: {reason}", markup=False)
     for problem in problems:
@@ -268,6 +281,41 @@ def rank(
             records.remember_estimate(key.run, {one.flavor: cost.as_estimate(one) | digest for one in priced if one.fits})
             found += priced
     return cost.ranked(found)
+
+
+# Settings that change which rows or tokens are trained on: a run with another one is estimated by itself.
+COUNTED = ("base_model", "dataset", "max_seq_length", "num_samples", "eval", "column", "script", "flavor", "timeout", "seed")
+
+
+def varied(module: template.Template, settings: Any, changes: dict[str, str]) -> Any:
+    """The settings with some of them changed. Raises UserError (usage) where the template refuses a value."""
+    if counted := [name for name in changes if any(part in name for part in COUNTED)]:
+        message = f"With another {flag_of(counted[0])} other rows or tokens are counted."
+        raise UserError("bad_vary", message, "Estimate that run by itself, with its own value in the command.", USAGE)
+    words = [f"--base-model={settings.base_model}", f"--dataset={settings.dataset}", *as_words(changes, settings)]
+    read = template.settings(module, words)
+    return replace(settings, **{name: getattr(read, name) for name in changes})
+
+
+def on_flavor(ranked: list[cost.Candidate], flavor: str) -> dict[str, Any]:
+    """What a run takes on a flavor, in the estimate's own keys."""
+    return next(one for one in ranked if one.flavor == flavor).as_json()
+
+
+def show_compared(compared: list[tuple[dict[str, str], list[cost.Candidate]]], flavor: str) -> None:
+    """The runs of a comparison on one flavor, and the sum of those that fit."""
+    if not compared:
+        return
+    rows, costs = table("run", "time", "run $", title=f"\nCompared on {flavor}"), []
+    for changes, ranked in compared:
+        one = next(one for one in ranked if one.flavor == flavor)
+        cells = (
+            [span(one.hours_low, one.hours_high), f"{one.usd_low:.2f}–{one.usd_high:.2f}"] if one.fits else [one.reason, "–"]
+        )
+        rows.add_row(escape(title_of(changes)), *cells)
+        costs += [(one.usd_low, one.usd_high)] if one.fits else []
+    people.print(rows)
+    people.print(f"In all: ${sum(low for low, _ in costs):.2f}–{sum(high for _, high in costs):.2f}")
 
 
 def settled(settings: Any, model: Model, shown: cost.Candidate, ranked: list[cost.Candidate]) -> dict[str, Any]:

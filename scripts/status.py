@@ -16,7 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,11 +26,10 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
-from unsloth_jobs.events import Progress, Summary
 from unsloth_jobs.jobs import records, submission
 from unsloth_jobs.jobs.approval import require_amount
-from unsloth_jobs.jobs.backends import JobRef, find_job
-from unsloth_jobs.jobs.job import Job
+from unsloth_jobs.jobs.backends import find_job
+from unsloth_jobs.jobs.group import PREFIX
 from unsloth_jobs.jobs.plan import SCRIPTS
 from unsloth_jobs.output import (
     application,
@@ -44,8 +43,12 @@ from unsloth_jobs.output import (
     show_problem,
     table,
 )
+from unsloth_jobs.status.group import GroupStatus, fetch_group, folded_json, group_json, groups_among, remember_group
+from unsloth_jobs.status.group_view import as_lines, folded_cells, next_of
+from unsloth_jobs.status.group_watch import GroupWatchInterrupted, cancel_group, see_to, watch_group
 from unsloth_jobs.status.notify import message_of, notify, require_target
-from unsloth_jobs.status.status import Status, as_json, fetch_status, remember, set_aside
+from unsloth_jobs.status.picture import draw
+from unsloth_jobs.status.status import Status, as_json, fetch_or_recall, fetch_status, remember, set_aside
 from unsloth_jobs.status.view import as_table, estimated_usd
 from unsloth_jobs.status.watch import END_WITHIN_S, EVERY_S, WatchInterrupted, end_job, watch
 
@@ -59,7 +62,9 @@ LEFT = 130  # exit code after Ctrl-C, as of any program
 @app.command(epilog="Exit codes: 0 fine; 1 the job failed; 2 usage; 4 the Hub cannot be reached or says no; 130 Ctrl-C.")
 @ends_clearly
 def status(
-    job: Annotated[str | None, typer.Argument(help="the id or address that submit.py printed")] = None,
+    job: Annotated[
+        str | None, typer.Argument(help="the id or address that submit.py printed, of a job or of a comparison")
+    ] = None,
     all: Annotated[bool, typer.Option("--all", help="every job submitted from this machine, and what each cost")] = False,
     watch_: Annotated[bool, typer.Option("--watch", help="go on until the job ends; Ctrl-C leaves it running")] = False,
     interval: Annotated[
@@ -74,6 +79,9 @@ def status(
         typer.Option("--notify", metavar="COMMAND_OR_URL", help="with --watch: run or post to this once the job has ended"),
     ] = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="end the job; what it pushed stays")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the curves of a comparison as .svg, .png or .pdf")
+    ] = None,
     namespace: Annotated[str | None, typer.Option(help="owner of the job, where it was submitted elsewhere")] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
@@ -107,6 +115,10 @@ def status(
         raise UserError(
             "bad_interval", f"--interval must be above 0, not {interval}.", "Pass seconds, such as --interval 10.", USAGE
         )
+    if job.startswith(PREFIX):
+        return show_group(job, namespace, interval if watch_ else None, watch_, max_usd, cancel, picture, json)
+    if picture:
+        raise UserError("no_group", f"{job} is no comparison.", "Its own curves: dashboard_url, and loss.png beside it.", USAGE)
     ref = find_job(job, namespace)
     if cancel and (before := ref.inspect()).ended:
         diagnostics.print(f"Nothing to cancel: {ref.job_id} has ended already ({before.stage}).", markup=False)
@@ -135,6 +147,51 @@ def tell(target: str, job_id: str, stage: str, text: str) -> None:
         show_problem(problem)
 
 
+def show_group(
+    group_id: str,
+    namespace: str | None,
+    interval: float | None,
+    watch_: bool,
+    max_usd: float | None,
+    cancel: bool,
+    picture: Path | None,
+    json: bool,
+) -> None:
+    """A comparison: its runs, seen to as its plan says, and at the end the best of them."""
+    recover()
+    found = fetch_group(group_id, namespace)
+    if cancel:
+        cancel_group(found)
+        found = fetch_group(group_id, namespace)
+    try:
+        if watch_:
+            every = interval or EVERY_S[found.group.where if found.group else "hf"]
+            found = watch_group(found, every, max_usd)
+        elif not cancel:
+            found = see_to(found)
+    except GroupWatchInterrupted as left:
+        print_group(left.status, json)
+        diagnostics.print("\nThe runs go on; none is ended or started until you look again.", markup=False)
+        raise typer.Exit(LEFT) from left
+    remember_group(found)
+    if picture:
+        draw(found, picture)
+    print_group(found, json)
+    if any(run.stage in ("ERROR", "DELETED") for run in found.runs):
+        raise typer.Exit(FAILED)
+
+
+def print_group(found: GroupStatus, json: bool) -> None:
+    print_json(group_json(found, next_of(found))) if json else people.print(as_lines(found))
+
+
+def recover() -> None:
+    try:
+        submission.recover()
+    except UserError as error:
+        diagnostics.print(f"It is not known whether an interrupted submission has started a job: {error}", markup=False)
+
+
 def leave(status: Status, max_usd: float | None, json: bool) -> None:
     print_json(as_json(status)) if json else people.print(as_table(status))
     command = f"uv run {SCRIPTS / 'status.py'} {status.job.job_id}"
@@ -144,10 +201,7 @@ def leave(status: Status, max_usd: float | None, json: bool) -> None:
 
 
 def show_all(json: bool) -> None:
-    try:
-        submission.recover()
-    except UserError as error:
-        diagnostics.print(f"It is not known whether an interrupted submission has started a job: {error}", markup=False)
+    recover()
     refs = [find_job(run["job_id"], run=run) for run in records.runs()]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         statuses = list(pool.map(fetch_or_recall, refs))
@@ -157,7 +211,8 @@ def show_all(json: bool) -> None:
     spent = round(sum(status.spent_usd or 0 for status in statuses), 4)
     if json:
         listed = [as_json(status) for status in statuses]
-        print_json({"jobs": listed, "spent_usd": spent, "damaged": [str(path) for path in damaged]})
+        groups = [folded_json(one) for one in groups_among(statuses)]
+        print_json({"jobs": listed, "groups": groups, "spent_usd": spent, "damaged": [str(path) for path in damaged]})
         return
     if not statuses:
         people.print("No job was submitted from this machine yet.")
@@ -171,13 +226,17 @@ def list_jobs(statuses: list[Status], spent: float) -> None:
     """A table of jobs; where it does not fit, a line for each, since an id that is cut names nothing."""
     rows = table("job", "stage", "step", "loss", "time", "spent $", "estimated $", "model")
     rows.columns[0].no_wrap = True
-    for status in statuses:
-        rows.add_row(*map(escape, cells(status)))
+    groups = groups_among(statuses)
+    compared = {run.status.job.job_id for group in groups for run in group.runs if run.status}
+    lines = [line for group in groups for line in folded_cells(group)]
+    lines += [cells(status) for status in statuses if status.job.job_id not in compared]
+    for line in lines:
+        rows.add_row(*map(escape, line))
     if people.width >= NARROW:
         people.print(rows)
     else:
-        for status in statuses:
-            people.print(" ".join(cells(status)[:3]), markup=False, soft_wrap=True)
+        for line in lines:
+            people.print(" ".join(line[:3]), markup=False, soft_wrap=True)
     people.print(f"\nSpent in all: {dollars(spent)}")
     warned = [(status.job.job_id, warning) for status in statuses for warning in status.warnings]
     for code in dict.fromkeys(warning.code for _, warning in warned):
@@ -199,23 +258,6 @@ def cells(status: Status) -> list[str]:
         "{} to {}".format(*map(dollars, foreseen)) if foreseen else "–",
         (status.plan.model_url if status.plan else None) or "–",
     ]
-
-
-def fetch_or_recall(ref: JobRef) -> Status:
-    """The state of a job submitted from here; what was kept of it where it is unavailable."""
-    try:
-        return fetch_status(ref)
-    except UserError as error:
-        problem, run, plan = error.problem, ref.run, ref.plan
-    if run is None or plan is None:
-        raise AssertionError(f"{ref.job_id} comes from the records of runs")
-    outcome = run.get("outcome") or {"stage": "UNKNOWN", "elapsed_s": 0.0, "done": None}
-    began = datetime.fromtimestamp(run["submitted_at"], UTC)
-    ended = began + timedelta(seconds=outcome["elapsed_s"])
-    job = Job(run["job_id"], outcome["stage"], problem.message, plan.model_url or "", plan.flavor, began, began, ended)
-    summary = Summary(Progress(), None, {"done": outcome["done"]} if outcome["done"] else {})
-    warning = Problem(problem.code, "warning", problem.message, problem.fix)
-    return Status(job, summary, plan, None, run["estimate"], plan.usd_per_minute, (warning,), is_log_read=False)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ from unsloth_jobs.errors import APPROVAL, USAGE, Problem, UserError
 from unsloth_jobs.jobs import approval, plan, plan_text, planning, preflight, records, submission
 from unsloth_jobs.jobs.approval import require_amount
 from unsloth_jobs.jobs.backends import backend_for
+from unsloth_jobs.jobs.comparing import Consent, compare
+from unsloth_jobs.jobs.group import PREFIX
+from unsloth_jobs.jobs.group_planning import MAX_RUNS, Options
 from unsloth_jobs.jobs.hf import PLAN_LABEL
 from unsloth_jobs.jobs.job import FAILED, Job
 from unsloth_jobs.lookup import client
@@ -60,6 +63,18 @@ def submit(
         bool, typer.Option("--smoke", help=f"the same run for {plan.SMOKE_STEPS} steps, to measure its time and test it whole")
     ] = False,
     namespace: Annotated[str | None, typer.Option(help="user or organisation that pays and owns the model")] = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=A,B", help="compare a run for each value; several make a grid")
+    ] = None,
+    vary_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help='compare a run for each line of settings: {"lora-r": 8, …}')
+    ] = None,
+    at_once: Annotated[int | None, typer.Option(min=1, help="of compared runs, so many at once; the others wait (all)")] = None,
+    halving: Annotated[
+        int, typer.Option(metavar="N", help="after each rung one run in N goes on, the worse are ended once saved (0: all)")
+    ] = 0,
+    metric: Annotated[str, typer.Option(help="what decides: graded, loss; auto: graded where all runs are")] = "auto",
+    max_runs: Annotated[int, typer.Option(help="refuse a comparison of more runs")] = MAX_RUNS,
     approve: Annotated[str | None, typer.Option(metavar="PLAN_ID", help="start exactly the plan that has this id")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="start without asking; on hf it needs --max-usd")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show the arguments, commits and hashes of the plan, too")] = False,
@@ -79,6 +94,10 @@ def submit(
     require_amount(max_usd)
     api = client.connect()
     request = planning.RunRequest(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
+    if vary or vary_file:
+        consent = Consent(approve, yes, max_usd, lambda: confirm_start(json), approving_command)
+        return compare(api, request, vary or [], vary_file, Options(at_once, halving, metric, max_runs), consent, json)
+    require_compared(at_once, halving, approve)
     prepared = planning.prepare(api, request)
     backend = backend_for(api, prepared.plan)
     made, earlier = submission.assign_number(backend, prepared.plan, approve, yes)
@@ -104,6 +123,14 @@ def submit(
             people.print(f"\nNot started. To start exactly this:\n{escape(approving_command(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
     report(made, *submission.start(backend, plan.Submission(made, approved, estimate)), json)
+
+
+def require_compared(at_once: int | None, halving: int, approve: str | None) -> None:
+    """Raises UserError (usage) where only a comparison was meant, and nothing is varied."""
+    if at_once is None and not halving and not (approve or "").startswith(PREFIX):
+        return
+    message = "A comparison was meant, and --vary, which says what of, is missing."
+    raise UserError("bad_vary", message, "Repeat the command that showed the plan, with all of its --vary.", USAGE)
 
 
 def approving_command(plan_id: str) -> str:

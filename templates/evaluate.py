@@ -2812,8 +2812,9 @@ class Difference(NamedTuple):
     )
 
 
-def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> Difference:
-    """The mean of tuned - base with a 95% interval. Both: one score of 0 to 1 a row, in the same order.
+def paired_difference(base: Sequence[float], tuned: Sequence[float], sure: float = SURE) -> Difference:
+    """The mean of tuned - base with an interval. Both: one score of 0 to 1 a row, in the same order; sure: how far the
+    interval reaches on either side, in standard deviations of a normal distribution (as it stands: 95%).
 
     A t-interval with two rows added, one won and one lost by as much as the largest difference seen (1 where none is):
     after Agresti and Min (2005), who add less. Without them 20 rows that all agree would prove that no row ever differs.
@@ -2828,13 +2829,15 @@ def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> Differen
     with_two = [*differences, largest, -largest]
     centre = math.fsum(with_two) / len(with_two)
     variance = math.fsum((one - centre) ** 2 for one in with_two) / len(with_two)
-    half = student_t(rows - 1) * math.sqrt(variance / len(with_two))
+    half = student_t(rows - 1, sure) * math.sqrt(variance / len(with_two))
     return Difference(mean, max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)), rows, variance)
 
 
-def student_t(degrees: int) -> float:
-    """The 97.5% point of Student's t (Abramowitz and Stegun, 26.7.5): within 0.1% from 8 degrees of freedom on."""
-    x, n = SURE, max(degrees, 1)
+def student_t(degrees: int, normal: float = SURE) -> float:
+    """The point of Student's t where the normal distribution has `normal`: 97.5% as it stands (Abramowitz and Stegun,
+    26.7.5), within 0.1% from 8 degrees of freedom on.
+    """
+    x, n = normal, max(degrees, 1)
     terms = (
         (x**3 + x) / 4,
         (5 * x**5 + 16 * x**3 + 3 * x) / 96,
@@ -4890,6 +4893,14 @@ class Evaluation:
         }
         return event | ({"classes": {name: self.classes(name) for name in self.answers}} if self.grader == "choice" else {})
 
+    def as_scores(self) -> dict[str, Any]:
+        """Each question, as a digest, and each contender's grade of it: by these runs are compared, and no row is told."""
+        asked = [hashlib.sha256(f"{one.asked}\0{one.reference}".encode()).hexdigest()[:12] for one in self.questions]
+        return {
+            "asked": asked,
+            "scores": {name: [round(one, 4) for one in grades.scores] for name, grades in self.grades.items()},
+        }
+
     def classes(self, name: str) -> list[dict[str, Any]]:
         """What became of each label's rows: how many there are, how often it was answered, and how often rightly."""
         references = [final_answer(question.reference) for question in self.questions]
@@ -5300,11 +5311,20 @@ def last_loss(trainer: Any) -> float:
 
 
 def final_loss(trainer: Any, best: BestAdapter) -> float | None:
-    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation; None if it fails."""
-    if best.weights:
-        return best.loss
+    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation; None if it fails.
+
+    The event `held_out` tells the loss of each batch of held-out rows: runs are compared by these.
+    """
+    step = best.step if best.weights else trainer.state.global_step
+    loss = best.loss if best.weights else loss_at(step, trainer)
+    if parts := trainer.parts_at.get(step):
+        emit("held_out", step=step, losses=[round(one, 5) for one, _ in parts], weights=[weight for _, weight in parts])
+    return loss
+
+
+def loss_at(step: int, trainer: Any) -> float | None:
     last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
-    return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate().get("eval_loss")
+    return last["eval_loss"] if last.get("step") == step else trainer.evaluate().get("eval_loss")
 
 
 def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None]:
@@ -5336,6 +5356,7 @@ def show_evidence(
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())
+                emit("scores", **evaluation.as_scores())
                 if settings.card_samples:  # pushed with the card
                     write_answers(evaluation, Path(settings.save_local) / ANSWERS_FILE)
             else:

@@ -43,7 +43,7 @@ Here, on whatever processor there is:
     uv run templates/sft.py --base-model ./model --dataset ./rows.jsonl --save-local ./tuned
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings,
-masks, questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, answering, graded, sample, warning, done, failed. Exit
+masks, questions, coverage, batching, progress, eval, checkpoint, early_stopped, pushed, held_out, answering, graded, scores, sample, warning, done, failed. Exit
 code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
@@ -359,7 +359,7 @@ def build_trainer(
             )
 
         def measure(self):
-            """Loss and learned tokens of each of this process's batches of held-out rows."""
+            """Number, loss and learned tokens of each of this process's batches of held-out rows."""
             try:
                 return self.batch_losses(self.held_out_batches())
             except torch.OutOfMemoryError:
@@ -374,10 +374,11 @@ def build_trainer(
         def batch_losses(self, batches):
             found = []
             self.model.eval()
-            for batch in map(self._prepare_inputs, itertools.islice(batches, process_number(), None, process_count())):
+            for number, batch in itertools.islice(enumerate(batches), process_number(), None, process_count()):
+                inputs = self._prepare_inputs(batch)
                 with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
-                    loss, *_ = self.prediction_step(self.model, batch, prediction_loss_only=True)
-                found.append((loss.item(), learned_tokens(batch["labels"])))
+                    loss, *_ = self.prediction_step(self.model, inputs, prediction_loss_only=True)
+                found.append((number, (loss.item(), learned_tokens(inputs["labels"]))))
             return found
 
         def held_out_batches(self, alone=False):
@@ -5628,8 +5629,9 @@ class Difference(NamedTuple):
     )
 
 
-def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> Difference:
-    """The mean of tuned - base with a 95% interval. Both: one score of 0 to 1 a row, in the same order.
+def paired_difference(base: Sequence[float], tuned: Sequence[float], sure: float = SURE) -> Difference:
+    """The mean of tuned - base with an interval. Both: one score of 0 to 1 a row, in the same order; sure: how far the
+    interval reaches on either side, in standard deviations of a normal distribution (as it stands: 95%).
 
     A t-interval with two rows added, one won and one lost by as much as the largest difference seen (1 where none is):
     after Agresti and Min (2005), who add less. Without them 20 rows that all agree would prove that no row ever differs.
@@ -5644,13 +5646,15 @@ def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> Differen
     with_two = [*differences, largest, -largest]
     centre = math.fsum(with_two) / len(with_two)
     variance = math.fsum((one - centre) ** 2 for one in with_two) / len(with_two)
-    half = student_t(rows - 1) * math.sqrt(variance / len(with_two))
+    half = student_t(rows - 1, sure) * math.sqrt(variance / len(with_two))
     return Difference(mean, max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)), rows, variance)
 
 
-def student_t(degrees: int) -> float:
-    """The 97.5% point of Student's t (Abramowitz and Stegun, 26.7.5): within 0.1% from 8 degrees of freedom on."""
-    x, n = SURE, max(degrees, 1)
+def student_t(degrees: int, normal: float = SURE) -> float:
+    """The point of Student's t where the normal distribution has `normal`: 97.5% as it stands (Abramowitz and Stegun,
+    26.7.5), within 0.1% from 8 degrees of freedom on.
+    """
+    x, n = normal, max(degrees, 1)
     terms = (
         (x**3 + x) / 4,
         (5 * x**5 + 16 * x**3 + 3 * x) / 96,
@@ -6030,6 +6034,14 @@ class Evaluation:
         }
         return event | ({"classes": {name: self.classes(name) for name in self.answers}} if self.grader == "choice" else {})
 
+    def as_scores(self) -> dict[str, Any]:
+        """Each question, as a digest, and each contender's grade of it: by these runs are compared, and no row is told."""
+        asked = [hashlib.sha256(f"{one.asked}\0{one.reference}".encode()).hexdigest()[:12] for one in self.questions]
+        return {
+            "asked": asked,
+            "scores": {name: [round(one, 4) for one in grades.scores] for name, grades in self.grades.items()},
+        }
+
     def classes(self, name: str) -> list[dict[str, Any]]:
         """What became of each label's rows: how many there are, how often it was answered, and how often rightly."""
         references = [final_answer(question.reference) for question in self.questions]
@@ -6102,11 +6114,20 @@ def last_loss(trainer: Any) -> float:
 
 
 def final_loss(trainer: Any, best: BestAdapter) -> float | None:
-    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation; None if it fails."""
-    if best.weights:
-        return best.loss
+    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation; None if it fails.
+
+    The event `held_out` tells the loss of each batch of held-out rows: runs are compared by these.
+    """
+    step = best.step if best.weights else trainer.state.global_step
+    loss = best.loss if best.weights else loss_at(step, trainer)
+    if parts := trainer.parts_at.get(step):
+        emit("held_out", step=step, losses=[round(one, 5) for one, _ in parts], weights=[weight for _, weight in parts])
+    return loss
+
+
+def loss_at(step: int, trainer: Any) -> float | None:
     last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
-    return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate().get("eval_loss")
+    return last["eval_loss"] if last.get("step") == step else trainer.evaluate().get("eval_loss")
 
 
 def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None]:
@@ -6138,6 +6159,7 @@ def show_evidence(
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())
+                emit("scores", **evaluation.as_scores())
                 if settings.card_samples:  # pushed with the card
                     write_answers(evaluation, Path(settings.save_local) / ANSWERS_FILE)
             else:
@@ -7071,8 +7093,8 @@ def why_chosen(settings: TrainingSettings, config: Mapping[str, Any], rows: int,
 class StepTrainer:
     """Mixed into one of TRL's trainers, to the left of it; `passes` and `timer` are set once it is made.
 
-    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(), what this
-    process measures on its part of the held-out rows, as a list; and metrics_of(the lists of all): eval_loss and what else.
+    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(), this process's
+    parts of the held-out rows, each with its number; and metrics_of(the parts of all, in order): eval_loss and what else.
     """
 
     eval_dataset: Any
@@ -7151,11 +7173,22 @@ class StepTrainer:
             message = f"The held-out rows are no longer evaluated: {failures[0]}"
             emit("warning", code="evaluation_failed", message=message)
         else:
-            metrics = self.metrics_of(from_all(own))
+            parts = [part for _, part in sorted(from_all(own), key=lambda one: one[0])]
+            self.parts_at[self.state.global_step] = self.weighed(parts)
+            metrics = self.metrics_of(parts)
             metrics["eval_runtime"] = time.monotonic() - began
             self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def weighed(self, parts: list[Any]) -> list[tuple[float, float]]:
+        """Loss and weight of each part of the held-out rows, by which runs are compared."""
+        return parts
+
+    @functools.cached_property
+    def parts_at(self) -> dict[int, list[tuple[float, float]]]:
+        """These, by step."""
+        return {}
 
 
 class RowNumbers:

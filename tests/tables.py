@@ -18,6 +18,7 @@ from conftest import ROOT, SFT, python_of
 sys.path.insert(0, str(ROOT / "scripts"))  # as pytest has it
 from unsloth_jobs.estimate.flavors import snapshot_flavors  # noqa: E402
 from unsloth_jobs.training.learning_rate import learning_rate_for  # noqa: E402
+from unsloth_jobs.training.paired import Difference, rows_needed, two_digits  # noqa: E402
 from unsloth_jobs.training.settings import TrainingSettings  # noqa: E402
 
 FAMILIES = (
@@ -54,6 +55,19 @@ def modules(training_python: str) -> str:
     return "\n".join([*head, *(f"| {', '.join(families)} | {' | '.join(found)} |" for found, families in alike.items())])
 
 
+GAINS, SHARED = (3, 5, 10, 20), 0.1  # points that a run is better by; share of rows that change to either side beside them
+
+
+def needed(_: str) -> str:
+    """How many graded rows tell two runs apart, by paired.rows_needed."""
+    rows = []
+    for points in GAINS:
+        gain = points / 100
+        rows.append(two_digits(rows_needed(Difference(gain, 0.0, 0.0, 0, SHARED + gain - gain**2)) or 0))
+    head = f"| difference in points | {' | '.join(map(str, GAINS))} |"
+    return "\n".join([head, "|---" * (len(GAINS) + 1) + "|", f"| rows | {' | '.join(f'{one:,}' for one in rows)} |"])
+
+
 SHAPES = {  # hidden size and model type, of published configurations
     "SmolLM2-135M": (576, "llama"), "Qwen3-0.6B": (1024, "qwen3"), "Gemma-3-1B": (1152, "gemma3_text"),
     "LFM2.5-1.2B": (2048, "lfm2"), "Qwen3-4B": (2560, "qwen3"), "Llama-3.1-8B": (4096, "llama"),
@@ -74,6 +88,7 @@ TABLES: dict[str, tuple[Callable[[str], str], Path]] = {
     "prices": (prices, ROOT / "references" / "gpu-and-cost.md"),
     "modules": (modules, ROOT / "references" / "models.md"),
     "rates": (rates, ROOT / "references" / "defaults.md"),
+    "needed": (needed, ROOT / "references" / "comparing.md"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -31,7 +32,18 @@ class Bench:
     def words(self, command: str) -> list[str]:
         """With the job's id; the job runs where it is to be cancelled, and has ended elsewhere, so that no command waits."""
         self.hub.jobs.set(self.job, stage="RUNNING" if "cancel" in command else "COMPLETED", logs=["Saved."])
-        return [self.job if word == "JOB" else word for word in shlex.split(command)]
+        words = shlex.split(command)
+        names = {"JOB": self.job} | ({"GROUP": self.group} if "GROUP" in words else {})
+        return [names.get(word, word) for word in words]
+
+    @functools.cached_property
+    def group(self) -> str:
+        """A comparison that has ended."""
+        arguments = ["--vary", "lora-r=8,16", "--yes", "--max-usd", "9", "--", "--base-model", MODEL, "--dataset", DATASET]
+        begun = self.commands.json("submit.py", "templates/sft.py", *arguments)
+        for job in begun["jobs"]:
+            self.hub.jobs.wait(job["job_id"])
+        return begun["group_id"]
 
     def beside_trainer(self, program: str) -> str:
         """A program of the template's own environment."""
@@ -95,7 +107,7 @@ def ours(bench: Bench, command: str) -> None:
     assert done.stdout.strip()
 
 
-NAMED = ("hf jobs", "hf upload", "hf buckets sync")  # without what it needs to run, to say which is meant
+NAMED = ("hf jobs", "hf upload", "hf buckets sync", "hf repos delete")  # without what it needs to run, to say which is meant
 
 
 def of_hf(bench: Bench, command: str) -> None:

@@ -342,12 +342,12 @@ def test_kto_always_has_two_rows_in_a_pass():
 @pytest.mark.parametrize(("loss", "reads", "sequences"), [("sigmoid", 2, 2), ("orpo", 0, 2), ("kto", 6, 2)])
 def test_an_estimate_counts_what_is_only_read(loss, reads, sequences):
     settings = dpo.Settings(dataset="rows", loss=loss, max_seq_length=1000)
-    assert preferences.also_forward(settings) == reads and preferences.least_sequences(settings) == sequences
+    assert preferences.also_forward(settings) == reads and settings.least_sequences == sequences
     kind = dpo.LOSSES[loss]
     division, kept = preferences.divide_step(300, settings, kind, lambda tokens: True)
     assert kept and division.length == kind.sequences * 320 and division.micro_batch_size >= kind.smallest
     # As the template divides it.
     widest = dpo.replace(settings, max_seq_length=kind.sequences * dpo.rounded(300))
     assert dpo.choose_batching(widest, lambda sequences: 0, lambda tokens: True, False, kind.smallest)[0] == tuple(division)
-    assert preferences.also_forward(sft.Settings(dataset="rows")) == 0 and preferences.least_sequences(sft.Settings()) == 1
+    assert preferences.also_forward(sft.Settings(dataset="rows")) == 0
     assert preferences.basis("measured by 1", settings) == "measured by 1"

@@ -66,6 +66,8 @@ def whole(runs, words) -> Run:
 
 
 def test_held_out_pairs_show_what_was_learned(runs, whole):
+    parts = whole.last("held_out")  # by these runs are compared to each other
+    assert sum(parts["losses"]) / len(parts["losses"]) == pytest.approx(whole.last("done")["tuned_loss"], abs=1e-3)
     start, *_, end = whole.all("eval")
     assert start["eval_loss"] == pytest.approx(math.log(2), abs=1e-4) and start["reward_accuracy"] == 0.5
     assert end["eval_loss"] < 0.5 and end["reward_accuracy"] > 0.8 and end["reward_margin"] > 1 and end["kl"] > 0

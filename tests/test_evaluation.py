@@ -179,6 +179,13 @@ def test_a_run_says_whether_it_is_better(runs, tiny_model, colours):
     assert (base["name"], tuned["name"]) == ("base", "tuned") and event["rows"] == 40
     assert base["right"] < 0.2 and tuned["right"] > 0.3 and tuned["verdict"] == "better"
     assert done["graded"] == {name: value for name, value in event.items() if name not in ("event", "time")}
+    # By these runs are compared to each other: each question's grade, and the loss of each batch of held-out rows.
+    told, parts = run.last("scores"), run.last("held_out")
+    assert sum(told["scores"]["tuned"]) / 40 == pytest.approx(tuned["right"], abs=1e-3)
+    assert len(set(told["asked"])) == 40
+    tokens = sum(parts["weights"])
+    mean = sum(loss * weight for loss, weight in zip(parts["losses"], parts["weights"], strict=True)) / tokens
+    assert mean == pytest.approx(done["tuned_loss"], abs=1e-3)
     out = run.folder / "out"
     lines = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert sum(line["tuned"]["grade"] for line in lines) / 40 == pytest.approx(tuned["right"])

@@ -82,7 +82,8 @@ class Progress:
 @dataclass(frozen=True)
 class Summary:
     """What a log says. saves: the steps whose checkpoints were pushed (their value is the step); heard: when the newest
-    event was printed, by the job's clock; None where its events carry no time.
+    event was printed, by the job's clock; None where its events carry no time; tokens: trained on up to each step that was
+    logged; kept: the newest step of which there is a checkpoint, pushed or not.
     """
 
     progress: Progress
@@ -92,6 +93,8 @@ class Summary:
     curve: Curve = Curve()
     saves: tuple[Point, ...] = ()
     heard: float | None = None
+    tokens: tuple[Point, ...] = ()
+    kept: int | None = None
 
     def event(self, name: str) -> dict[str, Any]:
         return self.last.get(name, {})
@@ -104,6 +107,7 @@ def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
     losses: list[Point] = []
     evaluations: list[Point] = []
     saves: list[Point] = []
+    tokens: list[Point] = []
     heard: float | None = None
     for line in lines:
         if event := parse(line):
@@ -116,6 +120,7 @@ def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
             heard = number(event.get("time")) or heard
             if name == "progress":
                 put(losses, event, event.get("loss"))
+                put(tokens, event, event.get("tokens"))
             elif name == "eval":
                 put(evaluations, event, event.get("eval_loss"))
             elif name == "checkpoint" and event.get("pushed") is True:
@@ -128,7 +133,8 @@ def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
     )
     eta = None if "done" in last or "failed" in last else number(step.get("eta_s"))
     curve = Curve(tuple(losses), tuple(evaluations))
-    return Summary(progress, eta, last, tuple(kept), curve, tuple(saves), heard)
+    newest = whole(last.get("checkpoint", {}).get("step"))
+    return Summary(progress, eta, last, tuple(kept), curve, tuple(saves), heard, tuple(tokens), newest)
 
 
 def put(points: list[Point], event: dict[str, Any], value: Any) -> None:

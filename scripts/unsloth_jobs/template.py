@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
@@ -95,6 +96,12 @@ def load(path: Path = SFT) -> Template:
     """The template as a module. Its heavy imports stand inside functions, so this needs no torch. Raises UserError."""
     if not path.is_file():
         raise UserError("no_script", f"There is no script {path}.", f"Pass the path of a script, {SFT} for one.", USAGE)
+    return load_as_it_is(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def load_as_it_is(path: Path, changed: int) -> Template:
+    """A comparison asks several times for one script. changed: when its content last did, so that a later one is read anew."""
     loader = SourceFileLoader(f"template_{path.stem}", str(path))
     module = ModuleType(loader.name)
     module.__file__ = loader.path
@@ -114,12 +121,18 @@ def load(path: Path = SFT) -> Template:
 def takes_settings(script: Path) -> bool:
     """Whether a script has Settings and a function that reads them, as the templates have; any other is run as it is."""
     try:
-        script.read_text("utf-8")
-        code = SourceFileLoader(script.stem, str(script)).get_code(script.stem)  # compiled before, but for the first time
+        names = names_in(script, script.stat().st_mtime_ns)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError("no_script", f"{script} cannot be read: {error}", "Pass the path of a Python script.", USAGE) from error
-    names = {part.co_name for part in cast(CodeType, code).co_consts if isinstance(part, CodeType)}
     return "Settings" in names and not names.isdisjoint(READERS)
+
+
+@functools.lru_cache(maxsize=8)
+def names_in(script: Path, changed: int) -> frozenset[str]:
+    """The names of a script's functions and classes. changed: see load_as_it_is. Raises OSError, SyntaxError or ValueError."""
+    script.read_text("utf-8")
+    code = SourceFileLoader(script.stem, str(script)).get_code(script.stem)  # compiled before, but for the first time
+    return frozenset(part.co_name for part in cast(CodeType, code).co_consts if isinstance(part, CodeType))
 
 
 def trains(module: Template) -> bool:
@@ -171,10 +184,16 @@ def require_harmless(arguments: list[str]) -> None:
 
 def require_no_token(script: Path) -> None:
     """Raises UserError (usage) where a token is written in a script, which is uploaded as it stands."""
-    if holds_token(script.read_text("utf-8"), in_code=True):
+    if script_holds_token(script, script.stat().st_mtime_ns):
         raise UserError(
             "token_in_script", f"A token is written in {script}, which the job's storage would keep.", LEAVE_OUT, USAGE
         )
+
+
+@functools.lru_cache(maxsize=8)
+def script_holds_token(script: Path, changed: int) -> bool:
+    """changed: see load_as_it_is."""
+    return holds_token(script.read_text("utf-8"), in_code=True)
 
 
 def settings(module: Template, arguments: list[str]) -> Any:

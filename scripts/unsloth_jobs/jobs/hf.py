@@ -23,6 +23,7 @@ from .job import RUN_VARIABLE, Job, run_facts
 from .plan import JUDGE_KEY, Plan, Submission
 
 PLAN_LABEL = "unsloth-jobs-plan"
+GROUP_LABEL, RUN_LABEL = "unsloth-jobs-group", "unsloth-jobs-run"
 CLAIMS = "unsloth-jobs-plans"  # a private repository of each owner: a tag for each plan that was started
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"  # what `hf jobs uv run` runs in
 TIMED_OUT = 408
@@ -56,7 +57,7 @@ class HFJobs:
             secrets={"HF_TOKEN": token} | {name: os.environ[name] for name in plan.secrets if name == JUDGE_KEY},
             env=env,
             name=re.sub(r"[^\w-]", "-", f"{Path(plan.script).stem[:50]}-{plan.plan_id}", flags=re.ASCII),
-            labels={PLAN_LABEL: plan.plan_id},
+            labels={PLAN_LABEL: plan.plan_id} | group_labels(submission),
         )
 
     def require_price(self, plan: Plan) -> None:
@@ -136,6 +137,13 @@ class HFJobs:
             if error.problem.code != "unknown_job":
                 raise
             return Job(job_id, "DELETED", str(deleted(job_id, plan)), "", plan.flavor, None, None, None, plan.plan_id)
+
+
+def group_labels(submission: Submission) -> dict[str, str]:
+    """By which a comparison's jobs are found from any machine; a label takes letters, digits, - and _."""
+    if not submission.group:
+        return {}
+    return {GROUP_LABEL: submission.group, RUN_LABEL: re.sub(r"[^\w-]", "_", submission.run, flags=re.ASCII)[:100]}
 
 
 def deleted(job_id: str, plan: Plan) -> UserError:

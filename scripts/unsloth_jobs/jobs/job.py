@@ -79,4 +79,5 @@ class Backend(Protocol):
 def run_facts(submission: Submission) -> str:
     """JSON for the job's environment: its deadline and price, who pays, and what it was estimated to cost."""
     names = ("plan_id", "flavor", "vram_gb", "gpus", "timeout_s", "attempts", "usd_per_minute", "namespace")
-    return json.dumps({name: getattr(submission.plan, name) for name in names} | {"estimate": submission.estimate})
+    group = {"group": submission.group, "run": submission.run} if submission.group else {}
+    return json.dumps({name: getattr(submission.plan, name) for name in names} | {"estimate": submission.estimate} | group)

@@ -60,7 +60,7 @@ class LocalJobs:
         command = [uv, "run", "--script", plan.script, *plan.arguments]
         job = {"command": command, "cwd": os.getcwd(), "timeout_s": plan.timeout_s, "plan_id": plan.plan_id}
         try:
-            records.write(folder / "job.json", job | {"output_dir": plan.output_dir})
+            records.write(folder / "job.json", job | {"output_dir": plan.output_dir, "after": submission.after})
             for name in ("log.txt", "runner.txt"):
                 (folder / name).touch(mode=0o600)
             records.write(folder / "state.json", {"stage": "SCHEDULING", "created": time.time()})
@@ -199,8 +199,10 @@ def stage_of(state: dict | None, folder: Path) -> tuple[str, str | None]:
     if stage == "SCHEDULING":
         if reason := runner_error(folder):
             return "ERROR", f"The job could not be started: {reason}"
+        if alive(state):
+            return stage, message
         if time.time() - state["created"] > STARTED_WITHIN_S:
-            return "ERROR", "The job was never started: the command that submitted it was killed."
+            return "ERROR", "The job was never started: what would have started it was killed."
     if stage == "RUNNING" and not alive(state):
         if alive(state.get("child", {})):
             return "RUNNING", f"Its timeout is no longer enforced; process {state['child']['pid']} goes on without it."

@@ -22,10 +22,12 @@ from typing import BinaryIO
 
 import psutil
 
+from ..errors import UserError
 from ..redaction import redact
 from .job import RUN_VARIABLE
 from .records import read, write
 
+WAIT_S = 0.5  # between two looks at the job that is waited for
 GRACE_S = 20  # between asking a job to end and ending it
 # Of the environment that started the job, these would mislead it: triton takes CC for its compiler.
 NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
@@ -33,6 +35,8 @@ NOT_INHERITED = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "CC")
 
 def run(folder: Path) -> None:
     job, state = read(folder / "job.json") or {}, read(folder / "state.json") or {}
+    if job.get("after") and not wait_for(job["after"], folder, state):
+        return
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     env["PYTHONUNBUFFERED"] = "1"
     env.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "unsloth_compiled_cache"))  # else in the user's project
@@ -53,6 +57,33 @@ def run(folder: Path) -> None:
         timer.cancel()
     stage, message = outcome(code, reasons)
     write(folder / "state.json", state | {"stage": stage, "message": message, "finished": time.time()})
+
+
+def wait_for(job_id: str, folder: Path, state: dict) -> bool:
+    """Wait until an earlier job has ended and those that it waits for itself: it may be cancelled before its turn.
+
+    The state says so meanwhile. False where this job is cancelled before.
+    """
+    from .local import LocalJobs  # which starts this module as a process of its own
+
+    cancelled: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: cancelled.append(number))
+    write(folder / "state.json", state | process_of(os.getpid()) | {"message": f"It waits until {job_id} has ended."})
+    while not cancelled:
+        with contextlib.suppress(UserError):
+            if all(LocalJobs().inspect(one).ended for one in with_earlier(job_id, folder.parent)):
+                return True
+        time.sleep(WAIT_S)
+    ends = {"stage": "CANCELED", "message": "Canceled", "started": time.time(), "finished": time.time()}
+    write(folder / "state.json", state | ends)
+    return False
+
+
+def with_earlier(job_id: str, jobs: Path) -> Iterator[str]:
+    """A job, the one that it waits for, the one that this waits for."""
+    while job_id and (jobs / job_id).is_dir():  # one that was deleted is waited for no more
+        yield job_id
+        job_id = (read(jobs / job_id / "job.json") or {}).get("after") or ""
 
 
 @contextlib.contextmanager

@@ -126,8 +126,14 @@ def seconds(text: str) -> int:
 
 @dataclass(frozen=True)
 class Submission:
-    """A plan, how it was approved in the words of submit.py's flags, and what it was estimated to take."""
+    """A plan, how it was approved in the words of submit.py's flags, and what it was estimated to take.
+
+    group: the id of the comparison that it is a run of; run: its name there; after: the job on this machine that it waits for.
+    """
 
     plan: Plan
     approved: str
     estimate: dict[str, Any] | None
+    group: str = ""
+    run: str = ""
+    after: str = ""

@@ -29,6 +29,7 @@ from ..lookup.identity import Identity, writable_namespace
 from ..lookup.model_info import Model, fetch_model
 from ..lookup.table import read_file, reasons
 from ..template import Template
+from ..training.report import Stop
 from ..training.settings import TrainingSettings
 from .plan import Plan
 
@@ -60,7 +61,11 @@ def require_one_gpu(machine: Flavor, flavors: list[Flavor]) -> None:
 
 def require_fit(machine: Flavor, flavors: list[Flavor], found: Model, settings: TrainingSettings, spread: bool) -> None:
     """Raises UserError where the run would fail on this machine or waste it. spread: whether its script takes several GPUs."""
-    if not (reason := misfit(machine, found, settings, spread)):
+    try:
+        reason = misfit(machine, found, settings, spread)
+    except Stop as stop:  # of its settings, such as modules that this model does not have
+        raise UserError(stop.code, stop.message, stop.fix, USAGE) from stop
+    if not reason:
         return
     fitting = [one for one in flavors if one.gpus and not misfit(one, found, settings, spread)]
     instead = " or ".join(f"--flavor {one.name}" for one in sorted(fitting, key=lambda one: one.usd_per_minute)[:2])

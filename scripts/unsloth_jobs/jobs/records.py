@@ -20,6 +20,7 @@ from huggingface_hub import constants
 
 from ..errors import APPROVAL, UserError
 from ..values import is_amount, number, shaped
+from .group import Group
 from .plan import Plan, Submission
 
 ESTIMATE_KEYS = ("usd_low", "usd_high", "hours_low", "hours_high")
@@ -30,7 +31,7 @@ LOCK_S = 120  # what a submit may take, with a large file to upload
 
 
 def folder(kind: str) -> Path:
-    """The folder of "estimates", "plans", "attempts", "runs", "sent" or "jobs" (of local ones); it may not exist yet."""
+    """The folder of "estimates", "plans", "groups", "attempts", "runs", "sent" or "jobs" (of local ones); it may not exist yet."""
     return Path(constants.HF_HOME) / "unsloth-jobs" / kind
 
 
@@ -87,10 +88,10 @@ def has_content(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def one_at_a_time(plan: Plan) -> Iterator[None]:
-    """Two commands that submit the same plan at once: the second waits, and finds the job of the first."""
-    path = folder("plans") / f"{plan.plan_id}.lock"
-    lock = FileLock(path, timeout=LOCK_S, mode=0o600)
+def one_at_a_time(plan_id: str, patience_s: float = LOCK_S) -> Iterator[None]:
+    """Two commands that submit the same plan or group at once: the second waits, and finds the jobs of the first."""
+    path = folder("plans") / f"{plan_id}.lock"
+    lock = FileLock(path, timeout=patience_s, mode=0o600)
     with writing(path):
         try:
             lock.acquire()
@@ -111,6 +112,58 @@ def remember_plan(plan: Plan) -> None:
 def recall_plan(plan_id: str) -> Plan | None:
     data = read(path_of("plans", plan_id))
     return plan_of(data) if data else None
+
+
+def remember_group(group: Group) -> None:
+    """A comparison as it was shown; what is on record of an approval and of decisions stays."""
+    path = folder("groups") / f"{group.group_id}.json"
+    write(path, {"made_at": time.time(), "approved": "", "decisions": []} | (read(path) or {}) | {"group": asdict(group)})
+
+
+def recall_group(group_id: str) -> Group | None:
+    data = read(path_of("groups", group_id))
+    return group_of(data.get("group")) if data else None
+
+
+def group_of(data: Any) -> Group | None:
+    """The group in a record; None where it is none."""
+    try:
+        group = Group.from_json(data)
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return None
+    sound = group.runs and all(plan_of(asdict(run.plan)) and is_names(run.changes) for run in group.runs)
+    return group if sound and all(isinstance(one, int) for one in (group.at_once, group.halving)) else None
+
+
+def is_names(value: dict[str, Any]) -> bool:
+    return all(isinstance(text, str) for pair in value.items() for text in pair)
+
+
+def update_group(group_id: str, **values: Any) -> None:
+    """Note that a group on record was approved, or what was decided of its runs."""
+    path = folder("groups") / f"{group_id}.json"
+    write(path, (read(path) or {}) | values)
+
+
+def group_facts(group_id: str) -> dict[str, Any]:
+    """What is on record beside the group: made_at; approved, in the words of submit.py's flags, "" before; ended: whether its
+    user or its ceiling has ended it, so that no run that waits is started by a look; decisions.
+    """
+    data = read(path_of("groups", group_id)) or {}
+    decisions = data.get("decisions")
+    return {
+        "made_at": number(data.get("made_at")) or 0.0,
+        "approved": data["approved"] if isinstance(data.get("approved"), str) else "",
+        "ended": data.get("ended") is True,
+        "decisions": [one for one in decisions if isinstance(one, dict)] if isinstance(decisions, list) else [],
+    }
+
+
+def groups() -> list[Group]:
+    """Every comparison of which a run was submitted from this machine, newest first."""
+    found = [(group_facts(path.stem), recall_group(path.stem)) for path in folder("groups").glob("*.json")]
+    approved = [(facts["made_at"], group) for facts, group in found if group and facts["approved"]]
+    return [group for _, group in sorted(approved, key=lambda one: -one[0])]
 
 
 def remember_estimate(run_key: str, flavors: dict[str, dict[str, Any]]) -> None:
@@ -150,6 +203,12 @@ def attempts() -> list[dict[str, Any]]:
     """What remember_attempt kept and forget_attempt has not taken back."""
     found = [data for path in folder("attempts").glob("*.json") if (data := read(path))]
     return [one for one in found if one.keys() >= ATTEMPT_KEYS and plan_of(one["plan"]) and is_amount(one["made_at"])]
+
+
+def submission_of(attempt: dict[str, Any]) -> Submission:
+    """The submission in a record of attempts()."""
+    more = {name: attempt[name] for name in ("group", "run", "after") if isinstance(attempt.get(name), str)}
+    return Submission(Plan.from_json(attempt["plan"]), attempt["approved"], attempt["estimate"], **more)
 
 
 def remember_run(job_id: str, submission: Submission) -> None:

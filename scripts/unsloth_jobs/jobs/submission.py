@@ -78,7 +78,7 @@ def start(backend: Backend, submission: Submission) -> tuple[Job, bool]:
     The attempt is on record before the job is asked for, so that a command that is killed amid it loses nothing.
     """
     plan = submission.plan
-    with records.one_at_a_time(plan), ctrl_c_by_sigterm():
+    with records.one_at_a_time(plan.plan_id), ctrl_c_by_sigterm():
         try:
             if earlier_start := find_earlier_start(backend, plan):
                 job = earlier_start.job or await_job(backend, plan)
@@ -194,6 +194,6 @@ def recover() -> None:
         if plan.where == "hf" and is_old:
             continue
         if job := backend_for(api, plan).find(plan):
-            record_job(job, Submission(plan, attempt["approved"], attempt["estimate"]))
+            record_job(job, records.submission_of(attempt))
         elif is_old:
             records.forget_attempt(plan)

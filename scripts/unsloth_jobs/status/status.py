@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import shlex
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from ..errors import HUB, Problem, UserError
-from ..events import TAIL, Summary, summarise
+from ..estimate.flavors import LOCAL
+from ..events import TAIL, Progress, Summary, summarise
 from ..jobs import records
 from ..jobs.backends import JobRef
 from ..jobs.job import Backend, Job
@@ -23,6 +25,7 @@ from .causes import Diagnosis
 from .diagnosis import describe_saved, diagnose
 from .warnings import LONG_S, Alternative, alternatives, wait_warning, waited_s, warnings
 
+MEASURED = ("held_out", "scores")  # events by which a run is compared to others
 PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
     "data": "turning rows into tokens",
@@ -154,6 +157,8 @@ class Status:
         if self.job.stage == "CANCELED":
             kept = describe_saved(self.summary, self.plan.output_repo if self.plan else None)
             return " ".join(part for part in ("It was cancelled.", self.ended_because, kept, self.again) if part)
+        if self.job.stage == "SCHEDULING" and self.job.flavor == LOCAL.name:
+            return f"{self.job.message or 'It is about to start.'} Look again in a minute."
         if self.job.stage == "SCHEDULING":
             waited = f", for {duration(waited)} by now" if (waited := waited_s(self.job)) else ""
             return f"It waits for a machine{waited}, which is not billed. Look again in a minute."
@@ -202,12 +207,31 @@ def fetch_status(ref: JobRef, before: Status | None = None) -> Status:
     return found
 
 
+def fetch_or_recall(ref: JobRef) -> Status:
+    """The state of a job submitted from here; what was kept of it where it is unavailable."""
+    try:
+        return fetch_status(ref)
+    except UserError as error:
+        problem, run, plan = error.problem, ref.run, ref.plan
+    if run is None or plan is None:
+        raise AssertionError(f"{ref.job_id} comes from the records of runs")
+    outcome = run.get("outcome") or {"stage": "UNKNOWN", "elapsed_s": 0.0, "done": None}
+    began = datetime.fromtimestamp(run["submitted_at"], UTC)
+    ended = began + timedelta(seconds=outcome["elapsed_s"])
+    job = Job(run["job_id"], outcome["stage"], problem.message, plan.model_url or "", plan.flavor, began, began, ended)
+    known = {name: outcome[name] for name in ("done", *MEASURED) if isinstance(outcome.get(name), dict)}
+    summary = Summary(Progress(), None, known)
+    warning = Problem(problem.code, "warning", problem.message, problem.fix)
+    return Status(job, summary, plan, None, run["estimate"], plan.usd_per_minute, (warning,), is_log_read=False)
+
+
 def remember(status: Status) -> None:
     """Keep how a run from this machine ended, once it has: later estimates start from it."""
     job = status.job
     if job.ended and status.plan and status.is_log_read:
         outcome = {"stage": job.stage, "elapsed_s": job.elapsed_s, "spent_usd": status.spent_usd}
-        records.remember_outcome(job.job_id, outcome | {"done": status.summary.event("done") or None})
+        measured = {name: event for name in MEASURED if (event := status.summary.event(name))}
+        records.remember_outcome(job.job_id, outcome | {"done": status.summary.event("done") or None} | measured)
 
 
 def set_aside(record: Path) -> Problem:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import Problem
-from ..estimate.flavors import Flavor
+from ..estimate.flavors import LOCAL, Flavor
 from ..events import Point, Summary
 from ..jobs.job import Job
 from ..jobs.plan import SCRIPTS, Plan
@@ -138,8 +138,8 @@ class Alternative:
 
 
 def waited_s(job: Job) -> float | None:
-    """Seconds since a job that has no machine yet was submitted; None for any other."""
-    if job.stage != "SCHEDULING" or job.created is None:
+    """Seconds since a job that has no machine yet was submitted; None for any other, and for one that waits here for its turn."""
+    if job.stage != "SCHEDULING" or job.created is None or job.flavor == LOCAL.name:
         return None
     return max((job.now - job.created).total_seconds(), 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,6 +93,14 @@ class Evaluation:
             "first_failure": failure,
         }
         return event | ({"classes": {name: self.classes(name) for name in self.answers}} if self.grader == "choice" else {})
+
+    def as_scores(self) -> dict[str, Any]:
+        """Each question, as a digest, and each contender's grade of it: by these runs are compared, and no row is told."""
+        asked = [hashlib.sha256(f"{one.asked}\0{one.reference}".encode()).hexdigest()[:12] for one in self.questions]
+        return {
+            "asked": asked,
+            "scores": {name: [round(one, 4) for one in grades.scores] for name, grades in self.grades.items()},
+        }
 
     def classes(self, name: str) -> list[dict[str, Any]]:
         """What became of each label's rows: how many there are, how often it was answered, and how often rightly."""

@@ -26,11 +26,20 @@ def last_loss(trainer: Any) -> float:
 
 
 def final_loss(trainer: Any, best: BestAdapter) -> float | None:
-    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation; None if it fails."""
-    if best.weights:
-        return best.loss
+    """Held-out loss of the adapter that was saved, measured now unless training ended on an evaluation; None if it fails.
+
+    The event `held_out` tells the loss of each batch of held-out rows: runs are compared by these.
+    """
+    step = best.step if best.weights else trainer.state.global_step
+    loss = best.loss if best.weights else loss_at(step, trainer)
+    if parts := trainer.parts_at.get(step):
+        emit("held_out", step=step, losses=[round(one, 5) for one, _ in parts], weights=[weight for _, weight in parts])
+    return loss
+
+
+def loss_at(step: int, trainer: Any) -> float | None:
     last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
-    return last["eval_loss"] if last.get("step") == trainer.state.global_step else trainer.evaluate().get("eval_loss")
+    return last["eval_loss"] if last.get("step") == step else trainer.evaluate().get("eval_loss")
 
 
 def losses_of(base: float | None, tuned: float | None) -> dict[str, float | None]:
@@ -62,6 +71,7 @@ def show_evidence(
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())
+                emit("scores", **evaluation.as_scores())
                 if settings.card_samples:  # pushed with the card
                     write_answers(evaluation, Path(settings.save_local) / ANSWERS_FILE)
             else:

@@ -24,8 +24,9 @@ class Difference(NamedTuple):
     )
 
 
-def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> Difference:
-    """The mean of tuned - base with a 95% interval. Both: one score of 0 to 1 a row, in the same order.
+def paired_difference(base: Sequence[float], tuned: Sequence[float], sure: float = SURE) -> Difference:
+    """The mean of tuned - base with an interval. Both: one score of 0 to 1 a row, in the same order; sure: how far the
+    interval reaches on either side, in standard deviations of a normal distribution (as it stands: 95%).
 
     A t-interval with two rows added, one won and one lost by as much as the largest difference seen (1 where none is):
     after Agresti and Min (2005), who add less. Without them 20 rows that all agree would prove that no row ever differs.
@@ -40,13 +41,15 @@ def paired_difference(base: Sequence[float], tuned: Sequence[float]) -> Differen
     with_two = [*differences, largest, -largest]
     centre = math.fsum(with_two) / len(with_two)
     variance = math.fsum((one - centre) ** 2 for one in with_two) / len(with_two)
-    half = student_t(rows - 1) * math.sqrt(variance / len(with_two))
+    half = student_t(rows - 1, sure) * math.sqrt(variance / len(with_two))
     return Difference(mean, max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)), rows, variance)
 
 
-def student_t(degrees: int) -> float:
-    """The 97.5% point of Student's t (Abramowitz and Stegun, 26.7.5): within 0.1% from 8 degrees of freedom on."""
-    x, n = SURE, max(degrees, 1)
+def student_t(degrees: int, normal: float = SURE) -> float:
+    """The point of Student's t where the normal distribution has `normal`: 97.5% as it stands (Abramowitz and Stegun,
+    26.7.5), within 0.1% from 8 degrees of freedom on.
+    """
+    x, n = normal, max(degrees, 1)
     terms = (
         (x**3 + x) / 4,
         (5 * x**5 + 16 * x**3 + 3 * x) / 96,

@@ -70,8 +70,11 @@ class PreferenceTrainer(StepTrainer):
             return [(one, self.score(one)) for one in range(process_number(), len(self.held_out), process_count())]
 
     def metrics_of(self, parts):
-        metrics = self.yardstick.measured(self.state.global_step, [score for _, score in sorted(parts, key=lambda one: one[0])])
+        metrics = self.yardstick.measured(self.state.global_step, parts)
         return {f"eval_{name}": value for name, value in metrics.items()}
+
+    def weighed(self, parts):
+        return [(score.loss, 1) for score in parts]
 
     @contextlib.contextmanager
     def measuring(self):

@@ -4,6 +4,7 @@ cannot end the run.
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -16,8 +17,8 @@ from .step_timer import StepTimer
 class StepTrainer:
     """Mixed into one of TRL's trainers, to the left of it; `passes` and `timer` are set once it is made.
 
-    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(), what this
-    process measures on its part of the held-out rows, as a list; and metrics_of(the lists of all): eval_loss and what else.
+    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(), this process's
+    parts of the held-out rows, each with its number; and metrics_of(the parts of all, in order): eval_loss and what else.
     """
 
     eval_dataset: Any
@@ -96,11 +97,22 @@ class StepTrainer:
             message = f"The held-out rows are no longer evaluated: {failures[0]}"
             emit("warning", code="evaluation_failed", message=message)
         else:
-            metrics = self.metrics_of(from_all(own))
+            parts = [part for _, part in sorted(from_all(own), key=lambda one: one[0])]
+            self.parts_at[self.state.global_step] = self.weighed(parts)
+            metrics = self.metrics_of(parts)
             metrics["eval_runtime"] = time.monotonic() - began
             self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def weighed(self, parts: list[Any]) -> list[tuple[float, float]]:
+        """Loss and weight of each part of the held-out rows, by which runs are compared."""
+        return parts
+
+    @functools.cached_property
+    def parts_at(self) -> dict[int, list[tuple[float, float]]]:
+        """These, by step."""
+        return {}
 
 
 class RowNumbers:
