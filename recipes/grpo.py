@@ -187,7 +187,7 @@ def train(settings: Settings) -> None:
     emit("masks", **masks, digest=digest_of(questions), sample=shown)
     rewards, why = make_rewards(
         settings.reward, settings.reward_file, settings.reward_seconds, settings.answer_format,
-        settings.max_completion_length, questions,
+        settings.max_completion_length, questions, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
     )  # fmt: skip
     emit("rewards", weights=rewards.weights, why=why, grader=rewards.grader_name)
     chosen = choose_prompts(settings, questions, held_out, renderer, find_format, rewards, room, settings.system_prompt)

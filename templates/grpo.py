@@ -286,7 +286,7 @@ def train(settings: Settings) -> None:
     emit("masks", **masks, digest=digest_of(questions), sample=shown)
     rewards, why = make_rewards(
         settings.reward, settings.reward_file, settings.reward_seconds, settings.answer_format,
-        settings.max_completion_length, questions,
+        settings.max_completion_length, questions, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
     )  # fmt: skip
     emit("rewards", weights=rewards.weights, why=why, grader=rewards.grader_name)
     chosen = choose_prompts(settings, questions, held_out, renderer, find_format, rewards, room, settings.system_prompt)
@@ -6641,10 +6641,12 @@ class Scores(NamedTuple):
     first_failure: str = ""
     seconds: float = 0.0
 
+    graded: str = ""  # the part that tells right from wrong; "" where none does
+
     @property
     def right(self) -> list[float]:
-        """Whether each is right by the part that grades it, which is the first."""
-        return [float(score >= RIGHT) for score in next(iter(self.parts.values()))]
+        """Whether each is right; [] where no part tells."""
+        return [float(score >= RIGHT) for score in self.parts.get(self.graded, ())]
 
 
 def parse_rewards(text: str) -> dict[str, float]:
@@ -6685,7 +6687,7 @@ class AnswerFormat:
 
 
 class Rewards:
-    """Scores completions. weights: by name of a part, of which the one that grades comes first."""
+    """Scores completions. weights: by name of a part; count: the tokens of a text that a grader is given alone."""
 
     def __init__(
         self,
@@ -6694,15 +6696,17 @@ class Rewards:
         most_tokens: int,
         references: Sequence[str] = (),
         own: RewardFile | None = None,
+        count: Callable[[str], int] = len,
     ):
-        graded = [name for name in weights if name not in (FORMAT, LENGTH)]
-        self.weights = {name: weights[name] for name in [*graded, *(name for name in weights if name not in graded)]}
-        self.form, self.most_tokens, self.own = AnswerFormat(answer_format), most_tokens, own
+        self.weights, self.own, self.count = dict(weights), own, count
+        self.graded = next((name for name in weights if name not in (FORMAT, LENGTH)), "")
+        self.form, self.most_tokens = AnswerFormat(answer_format), most_tokens
         self.graders = {name: grader_among(GRADERS[name], references) for name in weights if name in GRADERS}
 
     @property
     def grader_name(self) -> str:
-        return next(iter(self.weights))
+        """Of what tells right from wrong, or else the whole reward."""
+        return self.graded or ",".join(self.weights)
 
     def of(self, completions: Sequence[Completion], questions: Sequence[Question]) -> Scores:
         """The question of each completion stands at its place. Nothing that a part raises is raised here: it counts 0."""
@@ -6728,21 +6732,31 @@ class Rewards:
         rewards = [
             sum(weight * parts[name][place] for name, weight in self.weights.items()) / total for place in range(len(answers))
         ]
-        return Scores(rewards, parts, failed, first, seconds)
+        return Scores(rewards, parts, failed, first, seconds, self.graded)
 
     def close(self) -> None:
         if self.own:
             self.own.close()
 
     def grade(self, answer: str, reference: str, row: Mapping[str, Any]) -> float:
-        """As a grader of one answer: by the part that grades, or by all where none does."""
-        completion = Completion(answer, [], False)
-        scores = self.of([completion], [Question([], "", reference, dict(row))])
-        return scores.parts[self.grader_name][0] if self.grader_name not in (FORMAT, LENGTH) else scores.rewards[0]
+        """As a grader of one answer: by the part that tells right from wrong, or by the whole reward where none does."""
+        scores = self.of([self.as_completion(answer)], [Question([], "", reference, dict(row))])
+        return scores.parts[self.graded][0] if self.graded else scores.rewards[0]
+
+    def as_completion(self, text: str) -> Completion:
+        """A text whose tokens are not known any more."""
+        tokens = self.count(text) + 1  # the one that ends it
+        return Completion(text, [0] * min(tokens, self.most_tokens), tokens > self.most_tokens)
 
 
 def make_rewards(
-    reward: str, reward_file: str, reward_seconds: float, answer_format: str, most_tokens: int, questions: Sequence[Question]
+    reward: str,
+    reward_file: str,
+    reward_seconds: float,
+    answer_format: str,
+    most_tokens: int,
+    questions: Sequence[Question],
+    count: Callable[[str], int] = len,
 ) -> tuple[Rewards, str]:
     """The rewards that were asked for, or the grader that fits the references, and why it is that. Raises Stop."""
     references = [question.reference for question in questions]
@@ -6761,7 +6775,7 @@ def make_rewards(
         weights = {name: 1.0}
     if misfit := misfit_of(weights, references):
         raise Stop("reward_misfit", misfit, "Choose another --reward, or name the column of the answers: --completion-column.")
-    return Rewards(weights, answer_format, most_tokens, references, own), why
+    return Rewards(weights, answer_format, most_tokens, references, own, count), why
 
 
 def misfit_of(weights: Mapping[str, float], references: Sequence[str]) -> str:
@@ -6846,8 +6860,9 @@ def choose_prompts(
 
 
 def rewarded(rewards: Rewards, answers: Sequence[Answer], questions: Sequence[Question]) -> list[float]:
-    """The whole reward of answers to held-out prompts. Their tokens are not known any more: brevity is left at 1 or 0."""
-    return rewards.of([Completion(answer.text, [], answer.cut) for answer in answers], questions).rewards
+    """The whole reward of answers to held-out prompts."""
+    made = [rewards.as_completion(answer.text)._replace(cut=answer.cut) for answer in answers]
+    return rewards.of(made, questions).rewards
 
 
 def warn_of_hacking(evaluation: Evaluation | None, rewards: Rewards, first: float, last: float) -> dict[str, Any] | None:
@@ -7239,12 +7254,13 @@ class RewardTrainer(StepTrainer):
 
         log_probs, mask = self.log_probs(model, rollout, places)
         advantages = torch.tensor([rollout.advantages[place] for place in places], device=log_probs.device)[:, None]
-        # Their ratio is 1 and has the gradient: what was sampled by these very weights needs no correction.
-        losses = -advantages * torch.exp(log_probs - log_probs.detach())
+        # Its value is 1 and it has the gradient: what was sampled by these very weights needs no correction, nor clipping.
+        ratio = torch.exp(log_probs - log_probs.detach())
+        losses = -advantages * ratio
         if self.beta:
             theirs = torch.nn.utils.rnn.pad_sequence([reference[place] for place in places], batch_first=True)
             theirs = torch.nn.functional.pad(theirs, (0, log_probs.shape[1] - theirs.shape[1]))
-            losses = losses + self.beta * kl_of(log_probs, theirs)
+            losses = losses + self.beta * kl_of(log_probs, theirs) * ratio  # without it, the gradient is not the KL's
         return (losses * mask).sum() / rollout.written
 
     def log_probs(self, model, rollout: Rollout, places: Sequence[int]) -> tuple[Any, Any]:
@@ -7295,7 +7311,7 @@ class RewardTrainer(StepTrainer):
             names = self.figures[0]
             logs = logs | {name: statistics.fmean(one[name] for one in self.figures) for name in names}
             self.figures.clear()
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]  # of the trainer that it is mixed into
+        super().log(logs, *args, **kwargs)
 
 
 def kl_of(log_probs: Any, reference: Any) -> Any:
@@ -7321,7 +7337,7 @@ def figures_of(rollout: Rollout, group: int, kl: float, seconds: float) -> dict[
     return {
         "reward": statistics.fmean(scores.rewards),
         "reward_spread": statistics.fmean(map(statistics.pstdev, groups)),
-        "right": statistics.fmean(scores.right),
+        **({"right": statistics.fmean(scores.right)} if scores.graded else {}),
         "informative": statistics.fmean(max(one) - min(one) > 1e-9 for one in groups),
         "length": rollout.written / len(completions),
         "clipped": statistics.fmean(one.cut for one in completions),

@@ -16,7 +16,7 @@ from .question_set import SPARE, QuestionSet, read_test_rows
 from .questions import Question
 from .report import Stop, emit
 from .reward_rows import read_prompts
-from .rewards import Completion, Rewards
+from .rewards import Rewards
 from .settings import EvidenceSettings
 from .table_layout import FindFormat
 
@@ -69,8 +69,9 @@ def choose_prompts(
 
 
 def rewarded(rewards: Rewards, answers: Sequence[Answer], questions: Sequence[Question]) -> list[float]:
-    """The whole reward of answers to held-out prompts. Their tokens are not known any more: brevity is left at 1 or 0."""
-    return rewards.of([Completion(answer.text, [], answer.cut) for answer in answers], questions).rewards
+    """The whole reward of answers to held-out prompts."""
+    made = [rewards.as_completion(answer.text)._replace(cut=answer.cut) for answer in answers]
+    return rewards.of(made, questions).rewards
 
 
 def warn_of_hacking(evaluation: Evaluation | None, rewards: Rewards, first: float, last: float) -> dict[str, Any] | None:

@@ -134,12 +134,13 @@ class RewardTrainer(StepTrainer):
 
         log_probs, mask = self.log_probs(model, rollout, places)
         advantages = torch.tensor([rollout.advantages[place] for place in places], device=log_probs.device)[:, None]
-        # Their ratio is 1 and has the gradient: what was sampled by these very weights needs no correction.
-        losses = -advantages * torch.exp(log_probs - log_probs.detach())
+        # Its value is 1 and it has the gradient: what was sampled by these very weights needs no correction, nor clipping.
+        ratio = torch.exp(log_probs - log_probs.detach())
+        losses = -advantages * ratio
         if self.beta:
             theirs = torch.nn.utils.rnn.pad_sequence([reference[place] for place in places], batch_first=True)
             theirs = torch.nn.functional.pad(theirs, (0, log_probs.shape[1] - theirs.shape[1]))
-            losses = losses + self.beta * kl_of(log_probs, theirs)
+            losses = losses + self.beta * kl_of(log_probs, theirs) * ratio  # without it, the gradient is not the KL's
         return (losses * mask).sum() / rollout.written
 
     def log_probs(self, model, rollout: Rollout, places: Sequence[int]) -> tuple[Any, Any]:
@@ -190,7 +191,7 @@ class RewardTrainer(StepTrainer):
             names = self.figures[0]
             logs = logs | {name: statistics.fmean(one[name] for one in self.figures) for name in names}
             self.figures.clear()
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]  # of the trainer that it is mixed into
+        super().log(logs, *args, **kwargs)
 
 
 def kl_of(log_probs: Any, reference: Any) -> Any:
@@ -216,7 +217,7 @@ def figures_of(rollout: Rollout, group: int, kl: float, seconds: float) -> dict[
     return {
         "reward": statistics.fmean(scores.rewards),
         "reward_spread": statistics.fmean(map(statistics.pstdev, groups)),
-        "right": statistics.fmean(scores.right),
+        **({"right": statistics.fmean(scores.right)} if scores.graded else {}),
         "informative": statistics.fmean(max(one) - min(one) > 1e-9 for one in groups),
         "length": rollout.written / len(completions),
         "clipped": statistics.fmean(one.cut for one in completions),

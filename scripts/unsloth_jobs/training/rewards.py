@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .generation import final_answer
@@ -36,10 +36,12 @@ class Scores(NamedTuple):
     first_failure: str = ""
     seconds: float = 0.0
 
+    graded: str = ""  # the part that tells right from wrong; "" where none does
+
     @property
     def right(self) -> list[float]:
-        """Whether each is right by the part that grades it, which is the first."""
-        return [float(score >= RIGHT) for score in next(iter(self.parts.values()))]
+        """Whether each is right; [] where no part tells."""
+        return [float(score >= RIGHT) for score in self.parts.get(self.graded, ())]
 
 
 def parse_rewards(text: str) -> dict[str, float]:
@@ -80,7 +82,7 @@ class AnswerFormat:
 
 
 class Rewards:
-    """Scores completions. weights: by name of a part, of which the one that grades comes first."""
+    """Scores completions. weights: by name of a part; count: the tokens of a text that a grader is given alone."""
 
     def __init__(
         self,
@@ -89,15 +91,17 @@ class Rewards:
         most_tokens: int,
         references: Sequence[str] = (),
         own: RewardFile | None = None,
+        count: Callable[[str], int] = len,
     ):
-        graded = [name for name in weights if name not in (FORMAT, LENGTH)]
-        self.weights = {name: weights[name] for name in [*graded, *(name for name in weights if name not in graded)]}
-        self.form, self.most_tokens, self.own = AnswerFormat(answer_format), most_tokens, own
+        self.weights, self.own, self.count = dict(weights), own, count
+        self.graded = next((name for name in weights if name not in (FORMAT, LENGTH)), "")
+        self.form, self.most_tokens = AnswerFormat(answer_format), most_tokens
         self.graders = {name: grader_among(GRADERS[name], references) for name in weights if name in GRADERS}
 
     @property
     def grader_name(self) -> str:
-        return next(iter(self.weights))
+        """Of what tells right from wrong, or else the whole reward."""
+        return self.graded or ",".join(self.weights)
 
     def of(self, completions: Sequence[Completion], questions: Sequence[Question]) -> Scores:
         """The question of each completion stands at its place. Nothing that a part raises is raised here: it counts 0."""
@@ -123,21 +127,31 @@ class Rewards:
         rewards = [
             sum(weight * parts[name][place] for name, weight in self.weights.items()) / total for place in range(len(answers))
         ]
-        return Scores(rewards, parts, failed, first, seconds)
+        return Scores(rewards, parts, failed, first, seconds, self.graded)
 
     def close(self) -> None:
         if self.own:
             self.own.close()
 
     def grade(self, answer: str, reference: str, row: Mapping[str, Any]) -> float:
-        """As a grader of one answer: by the part that grades, or by all where none does."""
-        completion = Completion(answer, [], False)
-        scores = self.of([completion], [Question([], "", reference, dict(row))])
-        return scores.parts[self.grader_name][0] if self.grader_name not in (FORMAT, LENGTH) else scores.rewards[0]
+        """As a grader of one answer: by the part that tells right from wrong, or by the whole reward where none does."""
+        scores = self.of([self.as_completion(answer)], [Question([], "", reference, dict(row))])
+        return scores.parts[self.graded][0] if self.graded else scores.rewards[0]
+
+    def as_completion(self, text: str) -> Completion:
+        """A text whose tokens are not known any more."""
+        tokens = self.count(text) + 1  # the one that ends it
+        return Completion(text, [0] * min(tokens, self.most_tokens), tokens > self.most_tokens)
 
 
 def make_rewards(
-    reward: str, reward_file: str, reward_seconds: float, answer_format: str, most_tokens: int, questions: Sequence[Question]
+    reward: str,
+    reward_file: str,
+    reward_seconds: float,
+    answer_format: str,
+    most_tokens: int,
+    questions: Sequence[Question],
+    count: Callable[[str], int] = len,
 ) -> tuple[Rewards, str]:
     """The rewards that were asked for, or the grader that fits the references, and why it is that. Raises Stop."""
     references = [question.reference for question in questions]
@@ -156,7 +170,7 @@ def make_rewards(
         weights = {name: 1.0}
     if misfit := misfit_of(weights, references):
         raise Stop("reward_misfit", misfit, "Choose another --reward, or name the column of the answers: --completion-column.")
-    return Rewards(weights, answer_format, most_tokens, references, own), why
+    return Rewards(weights, answer_format, most_tokens, references, own, count), why
 
 
 def misfit_of(weights: Mapping[str, float], references: Sequence[str]) -> str:
