@@ -184,7 +184,7 @@ def train(settings: Settings) -> None:
     require_prompts(masks)
     held_out, _ = read_prompts(data.held_out or (), renderer, data.layout, room, settings.system_prompt)
     shown = [{"text": tokenizer.decode(questions[0].prompt), "learned": False}]
-    emit("masks", **masks, digest=digest_of(questions), sample=shown)
+    emit("masks", **masks, digest=digest_of(renderer, data.layout, data.rows, room, settings.system_prompt), sample=shown)
     rewards, why = make_rewards(
         settings.reward, settings.reward_file, settings.reward_seconds, settings.answer_format,
         settings.max_completion_length, questions, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
@@ -210,7 +210,7 @@ def train(settings: Settings) -> None:
     began_with = trained_weights(model) if parent else {}
 
     # ---- training
-    watch = RewardWatch(settings.max_kl)
+    watch = RewardWatch(settings.max_kl, settings.max_steps)
 
     def make_trainer(batching: Batching, kept: bool) -> Any:
         shape = replace(settings, gradient_checkpointing="off" if kept else "offload")
@@ -249,10 +249,11 @@ def train(settings: Settings) -> None:
     push_results(api, settings, folder, stop_signal)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
-    figures_of_run = {name: edges_of(history, name) for name in ("reward", "right", "length", "kl", "clipped", "tokens_per_s")}
+    names = ("reward", "right", "length", "kl", "clipped", "tokens_per_s")
+    figures_of_run = {name: found for name in names if (found := edges_of(history, name))}
     emit_done(
         settings, trainer, masks, evaluation, parent, trained_steps, began, rewards=figures_of_run, reward_held_out=measured,
-        usd_per_point=usd_per_point(first, last), held_out=len(held_out), completion_tokens=(edges_of(history, "length") or (0, 0))[1],
+        usd_per_point=usd_per_point(first, last), held_out=len(held_out), **trainer.prompt_figures(),
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 
 from unsloth_jobs import template
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
-from unsloth_jobs.estimate import cost, preferences
+from unsloth_jobs.estimate import cost, preferences, rewards
 from unsloth_jobs.estimate.flavors import Flavor, current_flavors, find_flavor
 from unsloth_jobs.estimate.history import History, entries, run_key
 from unsloth_jobs.estimate.memory import GB
@@ -167,12 +167,7 @@ def estimate(
                 "digest": counted.digest,
                 "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
                 "settings": chosen_by_run,
-                "framework": {
-                    "name": settings.backend,
-                    "why": preferences.WHY.get(settings.backend)
-                    if preferences.loss_of(settings)
-                    else FRAMEWORKS[settings.backend],
-                },
+                "framework": {"name": settings.backend, "why": framework(settings)},
                 "ok": best is not None,
                 "problems": [asdict(problem) for problem in problems],
             }
@@ -185,6 +180,13 @@ def estimate(
         show_problem(problem)
     if best is None:
         raise typer.Exit(FAILED)
+
+
+def framework(settings: Any) -> str:
+    """Why the run trains with what it trains with."""
+    if rewards.rewarded(settings):
+        return rewards.WHY[settings.backend]
+    return preferences.WHY[settings.backend] if preferences.loss_of(settings) else FRAMEWORKS[settings.backend]
 
 
 def rank(

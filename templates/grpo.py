@@ -71,8 +71,8 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
 import os
+import queue
 import random
 import re
 import shlex
@@ -82,6 +82,7 @@ import statistics
 import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import unicodedata
@@ -90,8 +91,7 @@ import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, TimeoutError
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
@@ -283,7 +283,7 @@ def train(settings: Settings) -> None:
     require_prompts(masks)
     held_out, _ = read_prompts(data.held_out or (), renderer, data.layout, room, settings.system_prompt)
     shown = [{"text": tokenizer.decode(questions[0].prompt), "learned": False}]
-    emit("masks", **masks, digest=digest_of(questions), sample=shown)
+    emit("masks", **masks, digest=digest_of(renderer, data.layout, data.rows, room, settings.system_prompt), sample=shown)
     rewards, why = make_rewards(
         settings.reward, settings.reward_file, settings.reward_seconds, settings.answer_format,
         settings.max_completion_length, questions, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
@@ -309,7 +309,7 @@ def train(settings: Settings) -> None:
     began_with = trained_weights(model) if parent else {}
 
     # ---- training
-    watch = RewardWatch(settings.max_kl)
+    watch = RewardWatch(settings.max_kl, settings.max_steps)
 
     def make_trainer(batching: Batching, kept: bool) -> Any:
         shape = replace(settings, gradient_checkpointing="off" if kept else "offload")
@@ -348,10 +348,11 @@ def train(settings: Settings) -> None:
     push_results(api, settings, folder, stop_signal)
     if settings.merge_model:
         push_merged(model, tokenizer, api, settings)
-    figures_of_run = {name: edges_of(history, name) for name in ("reward", "right", "length", "kl", "clipped", "tokens_per_s")}
+    names = ("reward", "right", "length", "kl", "clipped", "tokens_per_s")
+    figures_of_run = {name: found for name in names if (found := edges_of(history, name))}
     emit_done(
         settings, trainer, masks, evaluation, parent, trained_steps, began, rewards=figures_of_run, reward_held_out=measured,
-        usd_per_point=usd_per_point(first, last), held_out=len(held_out), completion_tokens=(edges_of(history, "length") or (0, 0))[1],
+        usd_per_point=usd_per_point(first, last), held_out=len(held_out), **trainer.prompt_figures(),
     )  # fmt: skip
 
 
@@ -6494,9 +6495,10 @@ def require_prompts(summary: Mapping[str, Any]) -> None:
         raise Stop("no_prompts", f"Not one row holds a prompt to answer: {why}.", fix)
 
 
-def digest_of(questions: Iterable[Question]) -> str:
-    """The first prompts and references in 16 characters: check.py and the job compare what each of them read."""
-    first = [[question.prompt, question.reference] for question, _ in zip(questions, range(DIGESTED), strict=False)]
+def digest_of(renderer: Renderer, layout: Format, rows: Iterable[Mapping[str, Any]], room: int, system: str = "") -> str:
+    """The first rows' prompts and references in 16 characters: check.py and the job compare what each of them read."""
+    questions, _ = read_prompts(itertools.islice(rows, DIGESTED), renderer, layout, room, system)
+    first = [[question.prompt, question.reference] for question in questions]
     return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
 
 
@@ -6515,10 +6517,35 @@ def rows_digest_of(questions: Iterable[Question]) -> str:
 
 
 MOST_PROCESSES = 8
-GRACE_S = 30.0  # beyond the limit, for starting a process; then one that does not answer is ended
-CALLS_AT_ONCE = 16  # of a process, so that passing them costs little
+START_S = 120.0  # for a process to start and read the file, which may import much
 
-LOADED: dict[str, Any] = {}  # of a process that calls: the function
+# What each process runs: a line of JSON for each call, and one back. What the function prints goes to stderr.
+WORKER = """
+import json, os, sys, time
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+
+answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(2, 1)
+loader = SourceFileLoader("reward_file", sys.argv[1])
+module = ModuleType(loader.name)
+module.__file__ = loader.path
+sys.modules[loader.name] = module
+loader.exec_module(module)
+function = getattr(module, sys.argv[2])
+print("{}", file=answers, flush=True)
+for line in sys.stdin:
+    began, found = time.monotonic(), {}
+    try:
+        score = function(*json.loads(line))
+        found["score"] = float(score) if not isinstance(score, (str, bytes)) else score
+    except (Exception, SystemExit) as error:
+        try:
+            found["failure"] = f"{type(error).__name__}: {error}"
+        except Exception:
+            found["failure"] = type(error).__name__
+    print(json.dumps(found | {"seconds": time.monotonic() - began}), file=answers, flush=True)
+"""
 
 
 class Call(NamedTuple):
@@ -6529,43 +6556,64 @@ class Call(NamedTuple):
     seconds: float
 
 
-class OutOfTime(BaseException):
-    """Not an Exception, so that a function which catches all of these does not go on."""
+class Caller:
+    """A process that calls the function, one answer after the other; started when it is needed, and again when it was ended."""
+
+    def __init__(self, file: str, hook: str):
+        self.words = [sys.executable, "-c", WORKER, file, hook]
+        self.process: subprocess.Popen[str] | None = None
+        self.answers: queue.Queue[str | None] = queue.Queue()
+
+    def ask(self, values: tuple[str, str, Mapping[str, Any]], limit_s: float) -> Call:
+        try:
+            if self.process is None and self.start() is None:
+                return self.failed("its process does not start", 0.0)
+            self.process.stdin.write(json.dumps(values, default=str) + "\n")  # type: ignore[union-attr]
+            self.process.stdin.flush()  # type: ignore[union-attr]
+            line = self.answers.get(timeout=limit_s)
+        except queue.Empty:
+            return self.failed(f"it took more than {limit_s:g} s", limit_s)
+        except OSError as error:
+            return self.failed(described(error), 0.0)
+        return self.failed("its process has ended", 0.0) if line is None else call_of(json.loads(line))
+
+    def start(self) -> str | None:
+        self.answers = queue.Queue()
+        self.process = subprocess.Popen(
+            self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
+        )
+        threading.Thread(target=self.read, args=(self.process, self.answers), daemon=True).start()
+        try:
+            return self.answers.get(timeout=START_S)
+        except queue.Empty:
+            return None
+
+    @staticmethod
+    def read(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
+        for line in process.stdout or ():
+            answers.put(line)
+        answers.put(None)
+
+    def failed(self, why: str, seconds: float) -> Call:
+        self.close()
+        return Call(0.0, why, seconds)
+
+    def close(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+        self.process = None
 
 
-def load(file: str, hook: str) -> None:
-    """In the process that calls. Only the parent is told of Ctrl-C, and ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    LOADED["function"] = grader_of_file(file, hook)
-
-
-def call_some(limit_s: float, calls: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Call]:
-    """In the process that calls: each within its time."""
-
-    def stop(*_: Any) -> None:
-        raise OutOfTime
-
-    signal.signal(signal.SIGALRM, stop)
-    return [timed_call(limit_s, *values) for values in calls]
-
-
-def timed_call(limit_s: float, answer: str, reference: str, row: Mapping[str, Any]) -> Call:
-    began = time.monotonic()
-    score, failure = 0.0, ""
+def call_of(found: Mapping[str, Any]) -> Call:
+    """What a process answered; a score that is no number from 0 to 1 is a failure."""
+    seconds = float(found["seconds"])
+    if "failure" in found:
+        return Call(0.0, clipped(str(found["failure"])), seconds)
     try:
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
-        score = as_score(LOADED["function"](answer, reference, row))
-    except OutOfTime:
-        failure = out_of_time(limit_s)
-    except (Exception, SystemExit) as error:
-        failure = described(error)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return Call(score, failure, time.monotonic() - began)
-
-
-def out_of_time(limit_s: float) -> str:
-    return f"it took more than {limit_s:g} s"
+        return Call(as_score(found["score"]), "", seconds)
+    except (TypeError, ValueError) as error:
+        return Call(0.0, described(error), seconds)
 
 
 class RewardFile:
@@ -6573,45 +6621,28 @@ class RewardFile:
 
     def __init__(self, file: str, limit_s: float, hook: str = "grade"):
         grader_of_file(file, hook)  # what is wrong with it is said before anything else is done
-        self.file, self.limit_s, self.hook = os.path.abspath(file), limit_s, hook
-        self.pool: ProcessPoolExecutor | None = None
+        self.limit_s, count = limit_s, min(os.cpu_count() or 1, MOST_PROCESSES)
+        self.callers = [Caller(os.path.abspath(file), hook) for _ in range(count)]
 
     def calls(self, values: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Call]:
-        """Of answers, references and rows. A process that does not come back is ended, and its calls count 0."""
-        parts = [values[at : at + CALLS_AT_ONCE] for at in range(0, len(values), CALLS_AT_ONCE)]
-        pool = self.pool or self.start()
-        waiting = [(part, pool.submit(call_some, self.limit_s, part)) for part in parts]
-        return [one for part, future in waiting for one in self.result(part, future)]
+        """Of answers, references and rows, by as many processes as there are processors."""
+        free: queue.Queue[Caller] = queue.Queue()
+        for caller in self.callers:
+            free.put(caller)
 
-    def result(self, part: Sequence[tuple[str, str, Mapping[str, Any]]], future: Future[list[Call]]) -> list[Call]:
-        try:
-            return future.result(self.limit_s * len(part) + GRACE_S)  # those before it are done, so it is its turn
-        except CancelledError:  # with the process that another part hung in
-            return self.result(part, self.submit(part))
-        except (TimeoutError, BrokenProcessPool, OSError) as error:
-            self.close()
-            why = out_of_time(self.limit_s) if isinstance(error, TimeoutError) else "its process has ended"
-            if len(part) == 1:
-                return [Call(0.0, why, self.limit_s)]
-            # One at a time, so that the others of the part have their scores.
-            return [found for one in part for found in self.result([one], self.submit([one]))]
+        def ask(one: tuple[str, str, Mapping[str, Any]]) -> Call:
+            caller = free.get()
+            try:
+                return caller.ask(one, self.limit_s)
+            finally:
+                free.put(caller)
 
-    def submit(self, part: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Future[list[Call]]:
-        return (self.pool or self.start()).submit(call_some, self.limit_s, part)
-
-    def start(self) -> ProcessPoolExecutor:
-        # Spawned, not forked: this process holds a GPU and threads.
-        context = multiprocessing.get_context("spawn")
-        count = min(os.cpu_count() or 1, MOST_PROCESSES)
-        self.pool = ProcessPoolExecutor(count, context, initializer=load, initargs=(self.file, self.hook))
-        return self.pool
+        with ThreadPoolExecutor(len(self.callers)) as pool:
+            return list(pool.map(ask, values))
 
     def close(self) -> None:
-        if self.pool:
-            for process in list((self.pool._processes or {}).values()):
-                process.kill()
-            self.pool.shutdown(wait=False, cancel_futures=True)
-        self.pool = None
+        for caller in self.callers:
+            caller.close()
 
 
 # ---- training/rewards.py --------------------------------------------------------------------------------------
@@ -7200,6 +7231,7 @@ class RewardTrainer(StepTrainer):
     model: Any
     compute_loss_context_manager: Any
     figures: list[dict[str, float]]
+    prompt_tokens = 0  # of the steps that this run made itself, each prompt once
 
     def train_batch(self, sequences):
         import torch
@@ -7213,6 +7245,7 @@ class RewardTrainer(StepTrainer):
         began = time.monotonic()
         self.rollout = rollout = self.roll_out(model, inputs["rows"].tolist())
         self.timer.count_tokens(rollout.tokens)
+        self.prompt_tokens += sum(len(self.questions[row].prompt) for row in inputs["rows"].tolist())
         model.train()
         learned = [place for place, advantage in enumerate(rollout.advantages) if advantage or self.beta]
         reference = self.reference_of(model, rollout, learned if self.beta else [])
@@ -7305,6 +7338,12 @@ class RewardTrainer(StepTrainer):
         tokens = sum(len(rollout.completions[place].tokens) for place in places if place in theirs)
         return sum(sums) / max(tokens, 1)
 
+    def prompt_figures(self) -> dict[str, int]:
+        """The prompts' tokens, which an estimate counts in: all of them, and those of the steps that were timed."""
+        share = self.prompt_tokens / max(self.timer.tokens, 1)
+        timed = {"prompt_tokens": self.timer.tokens, "prompt_timed_tokens": self.timer.timed_tokens}
+        return {name: round(share * tokens) for name, tokens in timed.items()}
+
     def log(self, logs, *args, **kwargs):
         """With the means of what the steps since the last line measured."""
         if "loss" in logs and self.figures:
@@ -7390,11 +7429,13 @@ KL_FIX = "Lower --learning-rate to a third, or hold it closer to its start with 
 
 
 class RewardWatch:
-    """Looks at the figures of each step (figures_of). max_kl: in nats per token; 0 for no bound."""
+    """Looks at the figures of each step (figures_of). max_kl: in nats per token; 0 for no bound. max_steps: 0 for no limit; a
+    trial of few steps tells as well.
+    """
 
-    def __init__(self, max_kl: float):
-        self.max_kl = max_kl
-        self.last: deque[Mapping[str, float]] = deque(maxlen=FLAT_STEPS)
+    def __init__(self, max_kl: float, max_steps: int = 0):
+        self.max_kl, self.steps = max_kl, min(FLAT_STEPS, max_steps or FLAT_STEPS)
+        self.last: deque[Mapping[str, float]] = deque(maxlen=self.steps)
         self.warned: set[str] = set()
 
     def look(self, step: int, figures: Mapping[str, float], first_failure: str) -> bool:
@@ -7407,18 +7448,18 @@ class RewardWatch:
                 f"it is no longer the model that it was. Mean reward {figures['reward']:.3f}."
             )
             raise Stop("kl_too_high", message, KL_FIX)
-        if len(self.last) < FLAT_STEPS:
+        if len(self.last) < self.steps:
             return False
         if all(one["clipped"] >= RIGHT for one in self.last):
-            message = f"In each of the last {FLAT_STEPS} steps all completions were cut at the limit: none came to an end."
+            message = f"In each of the last {self.steps} steps all completions were cut at the limit: none came to an end."
             raise Stop("all_clipped", message, CUT_FIX)
         if any(one["informative"] for one in self.last):
             return False
-        reward = sum(one["reward"] for one in self.last) / FLAT_STEPS
+        reward = sum(one["reward"] for one in self.last) / self.steps
         if reward >= NEARLY:
             return True
         message = (
-            f"In each of the last {FLAT_STEPS} steps all completions of a prompt had the same reward (mean {reward:.3f}): there is "
+            f"In each of the last {self.steps} steps all completions of a prompt had the same reward (mean {reward:.3f}): there is "
             "nothing to tell apart."
         )
         raise Stop("reward_flat", message, FLAT_FIX)

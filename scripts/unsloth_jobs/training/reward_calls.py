@@ -5,22 +5,48 @@ What a model wrote reaches it as text. Nothing here runs that text.
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
-import signal
-import time
+import queue
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, TimeoutError
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from .graders import as_score, described, grader_of_file
+from .graders import as_score, clipped, described, grader_of_file
 
 MOST_PROCESSES = 8
-GRACE_S = 30.0  # beyond the limit, for starting a process; then one that does not answer is ended
-CALLS_AT_ONCE = 16  # of a process, so that passing them costs little
+START_S = 120.0  # for a process to start and read the file, which may import much
 
-LOADED: dict[str, Any] = {}  # of a process that calls: the function
+# What each process runs: a line of JSON for each call, and one back. What the function prints goes to stderr.
+WORKER = """
+import json, os, sys, time
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+
+answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(2, 1)
+loader = SourceFileLoader("reward_file", sys.argv[1])
+module = ModuleType(loader.name)
+module.__file__ = loader.path
+sys.modules[loader.name] = module
+loader.exec_module(module)
+function = getattr(module, sys.argv[2])
+print("{}", file=answers, flush=True)
+for line in sys.stdin:
+    began, found = time.monotonic(), {}
+    try:
+        score = function(*json.loads(line))
+        found["score"] = float(score) if not isinstance(score, (str, bytes)) else score
+    except (Exception, SystemExit) as error:
+        try:
+            found["failure"] = f"{type(error).__name__}: {error}"
+        except Exception:
+            found["failure"] = type(error).__name__
+    print(json.dumps(found | {"seconds": time.monotonic() - began}), file=answers, flush=True)
+"""
 
 
 class Call(NamedTuple):
@@ -31,43 +57,64 @@ class Call(NamedTuple):
     seconds: float
 
 
-class OutOfTime(BaseException):
-    """Not an Exception, so that a function which catches all of these does not go on."""
+class Caller:
+    """A process that calls the function, one answer after the other; started when it is needed, and again when it was ended."""
+
+    def __init__(self, file: str, hook: str):
+        self.words = [sys.executable, "-c", WORKER, file, hook]
+        self.process: subprocess.Popen[str] | None = None
+        self.answers: queue.Queue[str | None] = queue.Queue()
+
+    def ask(self, values: tuple[str, str, Mapping[str, Any]], limit_s: float) -> Call:
+        try:
+            if self.process is None and self.start() is None:
+                return self.failed("its process does not start", 0.0)
+            self.process.stdin.write(json.dumps(values, default=str) + "\n")  # type: ignore[union-attr]
+            self.process.stdin.flush()  # type: ignore[union-attr]
+            line = self.answers.get(timeout=limit_s)
+        except queue.Empty:
+            return self.failed(f"it took more than {limit_s:g} s", limit_s)
+        except OSError as error:
+            return self.failed(described(error), 0.0)
+        return self.failed("its process has ended", 0.0) if line is None else call_of(json.loads(line))
+
+    def start(self) -> str | None:
+        self.answers = queue.Queue()
+        self.process = subprocess.Popen(
+            self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
+        )
+        threading.Thread(target=self.read, args=(self.process, self.answers), daemon=True).start()
+        try:
+            return self.answers.get(timeout=START_S)
+        except queue.Empty:
+            return None
+
+    @staticmethod
+    def read(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
+        for line in process.stdout or ():
+            answers.put(line)
+        answers.put(None)
+
+    def failed(self, why: str, seconds: float) -> Call:
+        self.close()
+        return Call(0.0, why, seconds)
+
+    def close(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.communicate()
+        self.process = None
 
 
-def load(file: str, hook: str) -> None:
-    """In the process that calls. Only the parent is told of Ctrl-C, and ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    LOADED["function"] = grader_of_file(file, hook)
-
-
-def call_some(limit_s: float, calls: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Call]:
-    """In the process that calls: each within its time."""
-
-    def stop(*_: Any) -> None:
-        raise OutOfTime
-
-    signal.signal(signal.SIGALRM, stop)
-    return [timed_call(limit_s, *values) for values in calls]
-
-
-def timed_call(limit_s: float, answer: str, reference: str, row: Mapping[str, Any]) -> Call:
-    began = time.monotonic()
-    score, failure = 0.0, ""
+def call_of(found: Mapping[str, Any]) -> Call:
+    """What a process answered; a score that is no number from 0 to 1 is a failure."""
+    seconds = float(found["seconds"])
+    if "failure" in found:
+        return Call(0.0, clipped(str(found["failure"])), seconds)
     try:
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
-        score = as_score(LOADED["function"](answer, reference, row))
-    except OutOfTime:
-        failure = out_of_time(limit_s)
-    except (Exception, SystemExit) as error:
-        failure = described(error)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    return Call(score, failure, time.monotonic() - began)
-
-
-def out_of_time(limit_s: float) -> str:
-    return f"it took more than {limit_s:g} s"
+        return Call(as_score(found["score"]), "", seconds)
+    except (TypeError, ValueError) as error:
+        return Call(0.0, described(error), seconds)
 
 
 class RewardFile:
@@ -75,42 +122,25 @@ class RewardFile:
 
     def __init__(self, file: str, limit_s: float, hook: str = "grade"):
         grader_of_file(file, hook)  # what is wrong with it is said before anything else is done
-        self.file, self.limit_s, self.hook = os.path.abspath(file), limit_s, hook
-        self.pool: ProcessPoolExecutor | None = None
+        self.limit_s, count = limit_s, min(os.cpu_count() or 1, MOST_PROCESSES)
+        self.callers = [Caller(os.path.abspath(file), hook) for _ in range(count)]
 
     def calls(self, values: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Call]:
-        """Of answers, references and rows. A process that does not come back is ended, and its calls count 0."""
-        parts = [values[at : at + CALLS_AT_ONCE] for at in range(0, len(values), CALLS_AT_ONCE)]
-        pool = self.pool or self.start()
-        waiting = [(part, pool.submit(call_some, self.limit_s, part)) for part in parts]
-        return [one for part, future in waiting for one in self.result(part, future)]
+        """Of answers, references and rows, by as many processes as there are processors."""
+        free: queue.Queue[Caller] = queue.Queue()
+        for caller in self.callers:
+            free.put(caller)
 
-    def result(self, part: Sequence[tuple[str, str, Mapping[str, Any]]], future: Future[list[Call]]) -> list[Call]:
-        try:
-            return future.result(self.limit_s * len(part) + GRACE_S)  # those before it are done, so it is its turn
-        except CancelledError:  # with the process that another part hung in
-            return self.result(part, self.submit(part))
-        except (TimeoutError, BrokenProcessPool, OSError) as error:
-            self.close()
-            why = out_of_time(self.limit_s) if isinstance(error, TimeoutError) else "its process has ended"
-            if len(part) == 1:
-                return [Call(0.0, why, self.limit_s)]
-            # One at a time, so that the others of the part have their scores.
-            return [found for one in part for found in self.result([one], self.submit([one]))]
+        def ask(one: tuple[str, str, Mapping[str, Any]]) -> Call:
+            caller = free.get()
+            try:
+                return caller.ask(one, self.limit_s)
+            finally:
+                free.put(caller)
 
-    def submit(self, part: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Future[list[Call]]:
-        return (self.pool or self.start()).submit(call_some, self.limit_s, part)
-
-    def start(self) -> ProcessPoolExecutor:
-        # Spawned, not forked: this process holds a GPU and threads.
-        context = multiprocessing.get_context("spawn")
-        count = min(os.cpu_count() or 1, MOST_PROCESSES)
-        self.pool = ProcessPoolExecutor(count, context, initializer=load, initargs=(self.file, self.hook))
-        return self.pool
+        with ThreadPoolExecutor(len(self.callers)) as pool:
+            return list(pool.map(ask, values))
 
     def close(self) -> None:
-        if self.pool:
-            for process in list((self.pool._processes or {}).values()):
-                process.kill()
-            self.pool.shutdown(wait=False, cancel_futures=True)
-        self.pool = None
+        for caller in self.callers:
+            caller.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -192,9 +193,10 @@ def require_prompts(summary: Mapping[str, Any]) -> None:
         raise Stop("no_prompts", f"Not one row holds a prompt to answer: {why}.", fix)
 
 
-def digest_of(questions: Iterable[Question]) -> str:
-    """The first prompts and references in 16 characters: check.py and the job compare what each of them read."""
-    first = [[question.prompt, question.reference] for question, _ in zip(questions, range(DIGESTED), strict=False)]
+def digest_of(renderer: Renderer, layout: Format, rows: Iterable[Mapping[str, Any]], room: int, system: str = "") -> str:
+    """The first rows' prompts and references in 16 characters: check.py and the job compare what each of them read."""
+    questions, _ = read_prompts(itertools.islice(rows, DIGESTED), renderer, layout, room, system)
+    first = [[question.prompt, question.reference] for question in questions]
     return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
 
 

@@ -80,6 +80,7 @@ class RewardTrainer(StepTrainer):
     model: Any
     compute_loss_context_manager: Any
     figures: list[dict[str, float]]
+    prompt_tokens = 0  # of the steps that this run made itself, each prompt once
 
     def train_batch(self, sequences):
         import torch
@@ -93,6 +94,7 @@ class RewardTrainer(StepTrainer):
         began = time.monotonic()
         self.rollout = rollout = self.roll_out(model, inputs["rows"].tolist())
         self.timer.count_tokens(rollout.tokens)
+        self.prompt_tokens += sum(len(self.questions[row].prompt) for row in inputs["rows"].tolist())
         model.train()
         learned = [place for place, advantage in enumerate(rollout.advantages) if advantage or self.beta]
         reference = self.reference_of(model, rollout, learned if self.beta else [])
@@ -184,6 +186,12 @@ class RewardTrainer(StepTrainer):
         sums = [float(kl_of(ours[place], aligned(theirs[place], ours[place])).sum()) for place in places if place in theirs]
         tokens = sum(len(rollout.completions[place].tokens) for place in places if place in theirs)
         return sum(sums) / max(tokens, 1)
+
+    def prompt_figures(self) -> dict[str, int]:
+        """The prompts' tokens, which an estimate counts in: all of them, and those of the steps that were timed."""
+        share = self.prompt_tokens / max(self.timer.tokens, 1)
+        timed = {"prompt_tokens": self.timer.tokens, "prompt_timed_tokens": self.timer.timed_tokens}
+        return {name: round(share * tokens) for name, tokens in timed.items()}
 
     def log(self, logs, *args, **kwargs):
         """With the means of what the steps since the last line measured."""

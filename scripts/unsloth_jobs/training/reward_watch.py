@@ -28,11 +28,13 @@ KL_FIX = "Lower --learning-rate to a third, or hold it closer to its start with 
 
 
 class RewardWatch:
-    """Looks at the figures of each step (figures_of). max_kl: in nats per token; 0 for no bound."""
+    """Looks at the figures of each step (figures_of). max_kl: in nats per token; 0 for no bound. max_steps: 0 for no limit; a
+    trial of few steps tells as well.
+    """
 
-    def __init__(self, max_kl: float):
-        self.max_kl = max_kl
-        self.last: deque[Mapping[str, float]] = deque(maxlen=FLAT_STEPS)
+    def __init__(self, max_kl: float, max_steps: int = 0):
+        self.max_kl, self.steps = max_kl, min(FLAT_STEPS, max_steps or FLAT_STEPS)
+        self.last: deque[Mapping[str, float]] = deque(maxlen=self.steps)
         self.warned: set[str] = set()
 
     def look(self, step: int, figures: Mapping[str, float], first_failure: str) -> bool:
@@ -45,18 +47,18 @@ class RewardWatch:
                 f"it is no longer the model that it was. Mean reward {figures['reward']:.3f}."
             )
             raise Stop("kl_too_high", message, KL_FIX)
-        if len(self.last) < FLAT_STEPS:
+        if len(self.last) < self.steps:
             return False
         if all(one["clipped"] >= RIGHT for one in self.last):
-            message = f"In each of the last {FLAT_STEPS} steps all completions were cut at the limit: none came to an end."
+            message = f"In each of the last {self.steps} steps all completions were cut at the limit: none came to an end."
             raise Stop("all_clipped", message, CUT_FIX)
         if any(one["informative"] for one in self.last):
             return False
-        reward = sum(one["reward"] for one in self.last) / FLAT_STEPS
+        reward = sum(one["reward"] for one in self.last) / self.steps
         if reward >= NEARLY:
             return True
         message = (
-            f"In each of the last {FLAT_STEPS} steps all completions of a prompt had the same reward (mean {reward:.3f}): there is "
+            f"In each of the last {self.steps} steps all completions of a prompt had the same reward (mean {reward:.3f}): there is "
             "nothing to tell apart."
         )
         raise Stop("reward_flat", message, FLAT_FIX)
