@@ -6702,7 +6702,7 @@ class AnswerFormat:
 
     def __init__(self, text: str):
         parts = [part.strip() for part in ANY_TEXT.split(text)]
-        fixed = [re.escape(part) for part in parts]
+        fixed = [re.escape(part).replace("><", r">\s*<") for part in parts]
         self.pattern = re.compile(r"\s*" + r"\s*(.*?)\s*".join(fixed) + r"\s*", re.DOTALL) if text else None
         opening = LAST_TAG.search(parts[-2]) if len(parts) > 1 else None
         before = re.escape(opening.group()) if opening else fixed[-2] if len(parts) > 1 else ""
@@ -6749,7 +6749,7 @@ class Rewards:
             if name == FORMAT:
                 parts[name] = [float(self.form.is_kept(completion.text)) for completion in completions]
             elif name == LENGTH:
-                parts[name] = [0.0 if one.cut else 1 - len(one.tokens) / (self.most_tokens + 1) for one in completions]
+                parts[name] = [0.0 if one.cut else 1 - (len(one.tokens) - 1) / self.most_tokens for one in completions]
             elif name == FILE and self.own:
                 calls = self.own.calls(list(zip(answers, references, rows, strict=True)))
                 parts[name] = [one.score for one in calls]
@@ -6908,7 +6908,7 @@ def warn_of_hacking(evaluation: Evaluation | None, rewards: Rewards, first: floa
     gained, graded = paired_difference(before, after), evaluation.difference(names[1])
     found = {"before": sum(before) / len(before), "after": sum(after) / len(after), "low": gained.low, "high": gained.high}
     rose = gained.low > 0 or (last - first > 0.05 and gained.mean > 0)
-    if rose and graded.mean <= 0:
+    if rose and graded.low <= 0 and graded.mean < gained.mean / 4:
         scores = {name: evaluation.grades[name].scores for name in names}
         worse = [place for place in range(len(before)) if after[place] > before[place] and scores[names[1]][place] < 1]
         examples = [as_example(evaluation, place, after[place]) for place in worse[:EXAMPLES]]

@@ -86,7 +86,7 @@ def warn_of_hacking(evaluation: Evaluation | None, rewards: Rewards, first: floa
     gained, graded = paired_difference(before, after), evaluation.difference(names[1])
     found = {"before": sum(before) / len(before), "after": sum(after) / len(after), "low": gained.low, "high": gained.high}
     rose = gained.low > 0 or (last - first > 0.05 and gained.mean > 0)
-    if rose and graded.mean <= 0:
+    if rose and graded.low <= 0 and graded.mean < gained.mean / 4:
         scores = {name: evaluation.grades[name].scores for name in names}
         worse = [place for place in range(len(before)) if after[place] > before[place] and scores[names[1]][place] < 1]
         examples = [as_example(evaluation, place, after[place]) for place in worse[:EXAMPLES]]

@@ -66,7 +66,7 @@ class AnswerFormat:
 
     def __init__(self, text: str):
         parts = [part.strip() for part in ANY_TEXT.split(text)]
-        fixed = [re.escape(part) for part in parts]
+        fixed = [re.escape(part).replace("><", r">\s*<") for part in parts]
         self.pattern = re.compile(r"\s*" + r"\s*(.*?)\s*".join(fixed) + r"\s*", re.DOTALL) if text else None
         opening = LAST_TAG.search(parts[-2]) if len(parts) > 1 else None
         before = re.escape(opening.group()) if opening else fixed[-2] if len(parts) > 1 else ""
@@ -113,7 +113,7 @@ class Rewards:
             if name == FORMAT:
                 parts[name] = [float(self.form.is_kept(completion.text)) for completion in completions]
             elif name == LENGTH:
-                parts[name] = [0.0 if one.cut else 1 - len(one.tokens) / (self.most_tokens + 1) for one in completions]
+                parts[name] = [0.0 if one.cut else 1 - (len(one.tokens) - 1) / self.most_tokens for one in completions]
             elif name == FILE and self.own:
                 calls = self.own.calls(list(zip(answers, references, rows, strict=True)))
                 parts[name] = [one.score for one in calls]
