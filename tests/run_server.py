@@ -73,8 +73,8 @@ def out_of_memory_of_pairs(most: int, step: int) -> None:
 
 
 def out_of_memory_of_completions(most: int) -> None:
-    """Memory holds so many completions at once, written or learned from."""
-    write, whole = grpo.Writer.write_batch, grpo.RewardTrainer.log_probs
+    """Memory holds so many completions that are written at once, and fails at the first pass that is learned from."""
+    write, whole, failed = grpo.Writer.write_batch, grpo.RewardTrainer.log_probs, []
 
     def write_batch(self, model, prompts):
         if len(prompts) > most:
@@ -82,7 +82,8 @@ def out_of_memory_of_completions(most: int) -> None:
         return write(self, model, prompts)
 
     def log_probs(self, model, rollout, places):
-        if len(places) > most:
+        if not failed:
+            failed.append(places)
             raise torch.OutOfMemoryError(FULL)
         return whole(self, model, rollout, places)
 
