@@ -132,7 +132,7 @@ def rewarded(task: str, point: str, base: Path, options: argparse.Namespace) -> 
         "save-local": folder / "out", "reward": "exact", "learning-rate": rate, "seed": seed, "eval-split": 0,
         "num-generations": options.group, "batch-size": options.prompts, "gradient-accumulation": 1, "max-seq-length": 256,
         "max-completion-length": options.completion, "max-steps": options.steps, "save-steps": 10**6,
-        "max-graded": options.graded, "grading-seconds": 60,
+        "max-graded": options.graded, "grading-seconds": 60, "max-kl": 0,
     }  # fmt: skip
     events, error = execute([sys.executable, str(ROOT / "templates" / "grpo.py"), *flags(words)], folder, options)
     done, graded = event(events, "done"), event(events, "graded")

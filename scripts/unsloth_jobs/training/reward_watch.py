@@ -41,9 +41,10 @@ class RewardWatch:
         """Whether nothing is left to learn. Raises Stop where nothing is learned."""
         self.last.append(figures)
         self.warn_of_rewards(figures, first_failure)
-        if self.max_kl and figures["kl"] > self.max_kl:
+        kl = sum(one["kl"] for one in self.last) / len(self.last)  # of few completions a step: one alone tells little
+        if self.max_kl and len(self.last) == self.steps and kl > self.max_kl:
             message = (
-                f"At step {step} the model is {figures['kl']:.2f} nats per token (KL) from its start, beyond {self.max_kl:g}: "
+                f"At step {step} the model is {kl:.2f} nats per token (KL) from its start, beyond {self.max_kl:g}: "
                 f"it is no longer the model that it was. Mean reward {figures['reward']:.3f}."
             )
             raise Stop("kl_too_high", message, KL_FIX)
