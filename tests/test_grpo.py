@@ -437,7 +437,8 @@ def check(folder: Path, model: Path, rows: list[dict], *words: str, code: int | 
 def test_check_tells_what_is_wrong_with_prompts_and_their_reward(tmp_path, tiny_model):
     rows = [{"prompt": f"What is {one} and 1?", "answer": str(one + 1)} for one in range(60)]
     assert check(tmp_path, tiny_model, rows) == {"ok": True}
-    assert "reward_misfit" in check(tmp_path, tiny_model, rows, "--reward", "json", code=1)
+    worded = [row | {"answer": f"It is {row['answer']}"} for row in rows]
+    assert "reward_misfit" in check(tmp_path, tiny_model, worded, "--reward", "json", code=1)
     alone = [{"prompt": row["prompt"]} for row in rows]
     assert "no_reward" in check(tmp_path, tiny_model, alone, code=1)
     assert "nothing_graded" in check(tmp_path, tiny_model, alone, "--reward", "length")
