@@ -136,10 +136,13 @@ def rewarded(task: str, point: str, base: Path, options: argparse.Namespace) -> 
     }  # fmt: skip
     events, error = execute([sys.executable, str(ROOT / "templates" / "grpo.py"), *flags(words)], folder, options)
     done, graded = event(events, "done"), event(events, "graded")
-    if not done or not graded:
-        return {"note": error or "not graded"}
-    before, after = graded["contenders"]
     steps = [one for one in events if one["event"] == "progress"]
+    if not done or not graded:  # cut: what it began with, and how far it came
+        return {
+            "right_before": event(events, "eval").get("right"), "reward_first": mean([one["reward"] for one in steps[:10]]),
+            "reward_last": mean([one["reward"] for one in steps[-10:]]), "steps": len(steps), "note": error or "not graded",
+        }  # fmt: skip
+    before, after = graded["contenders"]
     return {
         "right_before": before["right"], "right_after": after["right"], "difference": after["difference"],
         "low": after["difference_low"], "high": after["difference_high"], "test_rows": graded["rows"],
@@ -443,7 +446,7 @@ def parse_args() -> Options:
     parser.add_argument("--tasks", default="chain_sum", help=f"for learn: of {', '.join(TASKS)}")
     parser.add_argument("--points", default="1e-4x1,3e-5x1,1e-4x2", help="for learn: learning rate x seed, by comma")
     parser.add_argument("--sft-steps", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=120, help="of learn")
+    parser.add_argument("--steps", type=int, default=100, help="of learn")
     parser.add_argument("--graded", type=int, default=500, help="test rows of learn")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--compare-steps", type=int, default=6)

@@ -40,7 +40,7 @@ each prompt; a grader, a format or your own function rewards them, and those wit
 compared with the one that training starts from, on prompts that were held out.
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings, masks,
-rewards, questions, coverage, batching, progress, completions, checkpoint, early_stopped, pushed, answering, graded, sample,
+rewards, questions, coverage, batching, eval (of the start), progress, completions, checkpoint, early_stopped, pushed, answering, graded, sample,
 warning, done, failed. Exit code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
@@ -79,7 +79,7 @@ from unsloth_jobs.training.questions import Question
 from unsloth_jobs.training.report import emit, exit_code
 from unsloth_jobs.training.retry import train_with_oom_retry
 from unsloth_jobs.training.reward_card import draw_rewards, edges_of, reward_line, reward_table
-from unsloth_jobs.training.reward_evidence import choose_prompts, warn_of_hacking
+from unsloth_jobs.training.reward_evidence import choose_prompts, grade_start, warn_of_hacking
 from unsloth_jobs.training.reward_rows import (
     digest_of,
     find_reward_format,
@@ -91,7 +91,7 @@ from unsloth_jobs.training.reward_rows import (
 from unsloth_jobs.training.reward_trainer import RewardTrainer, reward_options
 from unsloth_jobs.training.reward_watch import RewardWatch, usd_per_point, watch_callback
 from unsloth_jobs.training.rewards import Rewards, make_rewards, reward_problems
-from unsloth_jobs.training.rollouts import Writer
+from unsloth_jobs.training.rollouts import Writer, writing
 from unsloth_jobs.training.run import StopSignal
 from unsloth_jobs.training.setting import setting
 from unsloth_jobs.training.setting_problems import training_problems
@@ -194,7 +194,7 @@ def train(settings: Settings) -> None:
 
     # ---- the model, and how much of it the adapter reaches
     model = load_model(settings)
-    steps = Steps([len(question.prompt) for question in questions], settings, packed=False)
+    steps = Steps(same_lengths(questions), settings, packed=False)
     longest = rounded(max(len(question.prompt) for question in questions) + settings.max_completion_length)
     whole = whole_step(settings, longest)
     batching, kept = choose_batching(whole, steps.spread_length, room_for(model, settings), False)
@@ -218,7 +218,9 @@ def train(settings: Settings) -> None:
         trainer.add_callback(watch_callback(trainer, watch, stop_signal))
         return trainer
 
-    trainer = make_trainer(batching, kept)
+    trainer, limit = make_trainer(batching, kept), settings.max_completion_length
+    with writing(model, trainer.accelerator) as writer:
+        known = grade_start(writer, tokenizer, chosen, limit, min(settings.grading_seconds / 2, stop_signal.seconds_left()))
     ways = lambda: batchings(whole, steps.spread_length, False)  # noqa: E731
     trainer, _ = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
     trained_steps, history = count_trained_steps(trainer, checkpoint), trainer.state.log_history
@@ -230,8 +232,8 @@ def train(settings: Settings) -> None:
     push_results(api, settings, folder, stop_signal)
     stop_signal.training = False
     stop_signal.require_none(trainer.state, settings.output_repo or str(folder))
-    limit = settings.max_completion_length
-    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left(), began_with, limit)
+    left = stop_signal.seconds_left()
+    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, left, began_with, limit, known)
     first, last = edges_of(history, "reward") or (0.0, 0.0)
     measured = warn_of_hacking(evaluation, rewards, first, last)
     rewards.close()
@@ -239,8 +241,10 @@ def train(settings: Settings) -> None:
     drawn = draw_rewards(history, folder / "reward.png")
     figures = card_figures(settings, trainer, time.monotonic() - began) | {
         "Supervised share": None,
+        "Training loss at the end": None,  # about 0, whatever was learned
+        "Batches": f"{effective_batch_size(settings)} prompts a step, {settings.num_generations} completions of each",
         "Reward": reward_line(rewards.weights, settings.answer_format),
-        "Completions": f"{settings.num_generations} of each prompt, of up to {limit:,} tokens, at temperature {settings.temperature:g}",
+        "Completions": f"up to {limit:,} tokens, sampled at temperature {settings.temperature:g}",
         "KL penalty (beta)": f"{settings.beta:g}",
     }
     table, picture = reward_table(history, measured), "reward.png" if drawn else None
@@ -261,6 +265,11 @@ def whole_step(settings: Settings, longest: int) -> Settings:
     """The settings as of a step whose completions, each of `longest` tokens with its prompt, might all be one pass."""
     completions = effective_batch_size(settings) * settings.num_generations
     return replace(settings, batch_size=completions, gradient_accumulation=1, max_seq_length=longest)
+
+
+def same_lengths(questions: list[Question]) -> list[int]:
+    """A length for each prompt, the same: which of them share a step is chance, since those of one length may be of one kind."""
+    return [1] * len(questions)
 
 
 def prompts_of(questions: list[Question]) -> Any:
@@ -300,7 +309,7 @@ def build_trainer(
     timer, curves, rows = StepTimer(), trackio_callback(), effective_batch_size(settings)
     if settings.backend == "trl" and not torch.cuda.is_available():
         compute_head_without_gpu()
-    order = steps or Steps([len(question.prompt) for question in questions], settings, packed=False)
+    order = steps or Steps(same_lengths(questions), settings, packed=False)
     longest = max(len(question.prompt) for question in questions) + settings.max_completion_length
     division = batching or Batching(rows * settings.num_generations, 1, rounded(longest))
     add_fused_head(model, settings.temperature, ("log_probs",))

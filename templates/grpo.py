@@ -45,7 +45,7 @@ each prompt; a grader, a format or your own function rewards them, and those wit
 compared with the one that training starts from, on prompts that were held out.
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings, masks,
-rewards, questions, coverage, batching, progress, completions, checkpoint, early_stopped, pushed, answering, graded, sample,
+rewards, questions, coverage, batching, eval (of the start), progress, completions, checkpoint, early_stopped, pushed, answering, graded, sample,
 warning, done, failed. Exit code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
@@ -293,7 +293,7 @@ def train(settings: Settings) -> None:
 
     # ---- the model, and how much of it the adapter reaches
     model = load_model(settings)
-    steps = Steps([len(question.prompt) for question in questions], settings, packed=False)
+    steps = Steps(same_lengths(questions), settings, packed=False)
     longest = rounded(max(len(question.prompt) for question in questions) + settings.max_completion_length)
     whole = whole_step(settings, longest)
     batching, kept = choose_batching(whole, steps.spread_length, room_for(model, settings), False)
@@ -317,7 +317,9 @@ def train(settings: Settings) -> None:
         trainer.add_callback(watch_callback(trainer, watch, stop_signal))
         return trainer
 
-    trainer = make_trainer(batching, kept)
+    trainer, limit = make_trainer(batching, kept), settings.max_completion_length
+    with writing(model, trainer.accelerator) as writer:
+        known = grade_start(writer, tokenizer, chosen, limit, min(settings.grading_seconds / 2, stop_signal.seconds_left()))
     ways = lambda: batchings(whole, steps.spread_length, False)  # noqa: E731
     trainer, _ = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
     trained_steps, history = count_trained_steps(trainer, checkpoint), trainer.state.log_history
@@ -329,8 +331,8 @@ def train(settings: Settings) -> None:
     push_results(api, settings, folder, stop_signal)
     stop_signal.training = False
     stop_signal.require_none(trainer.state, settings.output_repo or str(folder))
-    limit = settings.max_completion_length
-    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, stop_signal.seconds_left(), began_with, limit)
+    left = stop_signal.seconds_left()
+    evaluation, answers = show_evidence(model, tokenizer, chosen, settings, left, began_with, limit, known)
     first, last = edges_of(history, "reward") or (0.0, 0.0)
     measured = warn_of_hacking(evaluation, rewards, first, last)
     rewards.close()
@@ -338,8 +340,10 @@ def train(settings: Settings) -> None:
     drawn = draw_rewards(history, folder / "reward.png")
     figures = card_figures(settings, trainer, time.monotonic() - began) | {
         "Supervised share": None,
+        "Training loss at the end": None,  # about 0, whatever was learned
+        "Batches": f"{effective_batch_size(settings)} prompts a step, {settings.num_generations} completions of each",
         "Reward": reward_line(rewards.weights, settings.answer_format),
-        "Completions": f"{settings.num_generations} of each prompt, of up to {limit:,} tokens, at temperature {settings.temperature:g}",
+        "Completions": f"up to {limit:,} tokens, sampled at temperature {settings.temperature:g}",
         "KL penalty (beta)": f"{settings.beta:g}",
     }
     table, picture = reward_table(history, measured), "reward.png" if drawn else None
@@ -360,6 +364,11 @@ def whole_step(settings: Settings, longest: int) -> Settings:
     """The settings as of a step whose completions, each of `longest` tokens with its prompt, might all be one pass."""
     completions = effective_batch_size(settings) * settings.num_generations
     return replace(settings, batch_size=completions, gradient_accumulation=1, max_seq_length=longest)
+
+
+def same_lengths(questions: list[Question]) -> list[int]:
+    """A length for each prompt, the same: which of them share a step is chance, since those of one length may be of one kind."""
+    return [1] * len(questions)
 
 
 def prompts_of(questions: list[Question]) -> Any:
@@ -399,7 +408,7 @@ def build_trainer(
     timer, curves, rows = StepTimer(), trackio_callback(), effective_batch_size(settings)
     if settings.backend == "trl" and not torch.cuda.is_available():
         compute_head_without_gpu()
-    order = steps or Steps([len(question.prompt) for question in questions], settings, packed=False)
+    order = steps or Steps(same_lengths(questions), settings, packed=False)
     longest = max(len(question.prompt) for question in questions) + settings.max_completion_length
     division = batching or Batching(rows * settings.num_generations, 1, rounded(longest))
     add_fused_head(model, settings.temperature, ("log_probs",))
@@ -5789,11 +5798,12 @@ def show_evidence(
     seconds: float,
     began: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    known: Sequence[Answer | None] = (),
 ) -> tuple[Evaluation | None, list[dict[str, str]]]:
     """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
 
     None without a grader, or where nothing could be answered. seconds: that are left for it. began: the weights of the
-    adapter that training went on from, which is the base then. limit: tokens of an answer (None: as the references are).
+    adapter that training went on from, which is the base then. limit: tokens of an answer (None: as the references are); known: what the base has answered already, question by question.
     """
     evaluation, samples = None, []
     try:
@@ -5801,6 +5811,9 @@ def show_evidence(
         if chosen.grader and chosen.questions:
             limit = limit or answer_limit((question.reference for question in chosen.questions), tokenizer)
             contenders = base_and_tuned(model, tokenizer, limit, began)
+            if known:
+                remembered = {id(question): answer for question, answer in zip(chosen.questions, known, strict=True)}
+                contenders["base"] = lambda questions, until: [remembered[id(question)] for question in questions]
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())
@@ -6888,6 +6901,21 @@ def choose_prompts(
         reason = f"{type(error).__name__}: {error}"
     emit("warning", code="no_grading", message=f"No answers will be graded: {reason}")
     return QuestionSet([])
+
+
+def grade_start(model: Any, tokenizer: Any, chosen: QuestionSet, limit: int, seconds: float) -> list[Answer | None]:
+    """What the model answers before training, graded in the event `eval` of step 0; [] where nothing will be graded."""
+    if not chosen.grader or not chosen.questions:
+        return []
+    began = time.monotonic()
+    answers: list[Answer | None] = []
+    for at in range(0, len(chosen.questions), QUESTIONS_AT_ONCE):  # where the time ends, a random part has been asked
+        answers += answer_all(model, tokenizer, chosen.questions[at : at + QUESTIONS_AT_ONCE], limit, began + seconds)
+    evaluation = grade_contenders({"base": answers}, chosen, chosen.grader, time.monotonic() - began)
+    if evaluation:
+        row = evaluation.as_row("base")
+        emit("eval", step=0, rows=len(evaluation.questions), **{name: row[name] for name in ("right", "low", "high", "cut")})
+    return answers
 
 
 def rewarded(rewards: Rewards, answers: Sequence[Answer], questions: Sequence[Question]) -> list[float]:

@@ -90,6 +90,11 @@ def out_of_memory_of_completions(most: int) -> None:
     grpo.Writer.write_batch, grpo.RewardTrainer.log_probs = write_batch, log_probs
 
 
+def soon_flat() -> None:
+    """A few steps without a difference suffice to end a run."""
+    grpo.FLAT_STEPS = 2
+
+
 def compare_grpo() -> None:
     """At the first step, print how far loss and gradients are from those of TRL's GRPOTrainer on the same completions."""
     whole = grpo.RewardTrainer.training_step
@@ -341,6 +346,7 @@ FAULTS = {
         out_of_memory_of_pairs,
         compare_orpo,
         compare_grpo,
+        soon_flat,
         out_of_memory_of_completions,
         keep_options,
         starts_trained,

@@ -12,6 +12,7 @@ from conftest import ROOT, make_tokenizer
 from hub import Hub
 from hubs import ADA
 from runs import Run
+from unsloth_jobs.estimate import history
 from unsloth_jobs.estimate import rewards as pricing
 
 GRPO = ROOT / "templates" / "grpo.py"
@@ -288,6 +289,15 @@ def test_an_estimate_prices_what_is_written():
     assert grpo.sequence_bytes(hybrid, 100) < grpo.sequence_bytes(config, 100)
 
 
+def test_a_smoke_run_tells_the_pace_by_its_prompts():
+    done = {"tokens": 9000, "timed_tokens": 6000, "prompt_tokens": 900, "prompt_timed_tokens": 600, "train_s": 60, "steps": 9}
+    run = {"job_id": "1", "plan": {"flavor": "l4x1", "pace_key": "x"}, "outcome": {"elapsed_s": 200, "done": done}}
+    [entry] = history.entries([run])
+    assert entry.seconds_per_token == 0.1 and entry.overhead_s == pytest.approx(200 - 90)
+    settings = grpo.Settings(dataset="rows")
+    assert pricing.basis("measured by 1", settings) == "measured by 1" and "at worst" in pricing.basis("shapes", settings)
+
+
 # ---- runs
 
 
@@ -388,6 +398,16 @@ def test_a_reward_that_is_never_given_ends_the_run_before_it_costs(runs, words):
     run = runs.start(*words, "--reward", "exact", "--max-steps", "3", template="grpo").wait()
     assert (run.code, run.last("failed")["code"]) == (1, "reward_flat"), run.log[-2000:]
     assert "templates/sft.py" in run.last("failed")["fix"]
+
+
+def test_a_run_with_nothing_left_to_learn_ends_well(runs, words, tmp_path):
+    (tmp_path / "own.py").write_text("def grade(answer, reference, row):\n    return 1.0\n")
+    more = ["--reward-file", str(tmp_path / "own.py"), "--max-steps", "9", "--max-completion-length", "40", "--grader", "exact"]
+    run = runs.start(*words, *more, template="grpo", fault=["soon_flat"]).wait()
+    assert run.code == 0, run.log[-3000:]
+    assert run.last("early_stopped")["step"] == 2 == run.last("done")["steps"] and run.last("done")["early_stopped"]
+    assert "highest reward" in (run.folder / "out" / "README.md").read_text()
+    assert run.last("graded")["grader"] == "exact"  # a second opinion
 
 
 # ---- the whole way

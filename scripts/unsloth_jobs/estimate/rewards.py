@@ -18,6 +18,7 @@ from .history import Range
 
 # Seconds per decoder layer and token of a batch: best, worst. Assumed until benchmarks/rewards.py speed has measured them.
 WRITING_S = (0.0005, 0.0025)
+WRITING_START_S = (0.05, 0.5)  # of a batch, however short: an H200 took 0.4 to 0.6 s in all for five tokens of 512 completions
 # Share of the peak arithmetic that a batch's next tokens reach: best, worst. They are few, and wait for memory.
 WRITING_UTILISATION = (0.20, 0.05)
 WRITTEN = (0.3, 1.0)  # of the limit, by the longest completion of a batch: best, worst
@@ -79,7 +80,7 @@ def step_seconds(flavor: Flavor, model: Model, settings: Any, prompt: float, bat
         learning = flops * completions * length / (flavor.bf16_flops * LEARNING_UTILISATION[at])
         launches = LEARNING_LAUNCH_S[at] * layers * math.ceil(completions * length / batching.tokens)
         prefill = FORWARD * model.parameters * completions * prompt / (flavor.bf16_flops * LEARNING_UTILISATION[at])
-        ends.append(writing + learning + launches + prefill)
+        ends.append(WRITING_START_S[at] * batches + writing + learning + launches + prefill)
     return Range(*ends)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .contamination import seen_rows
-from .evaluation import Evaluation
-from .generation import Answer
+from .evaluation import QUESTIONS_AT_ONCE, Evaluation, grade_contenders
+from .generation import Answer, answer_all
 from .graders import load_grader
 from .masks import Renderer
 from .paired import paired_difference
@@ -66,6 +67,21 @@ def choose_prompts(
         reason = f"{type(error).__name__}: {error}"
     emit("warning", code="no_grading", message=f"No answers will be graded: {reason}")
     return QuestionSet([])
+
+
+def grade_start(model: Any, tokenizer: Any, chosen: QuestionSet, limit: int, seconds: float) -> list[Answer | None]:
+    """What the model answers before training, graded in the event `eval` of step 0; [] where nothing will be graded."""
+    if not chosen.grader or not chosen.questions:
+        return []
+    began = time.monotonic()
+    answers: list[Answer | None] = []
+    for at in range(0, len(chosen.questions), QUESTIONS_AT_ONCE):  # where the time ends, a random part has been asked
+        answers += answer_all(model, tokenizer, chosen.questions[at : at + QUESTIONS_AT_ONCE], limit, began + seconds)
+    evaluation = grade_contenders({"base": answers}, chosen, chosen.grader, time.monotonic() - began)
+    if evaluation:
+        row = evaluation.as_row("base")
+        emit("eval", step=0, rows=len(evaluation.questions), **{name: row[name] for name in ("right", "low", "high", "cut")})
+    return answers
 
 
 def rewarded(rewards: Rewards, answers: Sequence[Answer], questions: Sequence[Question]) -> list[float]:
