@@ -1,9 +1,10 @@
 """What templates/grpo.py is worth: learned on a real model, held against TRL's GRPOTrainer, and how fast completions are written.
 
-    .venv/bin/python benchmarks/rewards.py --data-only                            # rows, once, where there is a registry
-    python benchmarks/rewards.py learn --model FOLDER --limit-s 570 --out benchmarks
-    python benchmarks/rewards.py compare llama-1b lfm2-1.2b qwen3-4b --limit-s 570 --out benchmarks
-    python benchmarks/rewards.py speed llama-1b lfm2-1.2b qwen3-4b --limit-s 570 --out benchmarks
+    .venv/bin/python benchmarks/rewards.py --data-only       # rows and model, once, where there is a registry
+    python benchmarks/rewards.py learn --points 1e-4x1       # about 5 minutes on an H200: its SFT takes 90 s, a step 1 s
+    python benchmarks/rewards.py compare llama-1b --contenders ours,trl,trl-cb --each-s 180
+    python benchmarks/rewards.py compare lfm2-1.2b qwen3-4b --contenders ours,trl --each-s 180
+    python benchmarks/rewards.py speed llama-1b lfm2-1.2b qwen3-4b --each-s 180
 
 Run it in the environment of templates/grpo.py (--data-only: in this repository's own). Each row is added to rewards-PART.csv
 as soon as it is measured, a row that is there is not measured again, and nothing new is begun that the limit may cut.
@@ -451,14 +452,16 @@ def parse_args() -> Options:
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--compare-steps", type=int, default=6)
     parser.add_argument("--warmup", type=int, default=2, help="steps of compare that are not timed")
-    parser.add_argument("--prompts", type=int, default=PROMPTS_A_STEP, help="a step")
-    parser.add_argument("--group", type=int, default=GROUP, help="completions of a prompt")
+    parser.add_argument("--prompts", type=int, default=0, help=f"a step (learn: 32, compare: {PROMPTS_A_STEP})")
+    parser.add_argument("--group", type=int, default=0, help=f"completions of a prompt (learn: 16, compare: {GROUP})")
     parser.add_argument("--completion", type=int, default=0, help=f"tokens of one (learn: 16, compare: {COMPLETION})")
     parser.add_argument("--at-once", default="8,32,128,256", help="for speed: sequences that are written at once")
     parser.add_argument("--tokens", type=int, default=128, help="for speed: tokens that are written")
     options = parser.parse_args(namespace=Options())
     if not options.data_only and not options.part:
         parser.error(f"name a part: {', '.join(PARTS)}; or pass --data-only")
+    options.prompts = options.prompts or (32 if options.part == "learn" else PROMPTS_A_STEP)
+    options.group = options.group or (16 if options.part == "learn" else GROUP)
     options.completion = options.completion or (16 if options.part == "learn" else COMPLETION)
     options.began, options.work = time.monotonic(), options.work.resolve()
     options.model, options.data, options.out = options.model.resolve(), options.data.resolve(), options.out.resolve()
