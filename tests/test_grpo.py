@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpo
@@ -14,6 +15,11 @@ from hubs import ADA
 from runs import Run
 from unsloth_jobs.estimate import history
 from unsloth_jobs.estimate import rewards as pricing
+from unsloth_jobs.events import summarise
+from unsloth_jobs.jobs.job import Job
+from unsloth_jobs.status.status import Status, as_json
+from unsloth_jobs.status.view import reward_line
+from unsloth_jobs.status.warnings import warnings
 
 GRPO = ROOT / "templates" / "grpo.py"
 CHATML = (
@@ -287,6 +293,36 @@ def test_an_estimate_prices_what_is_written():
     assert grpo.sequence_bytes(config, 100) == 2 * 2 * 2 * 2 * 16 * 100 + 24 * 10 + 1
     hybrid = config | {"layer_types": ["conv", "full_attention"]}
     assert grpo.sequence_bytes(hybrid, 100) < grpo.sequence_bytes(config, 100)
+
+
+def test_status_tells_rewards_and_not_a_loss_that_says_nothing():
+    figures = {
+        "right": 0.4,
+        "length": 212.4,
+        "clipped": 0.03,
+        "kl": 0.0123,
+        "tokens_per_s": 4100.2,
+        "loss": 0.0,
+        "total_steps": 40,
+    }
+    steps = [{"event": "progress", "step": step, "reward": 0.2 + step / 100, **figures} for step in range(1, 31)]
+    start = {"event": "eval", "step": 0, "right": 0.1, "rows": 50, "low": 0.05, "high": 0.2, "cut": 3}
+    lines = ["EVENT " + json.dumps(event) for event in [start, *steps]]
+    began = datetime.now(UTC) - timedelta(minutes=10)
+    job = Job("1", "RUNNING", None, "", "l4x1", began, began, None)
+    now = Status(job, summarise(lines), None, None, usd_per_minute=0.01)
+    line = reward_line(now)
+    assert line.startswith("0.500 (0.210 at step 1)  right 40%  212 tokens  cut 3%  KL 0.012  4,100 tokens/s  $")
+    assert line.endswith("a point") and now.phase == "training" and warnings(job, now.summary, None) == []
+    assert len(as_json(now)["curve"]["reward"]) == 30
+    found = {"reward": [0.2, 0.5], "right": [0.1, 0.4], "length": [200, 90]}
+    ended = Status(
+        job, summarise([*lines, "EVENT " + json.dumps({"event": "done", "rewards": found, "base_loss": None})]), None, None
+    )
+    assert (
+        ended.learned == "mean reward 0.20 → 0.50; right 10% → 40%; 200 → 90 tokens (sampled completions, first and last steps)"
+    )
+    assert reward_line(Status(job, summarise(lines[:1]), None, None)) == ""
 
 
 def test_a_smoke_run_tells_the_pace_by_its_prompts():
