@@ -146,7 +146,7 @@ def loss_of_trl(trainer, model) -> float:
         given["ref_per_token_logps"] = log_probs
     loss = other._compute_loss(model, given)
     loss.backward()
-    return float(loss)
+    return loss.item()
 
 
 def compare_orpo() -> None:

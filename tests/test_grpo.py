@@ -359,6 +359,7 @@ def data(tmp_path_factory) -> Path:
     rows = [{"prompt": f"Question number {number}?", "answer": "aeiou"[number % 5], "worth": 1.0} for number in range(200)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "own.py").write_text("def grade(answer, reference, row):\n    return row['worth'] * answer.count('e') / 100\n")
+    (folder / "mixed.py").write_text("def grade(answer, reference, row):\n    return sum(map(ord, answer)) % 7 / 7\n")
     return folder
 
 
@@ -420,8 +421,8 @@ def test_a_run_goes_on_where_memory_holds_fewer_completions(runs, brief):
 
 
 @pytest.mark.parametrize("beta", ["0", "0.1"])
-def test_loss_and_gradients_are_those_of_trl(runs, words, beta):
-    more = ["--reward", "length", "--beta", beta, "--temperature", "0.7", "--max-steps", "3"]
+def test_loss_and_gradients_are_those_of_trl(runs, words, data, beta):
+    more = ["--reward-file", str(data / "mixed.py"), "--beta", beta, "--temperature", "0.7", "--max-steps", "3"]
     run = runs.start(*words, *more, template="grpo", fault=["compare_grpo"])
     run.process.wait(600)
     compared = run.last("compared_loss")
