@@ -89,12 +89,14 @@ class Wish:
     limit: float | None = None
     flags: list[str] = field(default_factory=list)
     runs: int = 1
+    rewarded: bool = False
 
     def hear(self, words: str) -> None:
         if found := re.search(rf"\b(?:[Tt]rain|tune|[Tt]each|take|best for) {ID}", words):
             self.model = found[1]
         if found := re.search(rf"\b(?:on|in|meant) (?:{ID}|(\w+\.csv))", words):
             self.dataset = found[1] or found[2]
+        self.rewarded |= "reward" in words
         if found := re.search(r"(\d+) cents", words):
             self.limit = int(found[1]) / 100
         if found := re.search(r"at most \$(\d+)", words):
@@ -117,22 +119,23 @@ def conversation(prompt: str) -> tuple[list[str], list[str]]:
 
 def train(skill: Skill, wish: Wish) -> None:
     """Check, estimate and plan, as far as the answers let it."""
-    code, found = run(skill.command("check.py", "MODEL", MODEL=wish.model, DATASET=wish.dataset) + wish.flags)
+    data, method = ("PROMPTS", "grpo.py") if wish.rewarded else ("DATASET", "")
+    named = {"MODEL": wish.model, data: wish.dataset}
+    code, found = run(skill.command("check.py", "MODEL", method, **named) + wish.flags)
     if code:
         return print("That has to be mended first.")
     length, _ = skill.flag("answers are cut")
     longer = [match[1] for one in found["problems"] if (match := re.search(rf"answers whole: {length} (\d+)", one["fix"]))]
     if longer and length not in wish.flags:
         return print(f"Shall I set {length} {longer[0]}?")
-    code, found = run(skill.command("estimate.py", "MODEL", MODEL=wish.model, DATASET=wish.dataset) + wish.flags)
+    code, found = run(skill.command("estimate.py", "MODEL", method, **named) + wish.flags)
     best = found["recommended"]
     if code or (wish.limit and best["max_usd"] * wish.runs > wish.limit):
         return print(f"It can cost ${best['max_usd'] if best else '?'}, more than you have. A smaller model, or fewer rows?")
     values = {"F": best["flavor"], "T": f"{best['timeout_s'] // 60}m", "N": best["max_usd"]}
-    values |= {"MODEL": wish.model, "DATASET": wish.dataset}
     if wish.runs > 1:
-        return plan(skill.command("submit.py", "--vary learning-rate", **values | {"N": wish.limit}) + wish.flags)
-    plan(skill.command("submit.py", "sft.py", **values) + wish.flags)
+        return plan(skill.command("submit.py", "--vary learning-rate", **values | named | {"N": wish.limit}) + wish.flags)
+    plan(skill.command("submit.py", method or "sft.py", **values, **named) + wish.flags)
 
 
 def plan(command: list[str]) -> None:

@@ -73,6 +73,7 @@ from unsloth_jobs.training.columns import Format, detect_format
 from unsloth_jobs.training.early_stopping import BestAdapter
 from unsloth_jobs.training.evidence import draw_losses, final_loss, show_evidence
 from unsloth_jobs.training.flags import parse_flags
+from unsloth_jobs.training.fused_head import add_fused_head, compute_head_without_gpu
 from unsloth_jobs.training.launch import run_on_all_gpus
 from unsloth_jobs.training.masks import Example, make_renderer, segments
 from unsloth_jobs.training.memory import room_for
@@ -85,8 +86,6 @@ from unsloth_jobs.training.preference_losses import LOSSES
 from unsloth_jobs.training.preference_scores import Yardstick, warn_of_displacement, warn_of_swapped
 from unsloth_jobs.training.preference_tokens import digest_of, encode_preferences, require_preferences
 from unsloth_jobs.training.preference_trainer import (
-    add_fused_head,
-    compute_head_without_gpu,
     keep_reference_if_trained,
     preference_options,
     preference_trainer,

@@ -35,6 +35,7 @@ from unsloth_jobs.lookup.findings import Report
 from unsloth_jobs.lookup.grading import Grading
 from unsloth_jobs.lookup.model_info import Model
 from unsloth_jobs.lookup.pairs import PairSample
+from unsloth_jobs.lookup.prompts import PromptSample
 from unsloth_jobs.lookup.sample import Sample
 from unsloth_jobs.lookup.table import Table
 from unsloth_jobs.output import EXTRA_ARGUMENTS, application, ends_clearly, people, print_json, run, show_problem, table
@@ -174,6 +175,7 @@ def as_json(found: Report) -> dict[str, Any]:
             "linear_share": round(found.lora.linear_share, 4),
         },
         "pairs": as_pairs(sample) if isinstance(sample, PairSample) else None,
+        "rewards": sample.verdict | {"reference": sample.reference} if isinstance(sample, PromptSample) else None,
         "grading": found.grading and asdict(found.grading),
         "settings": model and chosen(found, model),
         "identity": found.identity
@@ -208,9 +210,13 @@ def show(found: Report) -> None:
         facts.add_row("data", escape(described(found.table, found.settings.dataset)))
     if sample := found.sample:
         facts.add_row("tokens", lengths(sample))
-        facts.add_row(
-            "learned", f"{sample.supervised_fraction:.1%} of the tokens; {sample.rows_without_answer} rows without an answer"
-        )
+        if isinstance(sample, PromptSample):
+            facts.add_row("reward", escape(rewarded(sample)))
+        else:
+            facts.add_row(
+                "learned",
+                f"{sample.supervised_fraction:.1%} of the tokens; {sample.rows_without_answer} rows without an answer",
+            )
         if isinstance(sample, PairSample) and sample.kept:
             facts.add_row("compared", compared(sample))
     if grading := found.grading:
@@ -218,7 +224,11 @@ def show(found: Report) -> None:
     if found.model and (why := chosen(found, found.model)["why"]):
         facts.add_row("training", escape("; ".join(why.values())))
     people.print(facts)
-    if found.sample and found.sample.segments:
+    if isinstance(found.sample, PromptSample) and found.sample.segments:
+        people.print("\n[bold]A prompt as the model sees it[/]; what it writes after that is rewarded:")
+        people.print(as_read(found.sample.segments))
+        people.print(f"[bold]Its reference[/]: {escape(redact(found.sample.reference)[:ROW_CHARS]) or 'none'}")
+    elif found.sample and found.sample.segments:
         people.print("\n[bold]A row as the model sees it[/]; what is learned (its loss mask) stands in [green]⟦ ⟧[/]:")
         people.print(as_read(found.sample.segments))
         if isinstance(found.sample, PairSample) and found.sample.segments_rejected:
@@ -240,6 +250,17 @@ def compared(sample: PairSample) -> str:
         "better answers {chosen_tokens:.0f} tokens, worse ones {rejected_tokens:.0f} (means); {contradictory} contradictory, "
     )
     return (text + "{nearly_same} nearly the same, {same} the same").format(**sample.pairs, same=same)
+
+
+def rewarded(sample: PromptSample) -> str:
+    """What is rewarded, and what the reward says of references and of wrong answers."""
+    found = sample.verdict
+    if not found:
+        return "none that could be made"
+    parts = ", ".join(f"{name} × {weight:g}" for name, weight in found["weights"].items())
+    verdicts = {"references": found["references_right"], "answers of other rows": found["wrong_right"]}
+    told = "; ".join(f"right: {share:.0%} of the {what}" for what, share in verdicts.items() if share is not None)
+    return f"{parts} ({found['why']})" + (f"\ntried on {found['rows']} rows; {told}" if told else "")
 
 
 def went_on(parent: Parent) -> str:

@@ -31,7 +31,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 
 from unsloth_jobs import template
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
-from unsloth_jobs.estimate import cost, preferences
+from unsloth_jobs.estimate import cost, preferences, rewards
 from unsloth_jobs.estimate.flavors import Flavor, current_flavors, find_flavor
 from unsloth_jobs.estimate.history import History, entries, run_key
 from unsloth_jobs.estimate.memory import GB
@@ -202,12 +202,7 @@ def estimate(
                 "memory": {"flavor": shown.flavor, **shown.memory.as_json()},
                 "settings": chosen_by_run,
                 "runs": [{"changes": changes} | on_flavor(ranked, shown.flavor) for changes, ranked in compared],
-                "framework": {
-                    "name": settings.backend,
-                    "why": preferences.WHY.get(settings.backend)
-                    if preferences.loss_of(settings)
-                    else FRAMEWORKS[settings.backend],
-                },
+                "framework": {"name": settings.backend, "why": framework(settings)},
                 "ok": best is not None,
                 "problems": [asdict(problem) for problem in problems],
             }
@@ -267,6 +262,13 @@ def submit_with(best: cost.Recommended) -> str:
         f"Submit with: [bold]--flavor {best.flavor} --timeout {best.timeout_s // 60}m --max-usd {best.max_usd:.2f}[/] "
         f"(ends after {duration(best.timeout_s)} at the latest)"
     )
+
+
+def framework(settings: Any) -> str:
+    """Why the run trains with what it trains with."""
+    if rewards.rewarded(settings):
+        return rewards.WHY[settings.backend]
+    return preferences.WHY[settings.backend] if preferences.loss_of(settings) else FRAMEWORKS[settings.backend]
 
 
 def rank(

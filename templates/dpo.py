@@ -3136,11 +3136,12 @@ RESUME_MUST_MATCH = (
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
     "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
+    "reward", "answer_format", "system_prompt", "num_generations", "max_completion_length", "temperature",
 )  # fmt: skip
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
     "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
-    "parent": "the adapter that it goes on from",
+    "parent": "the adapter that it goes on from", "rewards": "the rewards and what they compare with",
 }  # fmt: skip
 
 
@@ -3891,6 +3892,21 @@ def emit_early_stop(state: Any, timer: StepTimer, best: BestAdapter) -> None:
 # What is done after each step: events, checkpoints, and Trackio's live curves.
 
 
+# What a trainer on rewards measures, beside each part of the reward as reward_NAME.
+STEP_FIGURES = (
+    "reward",
+    "right",
+    "informative",
+    "length",
+    "clipped",
+    "kl",
+    "tokens_per_s",
+    "writing_s",
+    "rewarding_s",
+    "step_s",
+)
+
+
 def progress_callback(
     settings: TrainingSettings,
     api: Any,
@@ -3940,6 +3956,11 @@ def progress_callback(
                 tokens=int(timer.tokens),
                 elapsed_s=round(time.monotonic() - self.start, 1),
                 eta_s=None if eta is None else round(eta, 1),
+                **{
+                    name: round(float(value), 4)
+                    for name, value in logs.items()
+                    if name in STEP_FIGURES or name.startswith("reward_")
+                },
             )
 
         def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
@@ -4057,7 +4078,7 @@ def speed_figure(speed: float) -> str:
 # What people want of a model once it is trained, in the order in which they want it, and the commands for it.
 
 
-FILE = "q4_k_m"  # the first that export.py makes
+FIRST_MADE = "q4_k_m"  # the first that export.py makes
 LONGEST_NAME = 32  # characters of an Inference Endpoint's
 ENDPOINT = (
     "--framework pytorch --task text-generation --vendor aws --region us-east-1 --accelerator gpu --instance-type nvidia-l4 "
@@ -4068,10 +4089,10 @@ ENDPOINT = (
 def laptop_line(parameters: int | None) -> str:
     """The GGUF file to expect, as: q4_k_m, about 0.7 GB: about 30 tokens a second ... . parameters: of the base."""
     if not parameters or parameters < 0:
-        return FILE
-    size = gguf_bytes(parameters * 2, FILE)
+        return FIRST_MADE
+    size = gguf_bytes(parameters * 2, FIRST_MADE)
     amount = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-    return f"{FILE}, about {amount}: {speed_class(size)}"
+    return f"{FIRST_MADE}, about {amount}: {speed_class(size)}"
 
 
 def endpoint_command(repository: str) -> str:
@@ -6190,18 +6211,23 @@ def show_evidence(
     settings: TrainingSettings,
     seconds: float,
     began: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    known: Sequence[Answer | None] = (),
 ) -> tuple[Evaluation | None, list[dict[str, str]]]:
     """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
 
     None without a grader, or where nothing could be answered. seconds: that are left for it. began: the weights of the
-    adapter that training went on from, which is the base then.
+    adapter that training went on from, which is the base then. limit: tokens of an answer (None: as the references are); known: what the base has answered already, question by question.
     """
     evaluation, samples = None, []
     try:
         prepare_for_inference(model, settings.backend)
         if chosen.grader and chosen.questions:
-            limit = answer_limit((question.reference for question in chosen.questions), tokenizer)
+            limit = limit or answer_limit((question.reference for question in chosen.questions), tokenizer)
             contenders = base_and_tuned(model, tokenizer, limit, began)
+            if known:
+                remembered = {id(question): answer for question, answer in zip(chosen.questions, known, strict=True)}
+                contenders["base"] = lambda questions, until: [remembered[id(question)] for question in questions]
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())
@@ -6410,7 +6436,7 @@ def steps_line(state: Any) -> str:
         return f"{state.global_step:,}"
     saved = "" if stopped["usd_saved"] is None else f", about ${stopped['usd_saved']:.2f}"
     return (
-        f"{stopped['step']:,} of {stopped['of']:,}: stopped early, as the held-out loss no longer fell. "
+        f"{stopped['step']:,} of {stopped['of']:,}: stopped early, as {stopped.get('why', 'the held-out loss no longer fell')}. "
         f"The adapter is that of step {stopped['kept_step']:,}. Saved: {stopped['steps_saved']:,} steps{saved}"
     )
 
@@ -6529,6 +6555,45 @@ prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 output = model.generate(**prompt.to(model.device), max_new_tokens=200)
 print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 """
+
+
+# ---- training/fused_head.py -----------------------------------------------------------------------------------
+# Log-probabilities of each token without the logits of a whole batch: TRL's fused LM head.
+
+
+def add_fused_head(model: Any, temperature: float = 1.0, outputs: tuple[str, ...] = ("log_probs", "mean_logits")) -> None:
+    """TRL's fused LM head, which its trainers of DPO, KTO and GRPO add by themselves. temperature: logits are divided by it."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(model.get_base_model(), temperature=temperature, outputs=outputs)
+
+
+def compute_head_without_gpu() -> None:
+    """TRL's fused head is a kernel for GPUs; Unsloth brings one for processors, and without Unsloth this is it."""
+    from trl.trainer import utils
+
+    utils._ChunkedLogProbFunction = WholeLogProbs
+
+
+class WholeLogProbs:
+    """What TRL's kernel computes of each token, from all its logits at once."""
+
+    @staticmethod
+    def apply(hidden, weight, bias, labels, temperature, chunk_size, softcap, scale, outputs):
+        import torch
+
+        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale
+        logits = (softcap * torch.tanh(logits / softcap) if softcap else logits) / temperature
+        all_log_probs = logits.log_softmax(-1)
+        probabilities = all_log_probs.exp()
+        values = {
+            "log_probs": all_log_probs.gather(-1, labels[:, None])[:, 0],
+            "entropy": -(probabilities * all_log_probs).sum(-1),
+            "log_sum_sq_probs": probabilities.square().sum(-1).log(),
+            "mean_logits": logits.mean(-1),
+            "is_top1": logits.argmax(-1) == labels,
+        }
+        return tuple(value if name in (*outputs, "log_probs") else None for name, value in values.items())
 
 
 # ---- training/launch.py ---------------------------------------------------------------------------------------
@@ -7262,6 +7327,23 @@ def require_preferences(summary: Mapping[str, Any]) -> None:
         )
 
 
+# ---- training/padding.py --------------------------------------------------------------------------------------
+# Sequences of several lengths as one batch.
+
+
+def padded(rows: list[tuple[list[int], list[int]]], filler: int, multiple: int) -> dict[str, Any]:
+    """Token ids and labels of some sequences as input_ids, attention_mask and completion_mask (1 where a label is)."""
+    import torch
+
+    width = -(-max(len(ids) for ids, _ in rows) // multiple) * multiple
+    fill = lambda values, filling: values + [filling] * (width - len(values))  # noqa: E731
+    return {
+        "input_ids": torch.tensor([fill(ids, filler) for ids, _ in rows]),
+        "attention_mask": torch.tensor([fill([1] * len(ids), 0) for ids, _ in rows]),
+        "completion_mask": torch.tensor([fill([int(label != IGNORE) for label in labels], 0) for _, labels in rows]),
+    }
+
+
 # ---- training/step_trainer.py ---------------------------------------------------------------------------------
 # What all trainers share: the rows of each step, steps that are timed and added up over all processes, an evaluation that
 # cannot end the run.
@@ -7561,19 +7643,6 @@ class Watched:
         return getattr(self.watched, name)
 
 
-def padded(rows: list[tuple[list[int], list[int]]], filler: int, multiple: int) -> dict[str, Any]:
-    """Token ids and labels of some sequences as input_ids, attention_mask and completion_mask (1 where a label is)."""
-    import torch
-
-    width = -(-max(len(ids) for ids, _ in rows) // multiple) * multiple
-    fill = lambda values, filling: values + [filling] * (width - len(values))  # noqa: E731
-    return {
-        "input_ids": torch.tensor([fill(ids, filler) for ids, _ in rows]),
-        "attention_mask": torch.tensor([fill([1] * len(ids), 0) for ids, _ in rows]),
-        "completion_mask": torch.tensor([fill([int(label != IGNORE) for label in labels], 0) for _, labels in rows]),
-    }
-
-
 def as_tensor(rows: list[dict[str, Any]], name: str) -> Any:
     import torch
 
@@ -7642,41 +7711,6 @@ def preference_trainer(name: str, beta: float, gamma: float, weights: tuple[floa
 
     config = CPOConfig(**options, loss_type=name, beta=beta, simpo_gamma=gamma, cpo_alpha=0.0, label_smoothing=0.0)
     return type("Trainer", (PreferenceTrainer, FusedForward, CPOTrainer), {}), config
-
-
-def add_fused_head(model: Any) -> None:
-    """TRL's fused LM head, which its trainers of DPO and KTO add by themselves."""
-    from trl.trainer.utils import add_fused_lm_head
-
-    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "mean_logits"))
-
-
-def compute_head_without_gpu() -> None:
-    """TRL's fused head is a kernel for GPUs; Unsloth brings one for processors, and without Unsloth this is it."""
-    from trl.trainer import utils
-
-    utils._ChunkedLogProbFunction = WholeLogProbs
-
-
-class WholeLogProbs:
-    """What TRL's kernel computes of each token, from all its logits at once."""
-
-    @staticmethod
-    def apply(hidden, weight, bias, labels, temperature, chunk_size, softcap, scale, outputs):
-        import torch
-
-        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale
-        logits = (softcap * torch.tanh(logits / softcap) if softcap else logits) / temperature
-        all_log_probs = logits.log_softmax(-1)
-        probabilities = all_log_probs.exp()
-        values = {
-            "log_probs": all_log_probs.gather(-1, labels[:, None])[:, 0],
-            "entropy": -(probabilities * all_log_probs).sum(-1),
-            "log_sum_sq_probs": probabilities.square().sum(-1).log(),
-            "mean_logits": logits.mean(-1),
-            "is_top1": logits.argmax(-1) == labels,
-        }
-        return tuple(value if name in (*outputs, "log_probs") else None for name, value in values.items())
 
 
 def remove_reference(model: Any) -> None:

@@ -1239,11 +1239,12 @@ RESUME_MUST_MATCH = (
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
     "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
+    "reward", "answer_format", "system_prompt", "num_generations", "max_completion_length", "temperature",
 )  # fmt: skip
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
     "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
-    "parent": "the adapter that it goes on from",
+    "parent": "the adapter that it goes on from", "rewards": "the rewards and what they compare with",
 }  # fmt: skip
 
 
@@ -5341,18 +5342,23 @@ def show_evidence(
     settings: TrainingSettings,
     seconds: float,
     began: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    known: Sequence[Answer | None] = (),
 ) -> tuple[Evaluation | None, list[dict[str, str]]]:
     """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
 
     None without a grader, or where nothing could be answered. seconds: that are left for it. began: the weights of the
-    adapter that training went on from, which is the base then.
+    adapter that training went on from, which is the base then. limit: tokens of an answer (None: as the references are); known: what the base has answered already, question by question.
     """
     evaluation, samples = None, []
     try:
         prepare_for_inference(model, settings.backend)
         if chosen.grader and chosen.questions:
-            limit = answer_limit((question.reference for question in chosen.questions), tokenizer)
+            limit = limit or answer_limit((question.reference for question in chosen.questions), tokenizer)
             contenders = base_and_tuned(model, tokenizer, limit, began)
+            if known:
+                remembered = {id(question): answer for question, answer in zip(chosen.questions, known, strict=True)}
+                contenders["base"] = lambda questions, until: [remembered[id(question)] for question in questions]
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())

@@ -3090,11 +3090,12 @@ RESUME_MUST_MATCH = (
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
     "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
+    "reward", "answer_format", "system_prompt", "num_generations", "max_completion_length", "temperature",
 )  # fmt: skip
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
     "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
-    "parent": "the adapter that it goes on from",
+    "parent": "the adapter that it goes on from", "rewards": "the rewards and what they compare with",
 }  # fmt: skip
 
 
@@ -3845,6 +3846,21 @@ def emit_early_stop(state: Any, timer: StepTimer, best: BestAdapter) -> None:
 # What is done after each step: events, checkpoints, and Trackio's live curves.
 
 
+# What a trainer on rewards measures, beside each part of the reward as reward_NAME.
+STEP_FIGURES = (
+    "reward",
+    "right",
+    "informative",
+    "length",
+    "clipped",
+    "kl",
+    "tokens_per_s",
+    "writing_s",
+    "rewarding_s",
+    "step_s",
+)
+
+
 def progress_callback(
     settings: TrainingSettings,
     api: Any,
@@ -3894,6 +3910,11 @@ def progress_callback(
                 tokens=int(timer.tokens),
                 elapsed_s=round(time.monotonic() - self.start, 1),
                 eta_s=None if eta is None else round(eta, 1),
+                **{
+                    name: round(float(value), 4)
+                    for name, value in logs.items()
+                    if name in STEP_FIGURES or name.startswith("reward_")
+                },
             )
 
         def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
@@ -4011,7 +4032,7 @@ def speed_figure(speed: float) -> str:
 # What people want of a model once it is trained, in the order in which they want it, and the commands for it.
 
 
-FILE = "q4_k_m"  # the first that export.py makes
+FIRST_MADE = "q4_k_m"  # the first that export.py makes
 LONGEST_NAME = 32  # characters of an Inference Endpoint's
 ENDPOINT = (
     "--framework pytorch --task text-generation --vendor aws --region us-east-1 --accelerator gpu --instance-type nvidia-l4 "
@@ -4022,10 +4043,10 @@ ENDPOINT = (
 def laptop_line(parameters: int | None) -> str:
     """The GGUF file to expect, as: q4_k_m, about 0.7 GB: about 30 tokens a second ... . parameters: of the base."""
     if not parameters or parameters < 0:
-        return FILE
-    size = gguf_bytes(parameters * 2, FILE)
+        return FIRST_MADE
+    size = gguf_bytes(parameters * 2, FIRST_MADE)
     amount = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-    return f"{FILE}, about {amount}: {speed_class(size)}"
+    return f"{FIRST_MADE}, about {amount}: {speed_class(size)}"
 
 
 def endpoint_command(repository: str) -> str:
@@ -6144,18 +6165,23 @@ def show_evidence(
     settings: TrainingSettings,
     seconds: float,
     began: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    known: Sequence[Answer | None] = (),
 ) -> tuple[Evaluation | None, list[dict[str, str]]]:
     """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
 
     None without a grader, or where nothing could be answered. seconds: that are left for it. began: the weights of the
-    adapter that training went on from, which is the base then.
+    adapter that training went on from, which is the base then. limit: tokens of an answer (None: as the references are); known: what the base has answered already, question by question.
     """
     evaluation, samples = None, []
     try:
         prepare_for_inference(model, settings.backend)
         if chosen.grader and chosen.questions:
-            limit = answer_limit((question.reference for question in chosen.questions), tokenizer)
+            limit = limit or answer_limit((question.reference for question in chosen.questions), tokenizer)
             contenders = base_and_tuned(model, tokenizer, limit, began)
+            if known:
+                remembered = {id(question): answer for question, answer in zip(chosen.questions, known, strict=True)}
+                contenders["base"] = lambda questions, until: [remembered[id(question)] for question in questions]
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())
@@ -6364,7 +6390,7 @@ def steps_line(state: Any) -> str:
         return f"{state.global_step:,}"
     saved = "" if stopped["usd_saved"] is None else f", about ${stopped['usd_saved']:.2f}"
     return (
-        f"{stopped['step']:,} of {stopped['of']:,}: stopped early, as the held-out loss no longer fell. "
+        f"{stopped['step']:,} of {stopped['of']:,}: stopped early, as {stopped.get('why', 'the held-out loss no longer fell')}. "
         f"The adapter is that of step {stopped['kept_step']:,}. Saved: {stopped['steps_saved']:,} steps{saved}"
     )
 

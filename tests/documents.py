@@ -12,7 +12,7 @@ MODEL, DATASET = "LiquidAI/LFM2.5-1.2B-Instruct", "mlabonne/FineTome-100k"  # as
 PLACEHOLDERS = {
     "MODEL": MODEL, "DATASET": DATASET, "SCRIPT": "templates/sft.py", "ARGUMENTS": f"--base-model {MODEL} --dataset {DATASET}",
     "FLAVOR": "l4x1", "F": "l4x1", "TIMEOUT": "2h", "T": "2h", "USD": "9", "N": "9", "ORGANISATION": "acme",
-    "training.jsonl": "tests/openai.jsonl", "test.jsonl": "tests/openai.jsonl", "PAIRS": "ada/pairs", "COMMAND_OR_URL": "true", "OWNER": "ada", "YOU": "ada", "your-username": "ada", "NAME": "tuned",
+    "training.jsonl": "tests/openai.jsonl", "test.jsonl": "tests/openai.jsonl", "PAIRS": "ada/pairs", "PROMPTS": "ada/prompts", "COMMAND_OR_URL": "true", "OWNER": "ada", "YOU": "ada", "your-username": "ada", "NAME": "tuned",
 }  # fmt: skip
 PROGRAM = re.compile(  # what tells a command from other code within a sentence
     r"(uvx?|hf|make|python3?|py|pip|git|npx|npm|claude|codex|opencode|ollama|llama-\w+|mlx_lm\.\w+|curl|winget|brew|cp|mkdir|wsl"

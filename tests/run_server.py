@@ -1,4 +1,4 @@
-"""Runs of templates/sft.py and dpo.py, each a process of its own, forked from this one so that libraries are imported only once.
+"""Runs of templates/sft.py, dpo.py and grpo.py, each a process of its own, forked from this one so that libraries are imported only once.
 
 Run in the template's environment. Each line on stdin is a run as JSON: {"arguments", "folder", "env", "fault", "template"}; the
 answer is its process id. Its output goes to FOLDER/log.txt, and ends with EXIT and its exit code. With "processes" it is so
@@ -27,13 +27,16 @@ import trackio  # noqa: F401
 import transformers.generation.streamers
 import transformers.models.lfm2.modeling_lfm2  # noqa: F401
 from huggingface_hub.utils import http_backoff
-from trl import DPOTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOConfig, GRPOTrainer, SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "templates"))
 import dpo
+import grpo
 import sft
 
-sft.ANSWER_TOKENS = 8  # what an untrained model says never ends, and half of a run's time would go to 128 tokens of it
+sft.ANSWER_TOKENS = grpo.ANSWER_TOKENS = (
+    8  # what an untrained model says never ends, and half of a run's time would go to 128 tokens of it
+)
 
 
 def run(
@@ -47,7 +50,7 @@ def run(
     if fault:
         FAULTS[fault[0]](*fault[1:])
     try:
-        return {"sft": sft, "dpo": dpo}[template].main()
+        return {"sft": sft, "dpo": dpo, "grpo": grpo}[template].main()
     except SystemExit as end:
         return end.code
     except BaseException:
@@ -86,6 +89,83 @@ def out_of_memory_of_pairs(most: int, step: int) -> None:
         return whole(self, model, inputs, *args, **kwargs)
 
     DPOTrainer.training_step = training_step
+
+
+def out_of_memory_of_completions(most: int) -> None:
+    """Memory holds so many completions that are written at once, and fails at the first pass that is learned from."""
+    write, whole, failed = grpo.Writer.write_batch, grpo.RewardTrainer.log_probs, []
+
+    def write_batch(self, model, prompts):
+        if len(prompts) > most:
+            raise torch.OutOfMemoryError(FULL)
+        return write(self, model, prompts)
+
+    def log_probs(self, model, rollout, places):
+        if not failed:
+            failed.append(places)
+            raise torch.OutOfMemoryError(FULL)
+        return whole(self, model, rollout, places)
+
+    grpo.Writer.write_batch, grpo.RewardTrainer.log_probs = write_batch, log_probs
+
+
+def soon_flat() -> None:
+    """A few steps without a difference suffice to end a run."""
+    grpo.FLAT_STEPS = 2
+
+
+def compare_grpo() -> None:
+    """At the first step, print how far loss and gradients are from those of TRL's GRPOTrainer on the same completions."""
+    whole = grpo.RewardTrainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        model.float()  # so that what is compared is not rounding
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.data.normal_(std=0.05)  # away from the start, where the KL has no gradient
+        loss = float(whole(self, model, inputs, *args, **kwargs))
+        found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        model.zero_grad()
+        theirs = loss_of_trl(self, model)
+        wanted = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        errors = [float((found[name] - wanted[name]).abs().max()) for name in found]
+        size = max(float(value.abs().max()) for value in found.values())
+        grpo.emit("compared_loss", ours=loss, theirs=theirs, error=max(errors), size=size)
+        os._exit(0)
+
+    grpo.RewardTrainer.training_step = training_step
+
+
+def loss_of_trl(trainer, model) -> float:
+    from datasets import Dataset
+
+    rollout, filler, beta = trainer.rollout, trainer.filler, trainer.beta
+    config = GRPOConfig(
+        output_dir="trl", temperature=trainer.writer.temperature, beta=beta, loss_type="dapo", num_generations=trainer.group,
+        per_device_train_batch_size=len(rollout.completions), report_to="none", gradient_checkpointing=False, bf16=False,
+    )  # fmt: skip
+    other = GRPOTrainer(
+        model=model, args=config, processing_class=trainer.processing_class, reward_funcs=lambda **_: [0.0],
+        train_dataset=Dataset.from_dict({"prompt": ["a"] * 8}),
+    )  # fmt: skip
+    other.current_gradient_accumulation_steps = 1
+    parts = {"prompt": [one.prompt for one in rollout.questions], "completion": [one.tokens for one in rollout.completions]}
+    given = {"advantages": torch.tensor(rollout.advantages), "num_items_in_batch": torch.tensor(rollout.written)}
+    for name, rows in parts.items():
+        width = max(map(len, rows))
+        pad = lambda row, fill, name=name, width=width: (  # noqa: E731
+            [fill] * (width - len(row)) + row if name == "prompt" else row + [fill] * (width - len(row))
+        )
+        given[f"{name}_ids"] = torch.tensor([pad(row, filler) for row in rows])
+        given[f"{name}_mask"] = torch.tensor([pad([1] * len(row), 0) for row in rows])
+    if beta:
+        whole = [torch.cat([given[f"{name}_{kind}"] for name in parts], 1) for kind in ("ids", "mask")]
+        with torch.no_grad(), model.disable_adapter():
+            log_probs = other._get_per_token_logps_and_entropies(model, *whole, given["completion_ids"].shape[1])[0]
+        given["ref_per_token_logps"] = log_probs
+    loss = other._compute_loss(model, given)
+    loss.backward()
+    return loss.item()
 
 
 def compare_orpo() -> None:
@@ -285,6 +365,9 @@ FAULTS = {
         out_of_memory_kept,
         out_of_memory_of_pairs,
         compare_orpo,
+        compare_grpo,
+        soon_flat,
+        out_of_memory_of_completions,
         keep_options,
         starts_trained,
         out_of_memory_packed,

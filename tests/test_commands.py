@@ -65,6 +65,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, docs: Path
         pair = {"prompt": "Which colour has the sky?", "chosen": "Blue.", "rejected": "Green."}
         (root / "pairs" / "train.jsonl").write_text("".join(json.dumps(pair | {"prompt": f"{n}?"}) + "\n" for n in range(99)))
         hub.add_repo("ada/pairs", root / "pairs", type="dataset")
+        (root / "prompts").mkdir()
+        sums = [json.dumps({"prompt": f"What is {n} and 1?", "answer": str(n + 1)}) + "\n" for n in range(99)]
+        (root / "prompts" / "train.jsonl").write_text("".join(sums))
+        hub.add_repo("ada/prompts", root / "prompts", type="dataset")
         tuned = zero_adapter(root / "tuned", MODEL, "model.layers.2.self_attn.q_proj", 128)
         hub.add_repo("ada/tuned", tuned, private=True)  # OWNER/NAME, which the documents export
         commands = Commands(hub.env(token=ADA), root)

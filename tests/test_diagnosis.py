@@ -101,7 +101,7 @@ def test_every_cause_has_a_log_that_shows_it_and_every_log_a_source():
     assert len([log for log in logs if log.cause == "none"]) >= 8
 
 
-EXPORT, EVALUATE, DPO = (ROOT / "templates" / name for name in ("export.py", "evaluate.py", "dpo.py"))
+EXPORT, EVALUATE, DPO, GRPO = (ROOT / "templates" / name for name in ("export.py", "evaluate.py", "dpo.py", "grpo.py"))
 
 
 def codes_of(template: Path) -> set[str]:
@@ -136,7 +136,7 @@ def test_the_references_have_every_code_and_troubleshooting_no_other():
     assert len(said) == len(set(said))
     everywhere = {code for path in (ROOT / "references").glob("*.md") for code in codes_in(path)}
     assert {cause.code for cause in CAUSES} | failed_codes() | {"unknown"} <= everywhere
-    assert codes_of(DPO) | codes_of(EVALUATE) <= everywhere
+    assert codes_of(DPO) | codes_of(EVALUATE) | codes_of(GRPO) <= everywhere
     scripts = "".join(path.read_text("utf-8") for path in (ROOT / "scripts").rglob("*.py"))
     warnings = {"not_packed"}
     assert [code for code in said if f'"{code}"' not in scripts and code not in failed_codes() | warnings] == []
@@ -163,7 +163,7 @@ def test_every_flag_and_command_that_a_fix_names_exists():
             words = shlex.split(found.command)
             assert found.command == LOGIN or (Path(words[2]).parent == ROOT / "scripts" and Path(words[2]).is_file())
     assert set(WRAPPERS) - {"error"} <= failed_codes()
-    assert failed_codes() | codes_of(EXPORT) | codes_of(EVALUATE) | codes_of(DPO) == set(STOPS)
+    assert failed_codes() | codes_of(EXPORT) | codes_of(EVALUATE) | codes_of(DPO) | codes_of(GRPO) == set(STOPS)
 
 
 def test_the_command_is_the_run_with_its_change():

@@ -53,14 +53,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses over the steps, in their order. Where a run went on from a checkpoint, the later points replace the earlier."""
+    """The losses, or the mean rewards, over the steps, in their order. Where a run went on from a checkpoint, the later points
+    replace the earlier.
+    """
 
     loss: tuple[Point, ...] = ()
     eval_loss: tuple[Point, ...] = ()
+    reward: tuple[Point, ...] = ()
 
     def as_json(self, most: int = 50) -> dict[str, list[list[float]]]:
-        """[step, loss] pairs, `most` of each at most, first and last among them."""
-        return {name: [[one.step, one.value] for one in thinned(getattr(self, name), most)] for name in ("loss", "eval_loss")}
+        """[step, value] pairs, `most` of each at most, first and last among them; rewards where a run has any."""
+        names = ("loss", "eval_loss", *(("reward",) if self.reward else ()))
+        return {name: [[one.step, one.value] for one in thinned(getattr(self, name), most)] for name in names}
 
 
 def thinned(points: Sequence[Point], most: int) -> Sequence[Point]:
@@ -106,6 +110,7 @@ def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
     kept: deque[str] = deque(maxlen=keep)
     losses: list[Point] = []
     evaluations: list[Point] = []
+    rewards: list[Point] = []
     saves: list[Point] = []
     tokens: list[Point] = []
     heard: float | None = None
@@ -121,6 +126,7 @@ def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
             if name == "progress":
                 put(losses, event, event.get("loss"))
                 put(tokens, event, event.get("tokens"))
+                put(rewards, event, event.get("reward"))
             elif name == "eval":
                 put(evaluations, event, event.get("eval_loss"))
             elif name == "checkpoint" and event.get("pushed") is True:
@@ -132,7 +138,7 @@ def summarise(lines: Iterable[str], keep: int = 400) -> Summary:
         whole(step.get("step")), whole(step.get("total_steps")), real(step.get("loss")), real(evaluation.get("eval_loss"))
     )
     eta = None if "done" in last or "failed" in last else number(step.get("eta_s"))
-    curve = Curve(tuple(losses), tuple(evaluations))
+    curve = Curve(tuple(losses), tuple(evaluations), tuple(rewards))
     newest = whole(last.get("checkpoint", {}).get("step"))
     return Summary(progress, eta, last, tuple(kept), curve, tuple(saves), heard, tuple(tokens), newest)
 

@@ -26,6 +26,8 @@ from .training import report
 from .training.columns import Format
 from .training.masks import Example, Renderer
 from .training.preferences import Preference
+from .training.questions import Question
+from .training.rewards import Rewards
 from .training.secrets import SECRETS
 from .training.settings import TrainingSettings
 
@@ -90,6 +92,20 @@ class PreferenceTemplate(Template, Protocol):
     """A template that learns preferences also says which they are."""
 
     def read_preference(self, row: Any, layout: Format) -> Preference: ...
+
+
+class RewardTemplate(Template, Protocol):
+    """A template that learns from rewards says which prompts it has answered, and what an answer is worth."""
+
+    def read_prompts(
+        self, rows: Iterable[Any], renderer: Renderer, layout: Format, room: int, system: str = ""
+    ) -> tuple[list[Question], dict[str, int]]: ...
+    def make_rewards(
+        self, reward: str, reward_file: str, reward_seconds: float, answer_format: str, most_tokens: int, questions: Any
+    ) -> tuple[Rewards, str]: ...
+    def digest_of(  # type: ignore[override]  # of prompts as they fit
+        self, renderer: Renderer, layout: Format, rows: Iterable[Any], room: int, system: str = ""
+    ) -> str: ...
 
 
 def load(path: Path = SFT) -> Template:

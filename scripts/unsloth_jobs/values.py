@@ -70,6 +70,9 @@ SHAPES: dict[str, Callable[[Any], bool]] = {  # of the fields that are read, wha
     **dict.fromkeys(("repos", "paths"), lambda value: isinstance(value, list) and all(map(is_text, value))),
     "graded": lambda value: value is None or is_graded(value),
     "preferences": is_change,
+    "rewards": is_change,
+    **dict.fromkeys(("prompt_tokens", "prompt_timed_tokens", "length", "clipped", "kl", "tokens_per_s"), is_amount),
+    **dict.fromkeys(("reward", "right"), lambda value: is_measured(value) or is_amount(value)),
     "held_out": is_amount,
     "settings": lambda value: isinstance(value, dict),
 }

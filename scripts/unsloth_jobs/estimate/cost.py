@@ -21,7 +21,7 @@ from ..training.generation import MOST_ROWS, SHORTEST_LIMIT
 from ..training.models import needs_bf16
 from ..training.precision import Chosen, fits_in_16bit, with_precision
 from ..training.settings import TrainingSettings
-from . import memory, preferences
+from . import memory, preferences, rewards
 from .flavors import Flavor
 from .history import History, Range
 
@@ -135,6 +135,8 @@ def divide_step(run: Run, settings: TrainingSettings, keeps: Callable[[int], boo
     """How the template will divide a step, and whether it keeps the activations: its own rule, over the mean row."""
     if compared := preferences.loss_of(settings):
         return preferences.divide_step(run.longest, settings, compared, keeps, gpus)
+    if rewards.rewarded(settings):
+        return rewards.divide_step(run.longest, settings, keeps)
     longest, tokens = run.longest or settings.max_seq_length, step_tokens(run, settings)
     length_for = lambda sequences: max(longest, math.ceil(tokens / sequences / gpus))  # noqa: E731
     return choose_batching(settings, length_for, keeps, run.packed, processes=gpus)
@@ -198,14 +200,19 @@ def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run
     rows["rows_a_step"] = settings.batch_size * settings.gradient_accumulation
     if found := misfits(flavor, needed_gb, disk_gb(model, settings), bf16_for(model), most_gpus(settings, run.spread)):
         return Candidate(flavor.name, False, found[0].reason, *sizes, code=found[0].code, **rows)
-    pace = seconds_per_token(flavor, model, size, needed.checkpointing, settings.backend, preferences.also_forward(settings))
+    if rewards.rewarded(settings):
+        pace = rewards.seconds_per_prompt_token(flavor, model, settings, run.tokens_per_row, batching, run.longest)
+    else:
+        pace = seconds_per_token(
+            flavor, model, size, needed.checkpointing, settings.backend, preferences.also_forward(settings)
+        )
     if gpus > 1:
         pace = with_sharing(pace, needed.adapter * memory.GB / 2, gpus, rows["steps"] / max(size.tokens, 1))
     known = ledger.refine_estimate(flavor.name, pace)
     training = known.pace.times(size.tokens).widened(run.error)
     evaluation = known.evaluation or evaluating(flavor, model, size)
     watched = patience_for(settings, size.rows, size.held_out)
-    evaluations = WATCHED_EVALUATIONS if watched else EVALUATIONS
+    evaluations = 0 if rewards.rewarded(settings) else WATCHED_EVALUATIONS if watched else EVALUATIONS
     start = known.overhead or starting(model)
     parts = {"start": start, "training": training, "evaluation": evaluation.times(evaluations)}
     if run.questions:
@@ -223,7 +230,7 @@ def candidate(flavor: Flavor, model: Model, settings: TrainingSettings, run: Run
         round(high / 3600, 2),
         round(low / 60 * flavor.usd_per_minute, 2),
         round(high / 60 * flavor.usd_per_minute, 2),
-        preferences.basis(known.basis, settings),
+        rewards.basis(preferences.basis(known.basis, settings), settings),
         {name: (round(part.low), round(part.high)) for name, part in parts.items()},
         (pace.low, pace.high),
         size.at_once,
@@ -333,7 +340,7 @@ def grading(model: Model, run: Run, settings: TrainingSettings) -> Range:
 
     An answer is as long as its reference at best, and at the limit of tokens at worst, as a base model's often is.
     """
-    limit = max(2 * run.answer_tokens, SHORTEST_LIMIT)
+    limit = getattr(settings, "max_completion_length", 0) or max(2 * run.answer_tokens, SHORTEST_LIMIT)
     batches = CONTENDERS * math.ceil(run.questions / MOST_ROWS)
     low, high = (
         batches * tokens * memory.layers(model) * pace

@@ -18,7 +18,7 @@ from ..values import shaped
 # Settings that change nothing about a run's cost, and those that change its length but not its pace.
 FREE = {
     "output_repo", "public", "save_local", "trackio_space", "run_name", "learning_rate", "lora_alpha", "seed",
-    "min_coverage", "save_steps", "card_samples", "beta", "simpo_gamma",
+    "min_coverage", "save_steps", "card_samples", "beta", "simpo_gamma", "max_kl", "temperature",
 }  # fmt: skip
 LENGTH = {
     "num_epochs", "max_steps", "num_samples", "eval_split", "max_eval_rows", "resume", "early_stopping", "eval_dataset",
@@ -135,10 +135,12 @@ def entry(run: dict[str, Any]) -> Entry | None:
     done = shaped(outcome.get("done") or {})
     if not (done.get("timed_tokens") and done.get("train_s") and done.get("tokens")):
         return None  # an older or edited template tells less
-    per_token = done["train_s"] / done["timed_tokens"]
-    if not 0 < per_token * done["tokens"] < math.inf:
+    # A run on rewards is priced by its prompts: what it will write is not known before.
+    tokens, timed = (done.get(f"prompt_{name}") or done[name] for name in ("tokens", "timed_tokens"))
+    per_token = done["train_s"] / timed
+    if not 0 < per_token * tokens < math.inf:
         return None
-    busy = per_token * done["tokens"] + (done.get("evaluation_s") or 0) * done.get("evaluations", 0)
+    busy = per_token * tokens + (done.get("evaluation_s") or 0) * done.get("evaluations", 0)
     busy += (done.get("graded") or {}).get("seconds") or 0
     estimated = (run.get("estimate") or {}).get("seconds_per_token")
     return Entry(

@@ -20,7 +20,7 @@ NAMES = {
     "adapter", "adapter_revision", "backend", "base_model", "base_model_revision", "completion_column", "dataset_config",
     "dataset_revision", "dataset_split", "eval_dataset_config", "eval_dataset_revision", "eval_dataset_split",
     "gradient_checkpointing", "judge_model", "judge_url", "models", "output_repo", "prompt_column", "quantizations",
-    "run_name", "save_local", "target_modules", "trackio_space",
+    "reward", "run_name", "save_local", "target_modules", "trackio_space",
 }  # fmt: skip
 FOLDERS = ("dataset", "eval_dataset", "adapter")  # settings that may name a folder here, which no job can see
 CLIENT_WANTS = (".py", ".sh", ".yaml", ".yml", ".toml")  # the client refuses a word with such an end that is no file

@@ -59,12 +59,25 @@ def training(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, s
         "data set": pinned(plan.dataset, plan.dataset_revision),
         "rows": rows(settings, estimate),
         "training": lengths(plan, settings, estimate),
+        "reward": rewarded(settings) if hasattr(settings, "num_generations") else "",
         "method": f"LoRA r {rank_of(settings)}, alpha {alpha_of(settings)}, {'from that adapter ' if made.parent else ''}on the model's weights in {bits}",
         "result": "\n".join(described(one, made.plan.public) for one in made.repositories) or f"the folder {plan.output_dir}",
         "model card": card(settings) if settings.output_repo else "",
         "dashboard": plan.dashboard_url or ("none" if plan.where == "hf" else "trackio show --project unsloth-jobs"),
     }
     return {name: value for name, value in lines.items() if value}
+
+
+def rewarded(settings: Any) -> str:
+    """What is rewarded, of how many completions, and what of this machine's files goes along."""
+    parts = "as the answers are" if settings.reward == AUTO and not settings.reward_file else settings.reward
+    parts = "file" if settings.reward == AUTO and settings.reward_file else parts
+    own = f", with {settings.reward_file}, which runs on the job's machine" if settings.reward_file else ""
+    form = f", format {settings.answer_format}" if settings.answer_format else ""
+    return (
+        f"{parts}{own}{form}; {settings.num_generations} completions of each prompt, of up to {settings.max_completion_length:,} "
+        f"tokens, temperature {settings.temperature:g}"
+    )
 
 
 def exporting(made: PreparedPlan) -> dict[str, str]:

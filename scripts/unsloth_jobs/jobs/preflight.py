@@ -186,7 +186,10 @@ def find_dataset_revision(api: HfApi, settings: Any) -> str | None:
 
 
 def require_readable(module: Template, settings: TrainingSettings) -> None:
-    """Raises UserError where the job could not read its local file: it is uploaded, and paid for, only where it can."""
+    """Raises UserError where the job could not read its local files: they are uploaded, and paid for, only where it can."""
+    if own := getattr(settings, "reward_file", ""):
+        with reasons(module):
+            module.grader_of_file(own, "grade")  # type: ignore[attr-defined]  # of a template that learns from rewards
     if hasattr(module, "scan_file"):  # copies of earlier versions have none
         with reasons(module):
             if file := module.local_file(settings):

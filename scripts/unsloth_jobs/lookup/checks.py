@@ -21,6 +21,7 @@ from .grading import examine_grading
 from .identity import whoami, writable_namespace
 from .model_info import Model
 from .pairs import has_preferences, tokenise_pairs
+from .prompts import has_rewards, tokenise_prompts
 from .sample import Sample, tokenise_sample
 from .table import Table, fetch_table
 
@@ -82,6 +83,8 @@ def tokenise(template: Template, settings: TrainingSettings, table: Table) -> Sa
     """The table with its tokens, as this template makes them. Raises UserError."""
     if has_preferences(template):
         return tokenise_pairs(template, settings, table)
+    if has_rewards(template):
+        return tokenise_prompts(template, settings, table)
     return tokenise_sample(template, settings, table)
 
 

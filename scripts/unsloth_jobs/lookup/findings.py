@@ -17,6 +17,7 @@ from .grading import Grading
 from .identity import Identity
 from .model_info import Model
 from .pairs import PairSample, check_pairs
+from .prompts import PromptSample, check_prompts
 from .reading import check_reading
 from .sample import Sample
 from .table import Table
@@ -117,6 +118,7 @@ def check_rows(found: Report) -> list[Problem]:
     if sample and found.model:
         problems += [*check_answers(sample), *check_lengths(sample, found.model), *check_texts(sample)]
         problems += check_pairs(sample) if isinstance(sample, PairSample) else []
+        problems += check_prompts(sample, found.settings) if isinstance(sample, PromptSample) else []
     if table:
         problems += [*check_reading(table), *check_table(table, found.settings)]
     return problems

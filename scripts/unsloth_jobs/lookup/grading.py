@@ -20,6 +20,7 @@ from ..training.question_set import reading_test_set
 from ..training.questions import asked_and_answered, context_of
 from ..training.report import Stop
 from ..training.settings import TrainingSettings
+from .prompts import PromptSample
 from .sample import Sample
 from .table import Table, fetch_table, reasons
 
@@ -59,11 +60,18 @@ def examine_grading(
             return None, [Problem("no_references", "error", message, "Add a column with the right answers, or leave it out.")]
         problems += seen_problem(tested, training, settings)
     references = [answer for _, answer in tested]
-    name, why = (settings.grader, "asked for") if settings.grader != "auto" else propose_grader(references)
+    name: str | None
+    if settings.grader != "auto":
+        name, why = settings.grader, "asked for"
+    elif isinstance(sample, PromptSample):
+        name, why = sample.verdict.get("grader"), "the reward's own"
+    else:
+        name, why = propose_grader(references)
     if name in (None, "none"):
         return Grading(None, why), problems
     try:
-        load_grader(name)
+        if why != "the reward's own":  # which has been tried
+            load_grader(name)
     except Stop as stop:
         return None, [*problems, Problem(stop.code, "error", stop.message, stop.fix)]
     if misfit := grader_misfit(name, references):

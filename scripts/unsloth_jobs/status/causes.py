@@ -41,6 +41,11 @@ def slower(settings: Mapping[str, Any]) -> list[str]:
     return [f"--learning-rate={rate / 3:.2g}"] if rate else []
 
 
+def longer_completions(settings: Mapping[str, Any]) -> list[str]:
+    tokens = whole(settings.get("max_completion_length"))
+    return [f"--max-completion-length={2 * tokens}"] if tokens else []
+
+
 @dataclass(frozen=True)
 class Cause:
     """A failure that is known by what the failing program itself prints.
@@ -543,6 +548,21 @@ STOPS = {
         AGAIN,
         lambda settings: ["--backend=trl"],
     ),
+    "reward_flat": Remedy(
+        "Nothing was learned, as all completions of a prompt had the same reward. If all are wrong: train answers first with "
+        "templates/sft.py and go on from that adapter, give partial credit, or choose easier rows.",
+        CHECK,
+    ),
+    "all_clipped": Remedy(
+        "Raise --max-completion-length, ask for short answers in --system-prompt, or choose the instruct version of the model.",
+        AGAIN,
+        longer_completions,
+    ),
+    "kl_too_high": Remedy("Lower --learning-rate to a third, or add --beta 0.04.", AGAIN, slower),
+    "no_reward": Remedy("Choose a --reward, or pass --reward-file FILE.py with a grade(answer, reference, row)."),
+    "reward_misfit": Remedy("Choose another --reward, or name the answers' column with --completion-column."),
+    "no_prompts": Remedy("Look at the rows' prompts, or raise --max-seq-length."),
+    "to_prompt_failed": Remedy("Correct to_prompt in the script: check.py --script SCRIPT tries it on the first rows.", CHECK),
     "masks_lost": Remedy(
         "Use the versions that templates/sft.py pins: another trainer computes the loss mask differently.", LOGS
     ),

@@ -73,6 +73,8 @@ class Status:
     def learned(self) -> str | None:
         """What the training was worth; None where no rows were held out."""
         done = self.summary.event("done")
+        if done.get("rewards"):
+            return reward_part(done["rewards"])
         base, tuned = done.get("base_loss"), done.get("tuned_loss")
         if base is None or tuned is None:
             return None
@@ -165,6 +167,13 @@ class Status:
         if self.job.stage != "RUNNING":
             return "Its status is unavailable now. Look again later."
         return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
+
+
+def reward_part(found: dict[str, list[float]]) -> str:
+    """What a run on rewards says of its first and last steps."""
+    texts = {"reward": "mean reward {:.2f} → {:.2f}", "right": "right {:.0%} → {:.0%}", "length": "{:.0f} → {:.0f} tokens"}
+    parts = [text.format(*found[name]) for name, text in texts.items() if name in found]
+    return f"{'; '.join(parts)} (sampled completions, first and last steps)"
 
 
 def preference_part(done: dict[str, Any]) -> str:

@@ -21,11 +21,11 @@ LINE, DOTS = "cyan", "bold yellow"
 
 
 def chart(curve: Curve, columns: int) -> Text | None:
-    """Training loss as a line, held-out loss as dots, over the steps; None where there is nothing to draw yet.
+    """Training loss as a line, held-out loss as dots, over the steps, or the mean reward; None where there is nothing to draw yet.
 
     columns: how wide it may be, its axis included. What is no number is left out.
     """
-    line, dots = finite(curve.loss), finite(curve.eval_loss)
+    line, dots = finite(curve.reward or curve.loss), finite(curve.eval_loss)
     points = [*line, *dots]
     if len({point.step for point in points}) < 2 or columns < 20:
         return None
@@ -72,7 +72,9 @@ def as_table(status: Status) -> Table:
     start = "as it began" if status.summary.event("parent") else "base model"
     held_out = f"[{DOTS}]{HELD_OUT}[/] held-out" + (f" ({start})" if base else "")
     losses = {f"[{LINE}]training[/]": progress.loss, held_out: progress.eval_loss}
-    if any(loss is not None for loss in losses.values()):
+    if reward := reward_line(status):
+        grid.add_row("reward", reward)
+    elif any(loss is not None for loss in losses.values()):
         grid.add_row("loss", "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None))
     if people.is_terminal and people.encoding.startswith("utf") and (curve := chart(status.summary.curve, columns())):
         grid.add_row("", curve)
@@ -95,6 +97,22 @@ def as_table(status: Status) -> Table:
             grid.add_row("submitted", escape(status.plan.command))
     grid.add_row("next", escape(status.next))
     return grid
+
+
+def reward_line(status: Status) -> str:
+    """As: 0.42 (0.31 at first)  right 38%  212 tokens  cut 3%  KL 0.012  4,100 tokens/s  $0.02 a point; "" for other runs."""
+    now, points = status.summary.event("progress"), finite(status.summary.curve.reward)
+    if not points:
+        return ""
+    first, last = points[0].value, points[-1].value
+    texts = {
+        "right": "right {:.0%}", "length": "{:.0f} tokens", "clipped": "cut {:.0%}", "kl": "KL {:.3f}", "tokens_per_s": "{:,.0f} tokens/s",
+    }  # fmt: skip
+    parts = [f"{last:.3f} ({first:.3f} at step {points[0].step})"]
+    parts += [text.format(now[name]) for name, text in texts.items() if isinstance(now.get(name), int | float)]
+    if status.spent_usd and last > first:
+        parts.append(f"{dollars(status.spent_usd / (100 * (last - first)))} a point")
+    return "  ".join(parts)
 
 
 def columns() -> int:

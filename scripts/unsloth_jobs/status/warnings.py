@@ -75,6 +75,8 @@ def flat_loss_warning(summary: Summary, plan: Plan | None) -> Problem | None:
     The held-out loss tells, where the base model was evaluated too: the same rows each time. The training loss differs
     by its rows from step to step: without evaluations, flat is only what hardly moves at all.
     """
+    if summary.curve.reward:  # whose loss is about 0 whatever is learned; such a run ends by itself
+        return None
     losses = [point.value for point in summary.curve.loss if math.isfinite(point.value)]
     resumed = plan is not None and "--resume" in plan.arguments  # and has learned before this log begins
     if len(losses) < LEAST_POINTS or resumed or (plan and plan.smoke):

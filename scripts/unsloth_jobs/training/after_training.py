@@ -7,7 +7,7 @@ import shlex
 
 from .gguf_sizes import gguf_bytes, speed_class
 
-FILE = "q4_k_m"  # the first that export.py makes
+FIRST_MADE = "q4_k_m"  # the first that export.py makes
 LONGEST_NAME = 32  # characters of an Inference Endpoint's
 ENDPOINT = (
     "--framework pytorch --task text-generation --vendor aws --region us-east-1 --accelerator gpu --instance-type nvidia-l4 "
@@ -18,10 +18,10 @@ ENDPOINT = (
 def laptop_line(parameters: int | None) -> str:
     """The GGUF file to expect, as: q4_k_m, about 0.7 GB: about 30 tokens a second ... . parameters: of the base."""
     if not parameters or parameters < 0:
-        return FILE
-    size = gguf_bytes(parameters * 2, FILE)
+        return FIRST_MADE
+    size = gguf_bytes(parameters * 2, FIRST_MADE)
     amount = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-    return f"{FILE}, about {amount}: {speed_class(size)}"
+    return f"{FIRST_MADE}, about {amount}: {speed_class(size)}"
 
 
 def endpoint_command(repository: str) -> str:

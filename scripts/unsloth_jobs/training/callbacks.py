@@ -19,6 +19,20 @@ from .run import StopSignal
 from .settings import TrainingSettings
 from .step_timer import StepTimer
 
+# What a trainer on rewards measures, beside each part of the reward as reward_NAME.
+STEP_FIGURES = (
+    "reward",
+    "right",
+    "informative",
+    "length",
+    "clipped",
+    "kl",
+    "tokens_per_s",
+    "writing_s",
+    "rewarding_s",
+    "step_s",
+)
+
 
 def progress_callback(
     settings: TrainingSettings,
@@ -69,6 +83,11 @@ def progress_callback(
                 tokens=int(timer.tokens),
                 elapsed_s=round(time.monotonic() - self.start, 1),
                 eta_s=None if eta is None else round(eta, 1),
+                **{
+                    name: round(float(value), 4)
+                    for name, value in logs.items()
+                    if name in STEP_FIGURES or name.startswith("reward_")
+                },
             )
 
         def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):

@@ -69,7 +69,7 @@ def steps_line(state: Any) -> str:
         return f"{state.global_step:,}"
     saved = "" if stopped["usd_saved"] is None else f", about ${stopped['usd_saved']:.2f}"
     return (
-        f"{stopped['step']:,} of {stopped['of']:,}: stopped early, as the held-out loss no longer fell. "
+        f"{stopped['step']:,} of {stopped['of']:,}: stopped early, as {stopped.get('why', 'the held-out loss no longer fell')}. "
         f"The adapter is that of step {stopped['kept_step']:,}. Saved: {stopped['steps_saved']:,} steps{saved}"
     )
 

@@ -23,11 +23,12 @@ RESUME_MUST_MATCH = (
     "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
     "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
     "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
+    "reward", "answer_format", "system_prompt", "num_generations", "max_completion_length", "temperature",
 )  # fmt: skip
 LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
 LINEAGE_NAMES = {
     "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
-    "parent": "the adapter that it goes on from",
+    "parent": "the adapter that it goes on from", "rewards": "the rewards and what they compare with",
 }  # fmt: skip
 
 

@@ -56,18 +56,23 @@ def show_evidence(
     settings: TrainingSettings,
     seconds: float,
     began: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    known: Sequence[Answer | None] = (),
 ) -> tuple[Evaluation | None, list[dict[str, str]]]:
     """The grades of base and tuned model, and the first answers of both, as events. A failure is a warning: the result is safe.
 
     None without a grader, or where nothing could be answered. seconds: that are left for it. began: the weights of the
-    adapter that training went on from, which is the base then.
+    adapter that training went on from, which is the base then. limit: tokens of an answer (None: as the references are); known: what the base has answered already, question by question.
     """
     evaluation, samples = None, []
     try:
         prepare_for_inference(model, settings.backend)
         if chosen.grader and chosen.questions:
-            limit = answer_limit((question.reference for question in chosen.questions), tokenizer)
+            limit = limit or answer_limit((question.reference for question in chosen.questions), tokenizer)
             contenders = base_and_tuned(model, tokenizer, limit, began)
+            if known:
+                remembered = {id(question): answer for question, answer in zip(chosen.questions, known, strict=True)}
+                contenders["base"] = lambda questions, until: [remembered[id(question)] for question in questions]
             evaluation = evaluate_contenders(contenders, chosen, chosen.grader, min(settings.grading_seconds, seconds))
             if evaluation:
                 emit("graded", **evaluation.as_event())

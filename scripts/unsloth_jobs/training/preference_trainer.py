@@ -9,6 +9,7 @@ from typing import Any
 
 from .batching import Batching
 from .masks import IGNORE
+from .padding import padded
 from .preference_losses import LOSSES
 from .preference_scores import Score, Yardstick
 from .processes import process_count, process_number
@@ -149,19 +150,6 @@ class Watched:
         return getattr(self.watched, name)
 
 
-def padded(rows: list[tuple[list[int], list[int]]], filler: int, multiple: int) -> dict[str, Any]:
-    """Token ids and labels of some sequences as input_ids, attention_mask and completion_mask (1 where a label is)."""
-    import torch
-
-    width = -(-max(len(ids) for ids, _ in rows) // multiple) * multiple
-    fill = lambda values, filling: values + [filling] * (width - len(values))  # noqa: E731
-    return {
-        "input_ids": torch.tensor([fill(ids, filler) for ids, _ in rows]),
-        "attention_mask": torch.tensor([fill([1] * len(ids), 0) for ids, _ in rows]),
-        "completion_mask": torch.tensor([fill([int(label != IGNORE) for label in labels], 0) for _, labels in rows]),
-    }
-
-
 def as_tensor(rows: list[dict[str, Any]], name: str) -> Any:
     import torch
 
@@ -230,41 +218,6 @@ def preference_trainer(name: str, beta: float, gamma: float, weights: tuple[floa
 
     config = CPOConfig(**options, loss_type=name, beta=beta, simpo_gamma=gamma, cpo_alpha=0.0, label_smoothing=0.0)
     return type("Trainer", (PreferenceTrainer, FusedForward, CPOTrainer), {}), config
-
-
-def add_fused_head(model: Any) -> None:
-    """TRL's fused LM head, which its trainers of DPO and KTO add by themselves."""
-    from trl.trainer.utils import add_fused_lm_head
-
-    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "mean_logits"))
-
-
-def compute_head_without_gpu() -> None:
-    """TRL's fused head is a kernel for GPUs; Unsloth brings one for processors, and without Unsloth this is it."""
-    from trl.trainer import utils
-
-    utils._ChunkedLogProbFunction = WholeLogProbs
-
-
-class WholeLogProbs:
-    """What TRL's kernel computes of each token, from all its logits at once."""
-
-    @staticmethod
-    def apply(hidden, weight, bias, labels, temperature, chunk_size, softcap, scale, outputs):
-        import torch
-
-        logits = torch.nn.functional.linear(hidden, weight, bias).float() * scale
-        logits = (softcap * torch.tanh(logits / softcap) if softcap else logits) / temperature
-        all_log_probs = logits.log_softmax(-1)
-        probabilities = all_log_probs.exp()
-        values = {
-            "log_probs": all_log_probs.gather(-1, labels[:, None])[:, 0],
-            "entropy": -(probabilities * all_log_probs).sum(-1),
-            "log_sum_sq_probs": probabilities.square().sum(-1).log(),
-            "mean_logits": logits.mean(-1),
-            "is_top1": logits.argmax(-1) == labels,
-        }
-        return tuple(value if name in (*outputs, "log_probs") else None for name, value in values.items())
 
 
 def remove_reference(model: Any) -> None:
