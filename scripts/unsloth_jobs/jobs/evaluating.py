@@ -14,8 +14,7 @@ from ..errors import USAGE, UserError
 from ..lookup import client
 from ..lookup.dataset_info import is_local
 from ..lookup.identity import Identity
-from ..training.adapter import CONFIG, WEIGHTS
-from ..training.checkpoints import SETTINGS_FILE
+from ..training.adapter import CONFIG, SETTINGS_FILE, WEIGHTS
 from ..training.contenders import MOST_CONTENDERS, id_and_revision
 from . import preflight
 
