@@ -124,11 +124,15 @@ def takes_settings(script: Path) -> bool:
 
 def trains(module: Template) -> bool:
     """Whether a template trains a model on rows."""
-    return method_of(module) not in ("export", "evaluate") and hasattr(module, READERS[0])
+    return method_of(module) not in ("export", "evaluate", "serve") and hasattr(module, READERS[0])
 
 
 def evaluates(module: Template) -> bool:
     return method_of(module) == "evaluate"
+
+
+def serves(module: Template) -> bool:
+    return method_of(module) == "serve"
 
 
 def method_of(module: Template) -> str:

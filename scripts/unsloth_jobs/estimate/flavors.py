@@ -33,7 +33,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Flavor:
-    """A machine. vram_gb is the total over its GPUs; disk_gb is 0 where it is not known; usd_per_minute is charged from
+    """A machine. vram_gb is the total over its GPUs; disk_gb and ram_gb are 0 where they are not known; usd_per_minute is charged from
     its start to the job's end.
     """
 
@@ -43,6 +43,7 @@ class Flavor:
     gpus: int = 0
     accelerator: str = ""
     disk_gb: float = 0.0
+    ram_gb: float = 0.0
 
     @property
     def gpu(self) -> GPU | None:
@@ -142,6 +143,7 @@ def as_flavor(item: JobHardwareInfo) -> Flavor:
         int(accelerator.quantity) if accelerator else 0,
         accelerator.model if accelerator else "",
         gigabytes(item.ephemeral_storage),
+        gigabytes(item.ram),
     )
 
 

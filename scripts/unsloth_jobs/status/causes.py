@@ -511,6 +511,9 @@ STOPS = {
     "loss_not_finite": Remedy(
         "Lower --learning-rate to a third. On a T4 choose --flavor l4x1: many models overflow without bf16.", AGAIN, slower
     ),
+    "engine_failed": Remedy("Serve it with --engine transformers, or on a --flavor with more memory.", LOGS),
+    "port_in_use": Remedy("Pass --port 0: any that is free.", LOGS),
+    "no_gguf": Remedy("Pass a GGUF file, or OWNER/NAME:FILE.gguf of the Hub.", LOGS),
     "no_gpu": Remedy("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
     "small_gpu": Remedy("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
     "unknown_target": Remedy("Leave --target-modules at auto.", AGAIN, lambda settings: ["--target-modules=auto"]),

@@ -202,7 +202,9 @@ def policy(page: str) -> str:
     """A Content-Security-Policy under which nothing runs but what stands in the page, and nothing is asked but its own server."""
     styles, scripts = (hash_of(page, tag) for tag in ("style", "script"))
     parts = ["default-src 'none'", f"style-src {styles}", f"script-src {scripts}", "connect-src 'self'", "img-src data:"]
-    return "; ".join([*parts, "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"])
+    return "; ".join(
+        [*parts, "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'"]
+    )
 
 
 def hash_of(page: str, tag: str) -> str:

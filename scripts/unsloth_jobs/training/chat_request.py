@@ -16,7 +16,7 @@ NOT_DONE = {
     "tools", "functions", "tool_choice", "response_format", "logprobs", "top_logprobs", "logit_bias", "frequency_penalty",
     "presence_penalty", "audio", "prediction",
 }  # fmt: skip
-NEUTRAL = (None, False, 0, 0.0, [], {}, {"type": "text"}, "none", "auto")
+NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, [], {}, {"type": "text"}, "none", "auto")
 
 
 class BadRequest(Exception):
@@ -87,7 +87,7 @@ def read_request(body: Mapping[str, Any], names: Iterable[str]) -> ChatRequest:
         temperature=number_within(body, "temperature", 0, 2),
         top_p=number_within(body, "top_p", 0, 1),
         seed=whole_number(body, "seed", 0),
-        stop=words,  # type: ignore[arg-type]  # texts, as checked above
+        stop=words,
     )
 
 
@@ -107,8 +107,9 @@ def read_messages(given: Any) -> tuple[dict[str, str], ...]:
 def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [None]
-    if not all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+    parts = content if isinstance(content, list) else []
+    is_text = [isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts]
+    if not is_text or not all(is_text):
         raise BadRequest("bad_messages", "A turn's content is a text, or a list of parts of the type text.")
     return "".join(part["text"] for part in parts)
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from .chat_page import PAGE, policy
@@ -86,12 +86,8 @@ class ChatServer:
         return self.answer({"object": "list", "data": [{"id": name, **about} for name in self.names]})
 
     def require_own(self, request: Any) -> None:
-        """Raises BadRequest for what a page of another site makes a browser send to a server on this machine."""
-        host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if self.only_loopback and host.rsplit(":", 1)[0].strip("[]") not in LOOPBACK:
-            raise BadRequest("foreign_host", "Only 127.0.0.1 and localhost are answered to.", 403)
-        if self.only_loopback and origin and origin.partition("://")[2] != host:
-            raise BadRequest("foreign_origin", "A page of another site may not ask here.", 403)
+        if self.only_loopback:
+            require_same_site(request.headers)
 
     async def chat(self, request: Any) -> Any:
         from starlette.concurrency import run_in_threadpool
@@ -189,6 +185,15 @@ class ChatServer:
                 self.tally.tell()
 
 
+def require_same_site(headers: Mapping[str, str]) -> None:
+    """Raises BadRequest for what a page of another site makes a browser send to a server on this machine."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if host.rsplit(":", 1)[0].strip("[]") not in LOOPBACK:
+        raise BadRequest("foreign_host", "Only 127.0.0.1 and localhost are answered to.", 403)
+    if origin and origin.partition("://")[2] != host:
+        raise BadRequest("foreign_origin", "A page of another site may not ask here.", 403)
+
+
 def event_line(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
@@ -216,5 +221,7 @@ def bind(host: str, port: int) -> Any:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
     except OSError as error:
         raise Stop(
-            "port_in_use", f"Port {port} of {host} cannot be listened on: {error.strerror or error}.", "Pass --port 0: any free one."
+            "port_in_use",
+            f"Port {port} of {host} cannot be listened on: {error.strerror or error}.",
+            "Pass --port 0: any free one.",
         ) from error

@@ -113,7 +113,8 @@ class Upstream:
     def stream(self, body: dict[str, Any], tally: Tally, given_up: threading.Event) -> Iterator[dict[str, Any]]:
         name, options = body["model"], body.get("stream_options")
         wants_usage = isinstance(options, dict) and options.get("include_usage")
-        began, usage, pieces = time.monotonic(), {}, 0
+        usage: dict[str, Any] = {}
+        began, pieces = time.monotonic(), 0
         connection, answer = self.chat(body | {"stream_options": {"include_usage": True}})
         with contextlib.closing(connection):
             for line in answer:

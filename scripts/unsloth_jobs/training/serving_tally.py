@@ -77,4 +77,6 @@ class Tally:
         if at_once or (counts != self.told and now - self.told_at > TOLD_EVERY_S):
             self.told, self.told_at = counts, now
             idle_ends_at = round(time.time() + self.idle_s - self.idle_for_s)
-            emit("serving", **self.facts, **self.as_json(), ends_at=self.ends_at, idle_ends_at=idle_ends_at, cost_usd=cost_usd())
+            emit(
+                "serving", **self.facts, **self.as_json(), ends_at=self.ends_at, idle_ends_at=idle_ends_at, cost_usd=cost_usd()
+            )

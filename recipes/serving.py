@@ -18,11 +18,11 @@ r"""Serve a tuned model and its base side by side: a page with a chat, and an Op
 
 On Hugging Face Jobs, private to whoever may read the job, until the timeout or until nobody has asked for 10 minutes:
 
-    hf jobs uv run --flavor l4x1 --timeout 30m --expose 8000 --secrets HF_TOKEN templates/serve.py -- --model you/lfm-finetuned
+    hf jobs uv run --flavor l4x1 --timeout 30m --expose 8000 --secrets HF_TOKEN templates/serving.py -- --model you/lfm-finetuned
 
 Here, on the processor, reachable from this machine alone:
 
-    uv run templates/serve.py --model ./tuned
+    uv run templates/serving.py --model ./tuned
 
 The models' names are `base` and `tuned`. Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME
 is one of plan, contenders, listening, serving, warning, done, failed. No event and no log line holds a question or an answer.
@@ -52,7 +52,7 @@ from unsloth_jobs.training.setting import setting
 from unsloth_jobs.training.speakers import load_speakers
 
 METHOD = "serve"
-ENGINES = ("transformers", "vllm", "llama.cpp")
+ENGINES = ("auto", "transformers", "vllm", "llama.cpp")
 
 # ---------------------------------------------------------------------------------------------------------------
 # Settings: fill them in here, or pass the flag of the same name.
@@ -63,7 +63,9 @@ class Settings:
     model: str = setting("", "adapter or whole model: Hub id, ID@REVISION, or folder; with llama.cpp a GGUF file, or ID:FILE")
     base_model: str = setting("", "model to compare it with (default: the one that the adapter names)")
     base_model_revision: str = setting("", "commit or branch of that model (default: the one that the adapter names)")
-    engine: str = setting("transformers", "transformers, vllm (in the image vllm/vllm-openai), or llama.cpp for a GGUF file")
+    engine: str = setting(
+        "auto", "transformers, vllm (in the image vllm/vllm-openai), or llama.cpp (a GGUF file); auto: by the model alone"
+    )
     idle: float = setting(10.0, "minutes after which it ends where nobody asks anything")
     context: int = setting(8192, "tokens of question and answer together, with vllm and llama.cpp")
     half: bool = setting(False, "with vllm: fp16, for a GPU without bf16")
@@ -81,6 +83,8 @@ def serve(settings: Settings) -> None:
     began = time.monotonic()
     stop_signal = StopSignal()
     stop_signal.listen()
+    if settings.engine == "auto":
+        settings = replace(settings, engine="llama.cpp" if settings.model.endswith(".gguf") else "transformers")
     emit("plan", settings=asdict(settings))
     is_job = bool(os.environ.get("JOB_ID"))
     host = settings.host or ("0.0.0.0" if is_job else "127.0.0.1")
