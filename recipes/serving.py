@@ -4,6 +4,7 @@
 #     "transformers",
 #     "peft",
 #     "accelerate",
+#     "bitsandbytes",
 #     "huggingface_hub",
 #     "starlette",
 #     "uvicorn",

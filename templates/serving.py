@@ -5,6 +5,7 @@
 #     "transformers==5.17.0",
 #     "peft==0.21.2",
 #     "accelerate==1.15.0",
+#     "bitsandbytes==0.50.2",
 #     "huggingface_hub==1.33.0",
 #     "starlette==1.10.0",
 #     "uvicorn==0.54.0",
@@ -266,6 +267,7 @@ article { padding: .75rem 0; border-bottom: 1px solid var(--line); }
 form { border-top: 1px solid var(--line); display: grid; gap: .4rem; }
 textarea, input, button, select { font: inherit; color: inherit; padding: .4rem .5rem; border-radius: .4rem; border: 1px solid var(--line); background: transparent; }
 textarea { width: 100%; resize: vertical; }
+@media (max-width: 30rem) { label small { display: none; } }
 .row { display: flex; flex-wrap: wrap; gap: .4rem .8rem; align-items: center; }
 .row label { display: flex; gap: .3rem; align-items: center; }
 button { cursor: pointer; min-height: 2.5rem; }
@@ -286,7 +288,7 @@ select option { color: CanvasText; background: Canvas; }
 <button class="main" id="send">Ask</button>
 <button type="button" id="stop" disabled>Stop</button>
 <button type="button" id="fresh">New conversation</button>
-<label>Ask <select id="who"></select></label>
+<label>Answers by <select id="who"></select></label>
 </div>
 <details>
 <summary>System prompt, temperature, length</summary>
@@ -941,7 +943,7 @@ def run_name(settings: TrainingSettings) -> str:
 # What a server has answered, when it ends, and the events that say so: never what it was asked.
 
 
-TOLD_EVERY_S = 15.0  # at most so often, and only where something has changed
+TOLD_EVERY_S = 5.0  # at most so often, and only where something has changed
 
 
 @dataclass
@@ -969,7 +971,7 @@ class Tally:
             self.open += 1
         try:
             yield
-        except BaseException:
+        except Exception:  # a client that leaves is none
             with self.lock:
                 self.failed += 1
             raise
@@ -1187,7 +1189,8 @@ class ChatServer:
 
 def require_same_site(headers: Mapping[str, str]) -> None:
     """Raises BadRequest for what a page of another site makes a browser send to a server on this machine."""
-    host, origin = headers.get("host", ""), headers.get("origin")
+    named = {name.lower(): value for name, value in headers.items()}
+    host, origin = named.get("host", ""), named.get("origin")
     if host.rsplit(":", 1)[0].strip("[]") not in LOOPBACK:
         raise BadRequest("foreign_host", "Only 127.0.0.1 and localhost are answered to.", 403)
     if origin and origin.partition("://")[2] != host:

@@ -51,7 +51,7 @@ class Passage(BaseHTTPRequestHandler):
     def pass_on(self, body: bytes | None) -> None:
         """To the job and back, part by part."""
         try:
-            require_same_site(self.headers)
+            require_same_site(dict(self.headers.items()))
         except BadRequest as error:
             self.send_error(error.status, error.message)
             return

@@ -16,7 +16,9 @@ from ..estimate import serving
 from ..estimate.flavors import LOCAL, Flavor
 from ..lookup import client
 from ..lookup.dataset_info import is_local
-from ..lookup.model_info import fetch_model
+from ..lookup.model_info import Model, fetch_model
+from ..training.models import require_decoder
+from ..training.report import Stop
 from ..training.serving_commands import LLAMA_SERVER
 from . import evaluating
 
@@ -53,6 +55,8 @@ def resolve_serving(api: HfApi, settings: Any, flavors: list[Flavor], flavor: st
         revision = models[0].revision or revision
     if not found.config:
         models.append(fetch_model(api, found.id, found.revision))
+    for model in models:
+        require_served(model)
     served = serving.Served(tuple(models), extra_bytes=ADAPTER_BYTES if found.config else 0.0)
     choice = serving.choose(flavors, served, settings.engine, flavor) if is_job else here(served, settings.engine)
     settings = replace(
@@ -82,6 +86,17 @@ def base_of(api: HfApi, found: evaluating.NamedModel, asked: str, is_job: bool) 
         card = api.model_info(found.id, revision=found.revision).card_data
     stated = card.get("base_model") if card else None
     return stated if isinstance(stated, str) and client.IS_ID.fullmatch(stated) else ""
+
+
+def require_served(model: Model) -> None:
+    """Raises UserError where no engine here takes a model."""
+    try:
+        require_decoder(model.config)
+    except Stop as stop:
+        how = "is quantised in a way that is not served here" if stop.code == "quantized_model" else "does not write text"
+        raise UserError(
+            "not_served", f"{model.id} ({model.architecture}) {how}.", "Serve a model whose architecture ends in ForCausalLM."
+        ) from stop
 
 
 def here(served: serving.Served, engine: str) -> serving.Choice:

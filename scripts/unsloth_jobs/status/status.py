@@ -98,6 +98,8 @@ class Status:
             return "answering questions, as base and as tuned" if "graded" not in self.summary.last else "writing the card"
         if progress.step is not None:
             return "saving and pushing" if progress.step == progress.total_steps else "training"
+        if self.plan and self.plan.port and not self.served:
+            return "reading what the model is" if self.summary.event("plan") else "installing its libraries"
         reached = [name for name in PHASES if self.summary.event(name)]
         return PHASES[reached[-1]] if reached else "installing its libraries"
 

@@ -34,6 +34,7 @@ article { padding: .75rem 0; border-bottom: 1px solid var(--line); }
 form { border-top: 1px solid var(--line); display: grid; gap: .4rem; }
 textarea, input, button, select { font: inherit; color: inherit; padding: .4rem .5rem; border-radius: .4rem; border: 1px solid var(--line); background: transparent; }
 textarea { width: 100%; resize: vertical; }
+@media (max-width: 30rem) { label small { display: none; } }
 .row { display: flex; flex-wrap: wrap; gap: .4rem .8rem; align-items: center; }
 .row label { display: flex; gap: .3rem; align-items: center; }
 button { cursor: pointer; min-height: 2.5rem; }
@@ -54,7 +55,7 @@ select option { color: CanvasText; background: Canvas; }
 <button class="main" id="send">Ask</button>
 <button type="button" id="stop" disabled>Stop</button>
 <button type="button" id="fresh">New conversation</button>
-<label>Ask <select id="who"></select></label>
+<label>Answers by <select id="who"></select></label>
 </div>
 <details>
 <summary>System prompt, temperature, length</summary>

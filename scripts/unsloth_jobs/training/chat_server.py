@@ -187,7 +187,8 @@ class ChatServer:
 
 def require_same_site(headers: Mapping[str, str]) -> None:
     """Raises BadRequest for what a page of another site makes a browser send to a server on this machine."""
-    host, origin = headers.get("host", ""), headers.get("origin")
+    named = {name.lower(): value for name, value in headers.items()}
+    host, origin = named.get("host", ""), named.get("origin")
     if host.rsplit(":", 1)[0].strip("[]") not in LOOPBACK:
         raise BadRequest("foreign_host", "Only 127.0.0.1 and localhost are answered to.", 403)
     if origin and origin.partition("://")[2] != host:

@@ -12,7 +12,7 @@ from typing import Any
 from .report import emit
 from .run import cost_usd
 
-TOLD_EVERY_S = 15.0  # at most so often, and only where something has changed
+TOLD_EVERY_S = 5.0  # at most so often, and only where something has changed
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Tally:
             self.open += 1
         try:
             yield
-        except BaseException:
+        except Exception:  # a client that leaves is none
             with self.lock:
                 self.failed += 1
             raise
