@@ -177,7 +177,7 @@ class ChatServer:
     async def watch(self, server: Any, margin_s: float, reasons: list[str]) -> None:
         while not server.should_exit:
             await asyncio.sleep(CHECKS_EVERY_S)
-            reason = "failed" if self.failure else self.tally.reason_to_end(margin_s) if self.engine else None
+            reason = "failed" if self.failure else self.tally.reason_to_end(margin_s, is_ready=self.engine is not None)
             if reason:
                 reasons.append(reason)
                 server.should_exit = True

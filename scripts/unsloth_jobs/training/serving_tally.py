@@ -60,11 +60,11 @@ class Tally:
     def idle_for_s(self) -> float:
         return 0.0 if self.open else time.monotonic() - self.asked_at
 
-    def reason_to_end(self, margin_s: float) -> str | None:
+    def reason_to_end(self, margin_s: float, is_ready: bool = True) -> str | None:
         """Why the server should end now: its timeout is so near, or nobody has asked for long; None while it goes on."""
         if self.ends_at is not None and time.time() + margin_s > self.ends_at:
             return "timeout"
-        return "idle" if self.idle_for_s > self.idle_s else None
+        return "idle" if is_ready and self.idle_for_s > self.idle_s else None
 
     def as_json(self) -> dict[str, Any]:
         pace = round(self.tokens / self.writing_s, 1) if self.writing_s else None
