@@ -47,7 +47,7 @@ from unsloth_jobs.training.machine import require_gpu_where_paid
 from unsloth_jobs.training.report import Stop, emit, exit_code
 from unsloth_jobs.training.run import StopSignal, cost_usd, run_facts
 from unsloth_jobs.training.serving_commands import LLAMA_SERVER, free_port, llama_command, vllm_command
-from unsloth_jobs.training.serving_engines import SpeakerEngine, Upstream, Upstreams
+from unsloth_jobs.training.serving_engines import LlamaEngine, SpeakerEngine, Upstream, Upstreams
 from unsloth_jobs.training.serving_tally import Tally
 from unsloth_jobs.training.setting import setting
 from unsloth_jobs.training.speakers import load_speakers
@@ -142,6 +142,8 @@ def load_engine(settings: Settings, contenders: dict[str, Contender]) -> Engine:
     if settings.engine == "transformers":
         require_gpu_where_paid(run_facts().get("vram_gb") or 0)
         return SpeakerEngine(load_speakers(contenders))
+    if settings.engine == "llama.cpp" and not shutil.which(LLAMA_SERVER):
+        return LlamaEngine({name: one.model for name, one in contenders.items()}, settings.context)
     upstreams = start_llama(settings, contenders) if settings.engine == "llama.cpp" else start_vllm(settings, contenders)
     try:
         for upstream in upstreams.values():
@@ -153,10 +155,9 @@ def load_engine(settings: Settings, contenders: dict[str, Contender]) -> Engine:
 
 
 def start_llama(settings: Settings, contenders: dict[str, Contender]) -> dict[str, Upstream]:
-    health = "/health" if shutil.which(LLAMA_SERVER) else "/v1/models"
     ports = {name: free_port() for name in contenders}
     commands = {name: llama_command(one.model, ports[name], settings.context) for name, one in contenders.items()}
-    return {name: Upstream(commands[name], ports[name], health) for name in contenders}
+    return {name: Upstream(commands[name], ports[name], "/health") for name in contenders}
 
 
 def start_vllm(settings: Settings, contenders: dict[str, Contender]) -> dict[str, Upstream]:

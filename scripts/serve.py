@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "huggingface_hub==2.4.0", "typer==0.29.2", "rich==15.0.0", "psutil==7.2.2", "plotille==6.0.5", "openpyxl==3.1.5", "openai==3.57.0"
+#     "huggingface_hub==2.4.0", "typer==0.29.2", "rich==15.0.0", "psutil==7.2.2", "plotille==6.0.5", "openpyxl==3.1.5", "httpx2==2.16.2", "openai==3.57.0"
 # ]
 # [tool.uv]
 # exclude-newer = "2026-11-20T00:00:00Z"
@@ -30,7 +30,7 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs.chat.address import headers_for, wait_until_ready
+from unsloth_jobs.chat.address import is_local, token_for, wait_until_ready
 from unsloth_jobs.chat.door import Door
 from unsloth_jobs.chat.named import find_serving_job, model_of_job
 from unsloth_jobs.errors import USAGE, UserError
@@ -114,7 +114,7 @@ def serve(
     report(status, json)
     if chat:
         talk(ref, status, save)
-    elif page or (wait and not json and sys.stdin.isatty() and not ref.job_id.startswith("local-")):
+    elif page or (wait and not json and sys.stdin.isatty() and not is_local(ref)):
         keep_page(ref, status, port)
 
 
@@ -175,8 +175,12 @@ def talk(ref: JobRef, status: Status, save: Path) -> None:
     from unsloth_jobs.chat.terminal import TerminalChat
 
     assert status.served and status.served.address
-    key = headers_for(ref).get("Authorization", "Bearer none").removeprefix("Bearer ")
-    asked = openai.OpenAI(base_url=f"{status.served.address}/v1", api_key=key, max_retries=1, timeout=600)
+    asked = openai.OpenAI(
+        base_url=f"{status.served.address}/v1",
+        api_key=token_for(ref) or "none",
+        max_retries=1,
+        http_client=openai.DefaultHttpxClient(timeout=600, trust_env=not is_local(ref)),
+    )
     models = status.served.models
     TerminalChat(Conversation(asked, models), save, models).run()
 

@@ -169,6 +169,8 @@ def load_engine(settings: Settings, contenders: dict[str, Contender]) -> Engine:
     if settings.engine == "transformers":
         require_gpu_where_paid(run_facts().get("vram_gb") or 0)
         return SpeakerEngine(load_speakers(contenders))
+    if settings.engine == "llama.cpp" and not shutil.which(LLAMA_SERVER):
+        return LlamaEngine({name: one.model for name, one in contenders.items()}, settings.context)
     upstreams = start_llama(settings, contenders) if settings.engine == "llama.cpp" else start_vllm(settings, contenders)
     try:
         for upstream in upstreams.values():
@@ -180,10 +182,9 @@ def load_engine(settings: Settings, contenders: dict[str, Contender]) -> Engine:
 
 
 def start_llama(settings: Settings, contenders: dict[str, Contender]) -> dict[str, Upstream]:
-    health = "/health" if shutil.which(LLAMA_SERVER) else "/v1/models"
     ports = {name: free_port() for name in contenders}
     commands = {name: llama_command(one.model, ports[name], settings.context) for name, one in contenders.items()}
-    return {name: Upstream(commands[name], ports[name], health) for name in contenders}
+    return {name: Upstream(commands[name], ports[name], "/health") for name in contenders}
 
 
 def start_vllm(settings: Settings, contenders: dict[str, Contender]) -> dict[str, Upstream]:
@@ -1679,7 +1680,7 @@ def memory_bytes() -> int | None:
 
 
 # ---- training/serving_commands.py -----------------------------------------------------------------------------
-# The commands that start vLLM and llama.cpp: one server on a port of loopback, with the names that are served.
+# The commands that start vLLM and llama.cpp's server: one server on a port of loopback, with the names that are served.
 
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
@@ -1716,11 +1717,8 @@ def has_template(folder: Path) -> bool:
 
 
 def llama_command(file: str, port: int, context: int) -> list[str]:
-    """llama.cpp's own server where it is installed, else the one of llama-cpp-python, which this process then has."""
-    words = ["--host", "127.0.0.1", "--port", str(port)]
-    if program := shutil.which(LLAMA_SERVER):
-        return [program, "-m", file, "-c", str(context), *words]
-    return [sys.executable, "-m", "llama_cpp.server", "--model", file, "--n_ctx", str(context), *words]
+    """llama.cpp's own server, where it is installed."""
+    return [LLAMA_SERVER, "-m", file, "-c", str(context), "--host", "127.0.0.1", "--port", str(port)]
 
 
 def free_port() -> int:
@@ -2009,6 +2007,59 @@ class SpeakerEngine:
 
     def close(self) -> None:
         """Its threads end with the process."""
+
+
+class LlamaEngine:
+    """llama.cpp in this process, by llama-cpp-python: each file writes one answer at a time. Raises Stop for what is none."""
+
+    def __init__(self, files: Mapping[str, str], context: int):
+        from llama_cpp import Llama
+
+        self.turns = {name: threading.Lock() for name in files}
+        try:
+            self.models = {name: Llama(file, n_ctx=context, verbose=False) for name, file in files.items()}
+        except (ValueError, RuntimeError) as error:
+            raise Stop(
+                "no_gguf", f"llama.cpp cannot read {', '.join(files.values())}: {error}", "Pass another GGUF file."
+            ) from error
+
+    def stream(self, body: dict[str, Any], tally: Tally, given_up: threading.Event) -> Iterator[dict[str, Any]]:
+        request = read_request(body, self.models)
+        how = {
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "max_tokens": request.max_tokens,
+        }
+        asked = {name: value for name, value in how.items() if value is not None}
+        with self.turns[request.model]:
+            began, writer, tokens, finish = time.monotonic(), Writer(request.model), 0, "stop"
+            llama = self.models[request.model]
+            try:
+                chunks = llama.create_chat_completion(list(request.messages), stop=list(request.stop), stream=True, **asked)
+                for chunk in chunks:
+                    [choice] = chunk["choices"]
+                    tokens += bool(choice["delta"].get("content"))
+                    finish = choice["finish_reason"] or finish
+                    yield writer.chunk(choice["delta"], choice["finish_reason"])
+                    if given_up.is_set():
+                        return
+            except ValueError as error:  # its own word for a question that is too long
+                raise BadRequest("context_length_exceeded", str(error)) from error
+            usage = Usage(finish, max(llama.n_tokens - tokens, 0), tokens)
+            tally.count(usage.prompt_tokens, usage.tokens, time.monotonic() - began)
+            if request.with_usage:
+                yield writer.usage_chunk(usage)
+
+    def complete(self, body: dict[str, Any], tally: Tally) -> dict[str, Any]:
+        *chunks, last = self.stream(body | {"stream_options": {"include_usage": True}}, tally, threading.Event())
+        choices = [chunk["choices"][0] for chunk in chunks]
+        finish = next((choice["finish_reason"] for choice in reversed(choices) if choice["finish_reason"]), "stop")
+        usage = Usage(finish, last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"])
+        return Writer(body["model"]).whole("".join(choice["delta"].get("content") or "" for choice in choices), usage)
+
+    def close(self) -> None:
+        """It ends with the process."""
 
 
 class Upstream:

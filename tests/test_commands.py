@@ -91,7 +91,7 @@ def ours(bench: Bench, command: str) -> None:
     if approved:
         at = arguments.index("PLAN_ID")
         arguments[at] = bench.commands.json(script, *arguments[: at - 1], *arguments[at + 1 :], code=3)["plan_id"]
-    done = bench.commands.run(script, *arguments, code=3 if script == "submit.py" and not approved else 0)
+    done = bench.commands.run(script, *arguments, code=3 if script in ("submit.py", "serve.py") and not approved else 0)
     assert done.stdout.strip()
 
 
@@ -126,6 +126,8 @@ def elsewhere(_: Bench, __: str) -> None:
 
 HOW: dict[str, Callable[[Bench, str], None]] = {
     r"(check|estimate|submit|status|logs)\.py .*": ours,
+    r"serve\.py \S+( --max-usd \S+)?": ours,
+    r"serve\.py .* --.*(chat|page|local).*|serve\.py JOB": by_its_help,  # run in tests/test_serve.py
     r"hf .*": of_hf,
     r"make .*": of_make,
     r"uv run templates/\w+\.py .*": by_its_help,  # run in tests/test_training.py, tests/test_export.py

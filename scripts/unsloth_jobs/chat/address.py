@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-from huggingface_hub import get_session, get_token
+import httpx2
+from huggingface_hub import get_token
 
 from ..errors import UserError
 from ..jobs.backends import JobRef
@@ -21,17 +21,26 @@ READY_WITHIN_S = 1500  # of running: installation, download and loading, or vLLM
 ANSWERS_WITHIN_S = 180  # between its own word that it answers and an answer that comes through
 
 
-def headers_for(ref: JobRef) -> dict[str, str]:
+def token_for(ref: JobRef) -> str | None:
     """What a request to the job carries: the token that the Hub asks for; nothing to a server on this machine."""
-    token = None if ref.job_id.startswith(PREFIX) else get_token()
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return None if is_local(ref) else get_token()
 
 
-def fetch_health(address: str, ref: JobRef) -> int:
+def is_local(ref: JobRef) -> bool:
+    return ref.job_id.startswith(PREFIX)
+
+
+def client_for(ref: JobRef) -> httpx2.Client:
+    """It follows no redirect, which would carry the token elsewhere; to this machine it goes by no proxy."""
+    headers = {"Authorization": f"Bearer {token}"} if (token := token_for(ref)) else {}
+    return httpx2.Client(headers=headers, timeout=LOOKUP_TIMEOUT_S, trust_env=not is_local(ref))
+
+
+def fetch_health(client: httpx2.Client, address: str) -> int:
     """The status with which it answers; 0 where nothing does."""
     try:
-        return get_session().get(f"{address}/health", headers=headers_for(ref), timeout=LOOKUP_TIMEOUT_S).status_code
-    except Exception:  # the client's errors are of its HTTP library, whichever that is
+        return client.get(f"{address}/health").status_code
+    except httpx2.HTTPError:
         return 0
 
 
@@ -40,7 +49,8 @@ def wait_until_ready(ref: JobRef, say: Callable[[str], None]) -> Status:
 
     A job that says that it answers and cannot be reached is ended: it would be paid for, and be of no use.
     """
-    every, told, since = LOOKS_EVERY_S["local" if ref.job_id.startswith(PREFIX) else "hf"], "", 0.0
+    every, told, since = LOOKS_EVERY_S["local" if is_local(ref) else "hf"], "", 0.0
+    client = client_for(ref)
     status = fetch_status(ref)
     while True:
         if status.job.ended:
@@ -50,7 +60,7 @@ def wait_until_ready(ref: JobRef, say: Callable[[str], None]) -> Status:
             told = phase
             say(phase)
         if served and served.is_ready and served.address:
-            found, since = fetch_health(served.address, ref), since or time.monotonic()
+            found, since = fetch_health(client, served.address), since or time.monotonic()
             if found == 200:
                 return status
             if time.monotonic() - since > ANSWERS_WITHIN_S:
@@ -93,9 +103,3 @@ def unreachable(address: str, found: int, ref: JobRef) -> UserError:
         f"The model is loaded, but {address} {how}. Job {ref.job_id} was ended.",
         "Try again; if it happens twice, see whether a proxy stands between, and https://status.huggingface.co",
     )
-
-
-def request(method: str, address: str, path: str, ref: JobRef, **how: Any) -> Any:
-    """A streamed request to the job, as a context manager."""
-    how["headers"] = {**how.get("headers", {}), **headers_for(ref)}
-    return get_session().stream(method, f"{address}{path}", timeout=600, **how)

@@ -9,10 +9,12 @@ import contextlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx2
+
 from ..jobs.backends import JobRef
 from ..training.chat_request import MOST_BYTES, BadRequest
 from ..training.chat_server import require_same_site
-from .address import request
+from .address import client_for
 
 PASSED = (
     "content-type",
@@ -30,7 +32,7 @@ class Door(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, ref: JobRef, address: str, port: int = 0):
-        self.ref, self.address = ref, address
+        self.client, self.address = client_for(ref), address
         super().__init__(("127.0.0.1", port), Passage)
 
     @property
@@ -63,7 +65,7 @@ class Passage(BaseHTTPRequestHandler):
         is_begun = False
         with contextlib.suppress(ConnectionError):  # the browser is gone
             try:
-                with request(self.command, self.server.address, self.path, self.server.ref, **how) as answer:
+                with self.server.client.stream(self.command, f"{self.server.address}{self.path}", timeout=600, **how) as answer:
                     is_begun = True
                     self.send_response(answer.status_code)
                     for name in PASSED:
@@ -73,9 +75,7 @@ class Passage(BaseHTTPRequestHandler):
                     for part in answer.iter_bytes():
                         self.wfile.write(part)
                         self.wfile.flush()
-            except ConnectionError:
-                raise
-            except Exception as error:  # of the client's HTTP library, whichever that is
+            except httpx2.HTTPError as error:
                 if not is_begun:
                     self.send_error(502, f"The job does not answer ({type(error).__name__})")
 

@@ -27,7 +27,7 @@ PORT = 8000
 ADAPTER_BYTES = 0.1e9  # of an adapter in memory: assumed
 # A GGUF file needs none of the template's own libraries: torch alone would take gigabytes.
 GGUF_LIBRARIES = ("starlette==1.10.0", "uvicorn==0.54.0", "psutil==7.2.2", "huggingface_hub==2.4.0")
-LLAMA_LIBRARY = "llama-cpp-python[server]==0.3.36"  # built here, where llama.cpp's own server is not installed
+LLAMA_LIBRARY = "llama-cpp-python==0.3.36"  # built here, where llama.cpp's own server is not installed
 
 
 @dataclass(frozen=True)

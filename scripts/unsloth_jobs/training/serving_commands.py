@@ -1,11 +1,9 @@
-"""The commands that start vLLM and llama.cpp: one server on a port of loopback, with the names that are served."""
+"""The commands that start vLLM and llama.cpp's server: one server on a port of loopback, with the names that are served."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
-import sys
 from pathlib import Path
 
 from .adapter import CONFIG
@@ -45,11 +43,8 @@ def has_template(folder: Path) -> bool:
 
 
 def llama_command(file: str, port: int, context: int) -> list[str]:
-    """llama.cpp's own server where it is installed, else the one of llama-cpp-python, which this process then has."""
-    words = ["--host", "127.0.0.1", "--port", str(port)]
-    if program := shutil.which(LLAMA_SERVER):
-        return [program, "-m", file, "-c", str(context), *words]
-    return [sys.executable, "-m", "llama_cpp.server", "--model", file, "--n_ctx", str(context), *words]
+    """llama.cpp's own server, where it is installed."""
+    return [LLAMA_SERVER, "-m", file, "-c", str(context), "--host", "127.0.0.1", "--port", str(port)]
 
 
 def free_port() -> int:

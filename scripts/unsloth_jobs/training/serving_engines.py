@@ -55,6 +55,59 @@ class SpeakerEngine:
         """Its threads end with the process."""
 
 
+class LlamaEngine:
+    """llama.cpp in this process, by llama-cpp-python: each file writes one answer at a time. Raises Stop for what is none."""
+
+    def __init__(self, files: Mapping[str, str], context: int):
+        from llama_cpp import Llama
+
+        self.turns = {name: threading.Lock() for name in files}
+        try:
+            self.models = {name: Llama(file, n_ctx=context, verbose=False) for name, file in files.items()}
+        except (ValueError, RuntimeError) as error:
+            raise Stop(
+                "no_gguf", f"llama.cpp cannot read {', '.join(files.values())}: {error}", "Pass another GGUF file."
+            ) from error
+
+    def stream(self, body: dict[str, Any], tally: Tally, given_up: threading.Event) -> Iterator[dict[str, Any]]:
+        request = read_request(body, self.models)
+        how = {
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "max_tokens": request.max_tokens,
+        }
+        asked = {name: value for name, value in how.items() if value is not None}
+        with self.turns[request.model]:
+            began, writer, tokens, finish = time.monotonic(), Writer(request.model), 0, "stop"
+            llama = self.models[request.model]
+            try:
+                chunks = llama.create_chat_completion(list(request.messages), stop=list(request.stop), stream=True, **asked)
+                for chunk in chunks:
+                    [choice] = chunk["choices"]
+                    tokens += bool(choice["delta"].get("content"))
+                    finish = choice["finish_reason"] or finish
+                    yield writer.chunk(choice["delta"], choice["finish_reason"])
+                    if given_up.is_set():
+                        return
+            except ValueError as error:  # its own word for a question that is too long
+                raise BadRequest("context_length_exceeded", str(error)) from error
+            usage = Usage(finish, max(llama.n_tokens - tokens, 0), tokens)
+            tally.count(usage.prompt_tokens, usage.tokens, time.monotonic() - began)
+            if request.with_usage:
+                yield writer.usage_chunk(usage)
+
+    def complete(self, body: dict[str, Any], tally: Tally) -> dict[str, Any]:
+        *chunks, last = self.stream(body | {"stream_options": {"include_usage": True}}, tally, threading.Event())
+        choices = [chunk["choices"][0] for chunk in chunks]
+        finish = next((choice["finish_reason"] for choice in reversed(choices) if choice["finish_reason"]), "stop")
+        usage = Usage(finish, last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"])
+        return Writer(body["model"]).whole("".join(choice["delta"].get("content") or "" for choice in choices), usage)
+
+    def close(self) -> None:
+        """It ends with the process."""
+
+
 class Upstream:
     """A server that speaks OpenAI's API itself: started here, asked on loopback, ended with this process.
 
