@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "huggingface_hub==2.4.0", "typer==0.29.2", "rich==15.0.0", "psutil==7.2.2", "plotille==6.0.5", "openpyxl==3.1.5", "httpx2==2.16.2", "openai==3.57.0"
+#     "huggingface_hub==2.4.0", "typer==0.29.2", "rich==15.0.0", "psutil==7.2.2", "plotille==6.0.5", "openpyxl==3.1.5", "httpx2==2.16.2", "openai==3.56.0"
 # ]
 # [tool.uv]
 # exclude-newer = "2026-11-20T00:00:00Z"
