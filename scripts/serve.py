@@ -30,7 +30,7 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs.chat.address import is_local, token_for, wait_until_ready
+from unsloth_jobs.chat.address import is_local, look_once, token_for, wait_until_ready
 from unsloth_jobs.chat.door import Door
 from unsloth_jobs.chat.named import find_serving_job, model_of_job
 from unsloth_jobs.errors import USAGE, UserError
@@ -75,7 +75,9 @@ def serve(
     host: Annotated[
         str, typer.Option(help="with --where local: address to listen on; others than this machine then reach it")
     ] = "",
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="until it answers")] = True,
+    wait: Annotated[
+        bool | None, typer.Option("--wait/--no-wait", help="until it answers (default: at a terminal, and with --where local)")
+    ] = None,
     namespace: Annotated[str | None, typer.Option(help="user or organisation that pays")] = None,
     approve: Annotated[str | None, typer.Option(metavar="PLAN_ID", help="start exactly the plan that has this id")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="start without asking; on hf it needs --max-usd")] = False,
@@ -107,14 +109,15 @@ def serve(
         ref = find_job(job.job_id, namespace)
         if not json:
             people.print(f"\n{'Serves already' if existed else '[green]Started[/]'}: {job.job_id}")
-    if not wait:
-        status = fetch_status(ref)
-    else:
-        status = wait_until_ready(ref, lambda phase: diagnostics.print(f"… {phase}", markup=False))
+    at_terminal = sys.stdin.isatty() and not json
+    if wait is None:
+        wait = at_terminal or chat or page or is_local(ref)
+    look = wait_until_ready if wait else look_once
+    status = look(ref, lambda phase: diagnostics.print(f"… {phase}", markup=False))
     report(status, json)
     if chat:
         talk(ref, status, save)
-    elif page or (wait and not json and sys.stdin.isatty() and not is_local(ref)):
+    elif page or (wait and at_terminal and not is_local(ref)):
         keep_page(ref, status, port)
 
 
@@ -140,7 +143,9 @@ def report(status: Status, json: bool) -> None:
         )
         return
     if not (served and served.is_ready and served.address):
-        people.print(f"How it goes: uv run {SCRIPTS / 'serve.py'} {job.job_id}", soft_wrap=True)
+        people.print(
+            f"{escape(status.next)}\nIts address, once it answers: uv run {SCRIPTS / 'serve.py'} {job.job_id}", soft_wrap=True
+        )
         return
     people.print(f"\n[green]It answers[/]: {escape(served.address)}", soft_wrap=True)
     most = f", at most {dollars(plan.max_usd)}" if plan and plan.max_usd else ""

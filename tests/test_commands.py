@@ -115,6 +115,11 @@ def by_its_help(bench: Bench, command: str) -> None:
     assert flags(command) <= set(re.findall(r"--[\w-]+", bench.run(*program, "--help")))
 
 
+def of_serving(bench: Bench, command: str) -> None:
+    """What waits for a model to answer is run in tests/test_serve.py: here its flags are compared."""
+    assert flags(command) <= set(re.findall(r"--[\w-]+", bench.commands.run("serve.py", "--help").stdout))
+
+
 def of_make(bench: Bench, command: str) -> None:
     """The target exists, and what it would run is shell: running it is what .ci/run does."""
     bench.run("make", "--dry-run", *shlex.split(command)[1:])
@@ -126,8 +131,8 @@ def elsewhere(_: Bench, __: str) -> None:
 
 HOW: dict[str, Callable[[Bench, str], None]] = {
     r"(check|estimate|submit|status|logs)\.py .*": ours,
-    r"serve\.py \S+( --max-usd \S+)?": ours,
-    r"serve\.py .* --.*(chat|page|local).*|serve\.py JOB": by_its_help,  # run in tests/test_serve.py
+    r"serve\.py (?!JOB)\S+( --max-usd \S+)?": ours,
+    r"serve\.py (JOB.*|.* --where local.*)": of_serving,
     r"hf .*": of_hf,
     r"make .*": of_make,
     r"uv run templates/\w+\.py .*": by_its_help,  # run in tests/test_training.py, tests/test_export.py

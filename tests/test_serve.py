@@ -110,7 +110,7 @@ def served(hub, ada) -> SimpleNamespace:
     words = ["serve.py", "ada/tuned", "--timeout", "20m", "--max-usd", "0.5", "--approve", shown["plan_id"]]
     job = ada.json(*words, "--no-wait")["job_id"]
     early = httpx.get(f"{hub.jobs.get(job).ports[0].url}/health", headers={"Authorization": f"Bearer {ADA}"}).status_code
-    said = ada.run("serve.py", job, code=None)
+    said = ada.run("serve.py", job, "--wait", code=None)
     log = "\n".join(line.text for line in hub.jobs.get(job).logs)
     assert said.returncode == 0, f"{said.stderr}\n{log[-3000:]}"
     url = ada.json("serve.py", job)["url"]
@@ -560,7 +560,7 @@ def test_a_port_that_never_answers_ends_the_job(hub, commands, monkeypatch):
     job = api.run_job(image="x", command=["serve"], expose=[8000], flavor="cpu-basic", namespace="ada").id
     hub.jobs.set(job, stage="RUNNING", logs=[event("plan"), event("serving", models=["base", "tuned"], requests=0)])
     hasty = HASTY | {"chat.address:ANSWERS_WITHIN_S": 0.2, "chat.address:LOOKS_EVERY_S": {"hf": 0.1}}
-    said = Commands(commands.env, commands.cwd, settings=hasty).run("serve.py", job, "--json", code=1)
+    said = Commands(commands.env, commands.cwd, settings=hasty).run("serve.py", job, "--wait", "--json", code=1)
     assert said.problem == "unreachable" and "502" in said.stdout and hub.jobs.get(job).stage == "CANCELED"
 
 

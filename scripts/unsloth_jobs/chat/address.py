@@ -44,6 +44,19 @@ def fetch_health(client: httpx2.Client, address: str) -> int:
         return 0
 
 
+def look_once(ref: JobRef, say: Callable[[str], None]) -> Status:
+    """The status of a job that may not answer yet. Raises UserError where it never will."""
+    status = fetch_status(ref)
+    if status.job.ended:
+        raise ended_early(status)
+    served = status.served
+    if served and served.is_ready and served.address and (found := fetch_health(client_for(ref), served.address)) != 200:
+        say(
+            f"it says that it answers, and {served.address} {'answers ' + str(found) if found else 'does not'}: --wait ends it if that stays so"
+        )
+    return status
+
+
 def wait_until_ready(ref: JobRef, say: Callable[[str], None]) -> Status:
     """The status of a job that answers. say: what is at it, each time that changes. Raises UserError where it will not.
 
