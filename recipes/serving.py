@@ -162,6 +162,7 @@ def start_llama(settings: Settings, contenders: dict[str, Contender]) -> dict[st
 
 def start_vllm(settings: Settings, contenders: dict[str, Contender]) -> dict[str, Upstream]:
     """One server for an adapter and its base; of two whole models, each has half of the GPU."""
+    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     tuned, base = contenders["tuned"], contenders.get("base")
     if base and tuned.adapter:
         port = free_port()

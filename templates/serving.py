@@ -189,6 +189,7 @@ def start_llama(settings: Settings, contenders: dict[str, Contender]) -> dict[st
 
 def start_vllm(settings: Settings, contenders: dict[str, Contender]) -> dict[str, Upstream]:
     """One server for an adapter and its base; of two whole models, each has half of the GPU."""
+    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     tuned, base = contenders["tuned"], contenders.get("base")
     if base and tuned.adapter:
         port = free_port()
@@ -1697,7 +1698,7 @@ def vllm_command(
     words = ["vllm", "serve", model.model, "--host", "127.0.0.1", "--port", str(port)]
     words += ["--revision", model.revision, "--tokenizer-revision", model.revision] if model.revision else []
     words += ["--served-model-name", name, "--max-model-len", str(context), "--dtype", "half" if half else "auto"]
-    words += ["--gpu-memory-utilization", str(share)]
+    words += ["--gpu-memory-utilization", str(share), "--uvicorn-log-level", "warning"]  # a line for each request hides events
     if adapted and adapted.adapter:
         rank = json.loads((adapted.adapter / CONFIG).read_text("utf-8"))["r"]
         most = next((room for room in RANKS if room >= rank), rank)

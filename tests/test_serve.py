@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -35,6 +36,7 @@ from tiny_models import shape_of_a_model
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.estimate.flavors import as_flavor
 from unsloth_jobs.estimate.serving import VLLM, Served, choose
+from unsloth_jobs.jobs.serving import GGUF_LIBRARIES, LLAMA_LIBRARY
 from unsloth_jobs.lookup.model_info import Model
 
 SERVING = ROOT / "templates" / "serving.py"
@@ -81,7 +83,7 @@ def models(serving_python, tiny_model, tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def hub(models, tiny_model, tmp_path_factory) -> Iterator[Hub]:
+def live(models, tiny_model, tmp_path_factory) -> Iterator[Hub]:
     folder = tmp_path_factory.mktemp("serving")
     on_hub = shutil.copytree(models.folder, folder / "tuned")
     config = json.loads((on_hub / "adapter_config.json").read_text())
@@ -96,22 +98,22 @@ def hub(models, tiny_model, tmp_path_factory) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def ada(hub, tmp_path_factory) -> Commands:
+def ada(live, tmp_path_factory) -> Commands:
     return Commands(
-        hub.env(token=ADA), tmp_path_factory.mktemp("ada"), settings=HASTY | {"chat.address:LOOKS_EVERY_S": {"hf": 0.3}}
+        live.env(token=ADA), tmp_path_factory.mktemp("ada"), settings=HASTY | {"chat.address:LOOKS_EVERY_S": {"hf": 0.3}}
     )
 
 
 @pytest.fixture(scope="module")
-def served(hub, ada) -> SimpleNamespace:
+def served(live, ada) -> SimpleNamespace:
     """A job that answers: planned, approved, and what was seen on the way."""
     shown = ada.json("serve.py", "ada/tuned", "--timeout", "20m", "--max-usd", "0.5", code=3)
-    assert not list(hub.jobs)  # nothing is started, or paid, without approval
+    assert not list(live.jobs)  # nothing is started, or paid, without approval
     words = ["serve.py", "ada/tuned", "--timeout", "20m", "--max-usd", "0.5", "--approve", shown["plan_id"]]
     job = ada.json(*words, "--no-wait")["job_id"]
-    early = httpx.get(f"{hub.jobs.get(job).ports[0].url}/health", headers={"Authorization": f"Bearer {ADA}"}).status_code
+    early = httpx.get(f"{live.jobs.get(job).ports[0].url}/health", headers={"Authorization": f"Bearer {ADA}"}).status_code
     said = ada.run("serve.py", job, "--wait", code=None)
-    log = "\n".join(line.text for line in hub.jobs.get(job).logs)
+    log = "\n".join(line.text for line in live.jobs.get(job).logs)
     assert said.returncode == 0, f"{said.stderr}\n{log[-3000:]}"
     url = ada.json("serve.py", job)["url"]
     return SimpleNamespace(job=job, url=url, plan=shown, said=said, early=early)
@@ -128,9 +130,9 @@ def asking(question: str = QUESTION) -> list[dict]:
 # ---- the plan and the way to the first answer
 
 
-def test_the_plan_says_what_is_served_by_what_to_whom_and_the_most_that_it_can_cost(hub, served):
+def test_the_plan_says_what_is_served_by_what_to_whom_and_the_most_that_it_can_cost(live, served):
     plan, summary = served.plan["plan"], served.plan["summary"]
-    heads = {name: hub.store.repos["model", name].head.sha for name in ("ada/tuned", "ada/tiny")}
+    heads = {name: live.store.repos["model", name].head.sha for name in ("ada/tuned", "ada/tiny")}
     assert f"--model=ada/tuned@{heads['ada/tuned']}" in plan["arguments"]
     assert f"--base-model-revision={heads['ada/tiny']}" in plan["arguments"]
     assert (plan["flavor"], plan["timeout_s"], plan["max_usd"], plan["port"]) == ("cpu-basic", 1200, 0.01, 8000)
@@ -139,8 +141,8 @@ def test_the_plan_says_what_is_served_by_what_to_whom_and_the_most_that_it_can_c
     assert "token" in summary["answers"] and summary["costs at most"] == "$0.01"
 
 
-def test_the_job_exposes_its_port_to_those_who_may_read_it(hub, served):
-    spec = hub.jobs.get(served.job).spec
+def test_the_job_exposes_its_port_to_those_who_may_read_it(live, served):
+    spec = live.jobs.get(served.job).spec
     assert spec["expose"] == {"ports": [8000], "portsPublic": []} and spec["timeoutSeconds"] == 1200
     assert served.early in (502, 503)  # nothing listens yet, or the model is being loaded
     assert "… loading the model" in served.said.stderr and "… answering" in served.said.stderr
@@ -394,17 +396,17 @@ def test_a_chat_in_the_terminal_becomes_rows_to_learn_from(served, ada):
 # ---- what is kept, and how it ends
 
 
-def test_no_question_and_no_token_is_in_any_log(hub, served):
-    assert hub.leaks("zyzzyva") == [] and hub.leaks(ADA) == []
+def test_no_question_and_no_token_is_in_any_log(live, served):
+    assert live.leaks("zyzzyva") == [] and live.leaks(ADA) == []
 
 
-def test_a_job_that_serves_is_not_started_twice(hub, served, ada):
+def test_a_job_that_serves_is_not_started_twice(live, served, ada):
     words = ["serve.py", "ada/tuned", "--timeout", "20m", "--max-usd", "0.5"]
     again = ada.json(*words, "--approve", served.plan["plan_id"])
-    assert again["job_id"] == served.job and len(list(hub.jobs)) == 1
+    assert again["job_id"] == served.job and len(list(live.jobs)) == 1
 
 
-def test_a_cancel_amid_an_answer_ends_it_and_the_address(hub, served, ada):
+def test_a_cancel_amid_an_answer_ends_it_and_the_address(live, served, ada):
     stream = client_of(served).chat.completions.create(
         model="base", messages=asking("Go on"), stream=True, max_tokens=400, temperature=1
     )
@@ -414,7 +416,7 @@ def test_a_cancel_amid_an_answer_ends_it_and_the_address(hub, served, ada):
         for _ in stream:
             pass
         client_of(served).models.list()
-    hub.jobs.wait(served.job)
+    live.jobs.wait(served.job)
     status = ada.json("status.py", served.job)
     assert status["stage"] == "CANCELED" and "serve.py" in status["next"]
     assert ada.run("serve.py", served.job, "--json", code=1).problem == "ended"
@@ -536,8 +538,11 @@ def test_a_larger_model_is_planned_on_a_gpu_with_vllm_in_its_own_image(hub, comm
     assert shown["summary"]["engine"].startswith(f"vllm {VLLM}, in vllm/vllm-openai:v{VLLM}")
     cheapest = commands.json("serve.py", "ada/adapter", code=3)["plan"]
     assert cheapest["flavor"] == "t4-small" and "--engine=transformers" in cheapest["arguments"]  # no bf16
-    job = commands.json("serve.py", "ada/adapter", "--flavor", "l4x1", "--no-wait", "--approve", shown["plan_id"])["job_id"]
-    spec = hub.jobs.get(job).spec
+    commands.run(
+        "serve.py", "ada/adapter", "--flavor", "l4x1", "--approve", shown["plan_id"], code=None
+    )  # it has ended at once
+    [job] = hub.jobs
+    spec = job.spec
     assert spec["dockerImage"] == f"vllm/vllm-openai:v{VLLM}" and spec["expose"]["ports"] == [8000]
     assert spec["command"][:2] == ["python3", "/data/serving.py"] and "--engine=vllm" in spec["command"]
     one = serving.Contender("base", "ada/base", "c0ffee", base)
@@ -551,6 +556,30 @@ def test_a_larger_model_is_planned_on_a_gpu_with_vllm_in_its_own_image(hub, comm
         and told["--lora-modules"] == f"tuned={adapter}"
         and told["--served-model-name"] == "base"
     )
+
+
+@pytest.mark.hub(model="none", rows=False)
+def test_a_whole_model_is_served_beside_the_one_that_its_card_names(hub, commands, tmp_path):
+    hub.add_repo("ada/base", shape_of_a_model(tmp_path / "base"))
+    whole = shape_of_a_model(tmp_path / "whole")
+    (whole / "README.md").write_text("---\nbase_model: ada/base\n---\n")
+    hub.add_repo("ada/whole", whole)
+    (whole / "README.md").write_text("---\nbase_model: ada/gone\n---\n")
+    hub.add_repo("ada/orphan", whole)
+    both = commands.json("serve.py", "ada/whole", code=3)
+    assert both["summary"]["beside"].startswith("base: ada/base at ") and "--base-model=ada/base" in both["plan"]["arguments"]
+    for words in (["ada/whole", "--base-model", "none"], ["ada/orphan"]):
+        alone = commands.json("serve.py", *words, code=3)
+        assert alone["summary"]["beside"] == "base: none: tuned answers alone" and "--base-model=ada" not in str(
+            alone["plan"]["arguments"]
+        )
+
+
+def test_a_gguf_file_is_served_by_the_versions_of_the_templates():
+    pinned = tomllib.loads((ROOT / "recipes" / "versions.toml").read_text())["packages"]
+    for library in (*GGUF_LIBRARIES, LLAMA_LIBRARY):
+        name, version = library.split("==")
+        assert pinned[name] == version
 
 
 @pytest.mark.hub(model="none", rows=False)

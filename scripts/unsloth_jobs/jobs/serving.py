@@ -26,7 +26,7 @@ IMAGE = f"vllm/vllm-openai:v{serving.VLLM}"
 PORT = 8000
 ADAPTER_BYTES = 0.1e9  # of an adapter in memory: assumed
 # A GGUF file needs none of the template's own libraries: torch alone would take gigabytes.
-GGUF_LIBRARIES = ("starlette==1.10.0", "uvicorn==0.54.0", "psutil==7.2.2", "huggingface_hub==2.4.0")
+GGUF_LIBRARIES = ("starlette==1.10.0", "uvicorn==0.54.0", "psutil==7.2.2", "huggingface_hub==1.33.0")
 LLAMA_LIBRARY = "llama-cpp-python==0.3.36"  # built here, where llama.cpp's own server is not installed
 
 
@@ -85,7 +85,15 @@ def base_of(api: HfApi, found: evaluating.NamedModel, asked: str, is_job: bool) 
     with client.asking(f"model {found.id}"):
         card = api.model_info(found.id, revision=found.revision).card_data
     stated = card.get("base_model") if card else None
-    return stated if isinstance(stated, str) and client.IS_ID.fullmatch(stated) else ""
+    return stated if isinstance(stated, str) and client.IS_ID.fullmatch(stated) and is_whole(api, stated) else ""
+
+
+def is_whole(api: HfApi, name: str) -> bool:
+    """Whether what a card names as its base is a model that can be served beside it."""
+    try:
+        return bool(fetch_model(api, name))
+    except UserError:
+        return False
 
 
 def require_served(model: Model) -> None:
