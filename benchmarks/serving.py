@@ -5,7 +5,8 @@
     python benchmarks/serving.py MODEL --csv benchmarks/serving.csv
 
 It needs the openai package, and uv, which brings what the server needs. On a machine with a GPU the server takes that. Each
-figure is the median of ROUNDS answers of TOKENS tokens, asked by the openai client; the first answer of all is not counted.
+figure is the median of ROUNDS answers of TOKENS tokens, asked by the openai client; the first answer of all is not counted. load: processes that
+want a core, this machine's own work included: above the number of cores, the figures are those of a busy machine.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def measure(url: str, key: str, rounds: int) -> dict[str, Any]:
             answers for _ in range(rounds) for answers in pool.map(lambda name: answer(client, name), [models[0], models[-1]])
         ]
     return {
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "",
         "models": "+".join(models),
         "first_s": median(first for first, _ in alone),
         "tokens_per_second": median(pace for _, pace in alone),
