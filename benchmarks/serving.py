@@ -90,6 +90,7 @@ def measure(url: str, key: str, rounds: int) -> dict[str, Any]:
             answers for _ in range(rounds) for answers in pool.map(lambda name: answer(client, name), [models[0], models[-1]])
         ]
     return {
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else "",
         "models": "+".join(models),
         "first_s": median(first for first, _ in alone),

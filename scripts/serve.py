@@ -114,14 +114,14 @@ def serve(
         wait = at_terminal or chat or page or is_local(ref)
     look = wait_until_ready if wait else look_once
     status = look(ref, lambda phase: diagnostics.print(f"… {phase}", markup=False))
-    report(status, json)
+    report(status, is_local(ref), json)
     if chat:
         talk(ref, status, save)
     elif page or (wait and at_terminal and not is_local(ref)):
         keep_page(ref, status, port)
 
 
-def report(status: Status, json: bool) -> None:
+def report(status: Status, here: bool, json: bool) -> None:
     job, plan, served = status.job, status.plan, status.served
     ends_at = served.ends_at if served else None
     if json:
@@ -152,23 +152,21 @@ def report(status: Status, json: bool) -> None:
     people.print(
         f"It ends {served.left}{most}. To end it: uv run {SCRIPTS / 'status.py'} {job.job_id} --cancel", soft_wrap=True
     )
-    for line in examples(served, job.job_id):
+    for line in examples(served, here):
         people.print(escape(line), soft_wrap=True)
 
 
-def examples(served: Served, job_id: str) -> list[str]:
-    """How to ask it from elsewhere."""
-    is_local = job_id.startswith("local-")
-    header = [] if is_local else ["-H", "Authorization: Bearer $HF_TOKEN"]
+def examples(served: Served, here: bool) -> list[str]:
+    """How to ask it from elsewhere: in a shell, and in Python."""
     body = '{"model": "tuned", "messages": [{"role": "user", "content": "Hello"}]}'
     words = ["curl", f"{served.address}/v1/chat/completions", "-H", "Content-Type: application/json"]
-    curl = " ".join([shlex.join(words), *(f'-H "{word}"' for word in header[1:]), "-d", shlex.quote(body)])
-    key = '"none"' if is_local else "huggingface_hub.get_token()"
+    token = "" if here else ' -H "Authorization: Bearer $HF_TOKEN"'
+    key = '"none"' if here else "huggingface_hub.get_token()"
     return [
         "",
-        curl,
+        f"{shlex.join(words)}{token} -d {shlex.quote(body)}",
         "",
-        "import openai" + ("" if is_local else ", huggingface_hub"),
+        "import openai" + ("" if here else ", huggingface_hub"),
         f'client = openai.OpenAI(base_url="{served.address}/v1", api_key={key})',
         'print(client.chat.completions.create(model="tuned", messages=[{"role": "user", "content": "Hello"}]).choices[0].message.content)',
     ]

@@ -19,7 +19,7 @@ VLLM_SERVES = {
     "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "SmolLM3ForCausalLM",
 }  # fmt: skip
 CONTEXT = 8192  # tokens of question and answer together
-CPU_PARAMETERS = 0.5e9  # up to so many a processor answers at reading pace: benchmarks/serving.csv
+CPU_PARAMETERS = 0.5e9  # up to so many a processor is chosen for. Assumed; benchmarks/serving.csv has one measured model.
 ANSWERS_AT_ONCE = 2  # base and tuned
 OVERHEAD_GB = {"transformers": 1.5, "vllm": 3.0}  # CUDA, the libraries, vLLM's graphs and activations. Assumed, not measured.
 SHARE = {"transformers": 0.95, "vllm": 0.9}  # of the GPU's memory that may be filled
