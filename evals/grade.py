@@ -30,6 +30,7 @@ PARSERS = {  # by script, what turns its arguments into its settings
     "export.py": template.load(TEMPLATES / "export.py").parse_args,
     "evaluate.py": template.load(TEMPLATES / "evaluate.py").parse_args,
     "grpo.py": template.load(TEMPLATES / "grpo.py").parse_args,
+    "serving.py": template.load(TEMPLATES / "serving.py").parse_args,
 }
 READING_POSTS = re.compile(r"/paths-info(/|$)|/objects/batch$|/api/validate-yaml$")
 # What may change on the Hub, by what the user's words allow: a job with what carries its script and the tag that keeps it

@@ -149,7 +149,8 @@ def start(skill: Skill, answers: list[str]) -> Any:
     """The plan that was shown last, as SKILL.md says to approve it; once more where the answer was lost."""
     plan_id, command = re.findall(r"(?m)^planned ([\w-]+): (.+)$", "\n".join(answers))[-1]
     words, flag = shlex.split(command), re.search(r"`(--\S+) PLAN_ID` before `--`", skill.text)[1]
-    approved = [*words[: words.index("--")], flag, plan_id, *words[words.index("--") :]]
+    at = words.index("--") if "--" in words else len(words)
+    approved = [*words[:at], flag, plan_id, *words[at:]]
     code, job = run(approved)
     if code == 4 and "repeat the very same command" in skill.text:
         code, job = run(approved)
@@ -157,7 +158,7 @@ def start(skill: Skill, answers: list[str]) -> Any:
         print(*(f"{one['job_id']} {one['url']} {one['model_url']}" for one in job["jobs"]), job["max_usd"], sep="\n")
         return run(skill.command("status.py", "JOB", JOB=job["group_id"]))
     if code == 0:
-        print(job["job_id"], job["url"], job["dashboard_url"], job["model_url"], job["max_usd"])
+        print(job["job_id"], job["url"], job.get("dashboard_url"), job.get("model_url"), job["max_usd"])
         run(skill.command("status.py", "JOB", JOB=job["job_id"]))
 
 
@@ -220,6 +221,9 @@ def answer(skill: Skill, said: list[str], answers: list[str]) -> None:
     if "phone" in last or "laptop" in last:
         adapter = "/".join(submitted(skill, "COMPLETED")["model_url"].split("/")[-2:])
         return plan(skill.command("submit.py", "export.py", **{"OWNER/NAME": adapter}))
+    if "chat with" in last:
+        adapter = "/".join(submitted(skill, "COMPLETED")["model_url"].split("/")[-2:])
+        return plan(skill.command("uv run", "serve.py", "--max-usd", MODEL=adapter))
     if "better" in last:
         return compare(skill, said[-1])
     if re.search(r"how is|how much|stopped|failed|happened", last):

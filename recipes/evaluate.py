@@ -50,7 +50,7 @@ from typing import Any
 from unsloth_jobs.training.asking import Asker, asked_by_all
 from unsloth_jobs.training.benchmarks import run_benchmarks
 from unsloth_jobs.training.columns import Format, detect_format
-from unsloth_jobs.training.contenders import MOST_CONTENDERS, Contender, find_contenders, id_and_revision, training_of
+from unsloth_jobs.training.contenders import MOST_CONTENDERS, Contender, find_contenders, id_and_revision
 from unsloth_jobs.training.evaluation import Evaluation, grade_contenders, write_answers
 from unsloth_jobs.training.evaluation_push import open_for_report, push_report
 from unsloth_jobs.training.evaluation_report import card_section, report_page, worst_rows
@@ -68,7 +68,7 @@ from unsloth_jobs.training.run import StopSignal, billed_since, cost_usd, run_fa
 from unsloth_jobs.training.setting import setting
 from unsloth_jobs.training.settings import EvidenceSettings, ResultSettings
 from unsloth_jobs.training.stage import Stage, answer_in_turn
-from unsloth_jobs.training.test_rows import TestRows, find_test_rows
+from unsloth_jobs.training.test_rows import TestRows, find_test_rows, training_of
 
 METHOD = "evaluate"
 

@@ -14,11 +14,10 @@ import sys
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
 
-import math
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -26,17 +25,15 @@ from rich.markup import escape
 if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
     sys.pycache_prefix = f"{sys.prefix}/pycache"
 
-from unsloth_jobs.errors import APPROVAL, USAGE, Problem, UserError
-from unsloth_jobs.jobs import approval, plan, plan_text, planning, preflight, records, submission
-from unsloth_jobs.jobs.approval import require_amount
-from unsloth_jobs.jobs.backends import backend_for
+from unsloth_jobs.errors import USAGE, UserError
+from unsloth_jobs.jobs import plan, planning, starting
 from unsloth_jobs.jobs.comparing import Consent, compare
 from unsloth_jobs.jobs.group import PREFIX
 from unsloth_jobs.jobs.group_planning import MAX_RUNS, Options
-from unsloth_jobs.jobs.hf import PLAN_LABEL
 from unsloth_jobs.jobs.job import FAILED, Job
+from unsloth_jobs.jobs.starting import Approval
 from unsloth_jobs.lookup import client
-from unsloth_jobs.output import application, ends_clearly, people, print_json, run, show_problem
+from unsloth_jobs.output import application, ends_clearly, people, print_json, run
 
 app = application("Show the plan of a run and, once it is approved, start it.")
 
@@ -87,42 +84,18 @@ def submit(
 
     Example: submit.py templates/sft.py --flavor l4x1 --timeout 4h -- --dataset mlabonne/FineTome-100k
     """
-    if where not in ("hf", "local"):
-        raise UserError("bad_place", f"--where is hf or local, not {where}.", "Pass --where hf or --where local.", USAGE)
-    if yes and where == "hf" and max_usd is None:
-        raise UserError("no_ceiling", "--yes starts a paid job without asking.", "Add --max-usd N.", USAGE)
-    require_amount(max_usd)
+    how = Approval(approve, yes, max_usd, json, verbose)
+    starting.require_place(where, how)
     api = client.connect()
     request = planning.RunRequest(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
     if vary or vary_file:
-        consent = Consent(approve, yes, max_usd, lambda: confirm_start(json), approving_command)
+        consent = Consent(approve, yes, max_usd, lambda: starting.confirm_start(json), starting.approving_command)
         return compare(api, request, vary or [], vary_file, Options(at_once, halving, metric, max_runs), consent, json)
     require_compared(at_once, halving, approve)
     prepared = planning.prepare(api, request)
-    backend = backend_for(api, prepared.plan)
-    made, earlier = submission.assign_number(backend, prepared.plan, approve, yes)
-    prepared = replace(prepared, plan=made)
-    preflight.require_unused(api, made, PLAN_LABEL)
-    estimate = prepared.estimate or records.recall_estimate(made.run_key, made.flavor)
-    if not json and not approve:
-        show(prepared, estimate, verbose)
-    problems = [*prepared.problems, *estimate_warnings(made), *approval.time_problems(made, estimate), *earlier]
-    for problem in problems:
-        show_problem(problem)
-    approval.require_budget(made, max_usd if max_usd is not None or not smoke else plan.SMOKE_MAX_USD)
-    if approve:
-        approval.require_approval(made, approve, records.recall_plan(approve))
-    records.remember_plan(made)
-    approved = approve and "--approve" or yes and "--yes" or confirm_start(json) and "asked"
-    if not approved:
-        if json:
-            shown = {"plan_id": made.plan_id, "plan": asdict(made), "estimate": estimate, "approved": False}
-            shown |= {"summary": plan_text.summarise(prepared, estimate)}
-            print_json(shown | {"problems": [asdict(problem) for problem in problems]})
-        else:
-            people.print(f"\nNot started. To start exactly this:\n{escape(approving_command(made.plan_id))}", soft_wrap=True)
-        raise typer.Exit(APPROVAL)
-    report(made, *submission.start(backend, plan.Submission(made, approved, estimate)), json)
+    if smoke and max_usd is None:
+        how = replace(how, max_usd=plan.SMOKE_MAX_USD)
+    report(*starting.start_approved(api, prepared, how), json)
 
 
 def require_compared(at_once: int | None, halving: int, approve: str | None) -> None:
@@ -133,11 +106,6 @@ def require_compared(at_once: int | None, halving: int, approve: str | None) -> 
     raise UserError("bad_vary", message, "Repeat the command that showed the plan, with all of its --vary.", USAGE)
 
 
-def approving_command(plan_id: str) -> str:
-    """The command that was typed, with the approval among its own options."""
-    return shlex.join(["uv", "run", sys.argv[0], "--approve", plan_id, *sys.argv[1:]])
-
-
 def unapproved_command() -> str:
     """The command that was typed, without an approval."""
     words = [word for word in sys.argv if word != "--yes" and not word.startswith("--approve=")]
@@ -145,28 +113,6 @@ def unapproved_command() -> str:
         at = words.index("--approve")
         del words[at : at + 2]
     return shlex.join(["uv", "run", *words])
-
-
-def confirm_start(json: bool) -> bool:
-    """Whether a person at a terminal said yes."""
-    return not json and sys.stdin.isatty() and typer.confirm("\nStart it?", default=False)
-
-
-def show(prepared: planning.PreparedPlan, estimate: dict[str, Any] | None, verbose: bool) -> None:
-    people.print(f"[bold]{plan_text.heading(prepared.plan)}[/]")
-    lines = plan_text.summarise(prepared, estimate) | (plan_text.details(prepared.plan) if verbose else {})
-    for name, value in lines.items():
-        for number, line in enumerate(value.split("\n")):
-            people.print(f"  {'' if number else name:14} {escape(line)}", soft_wrap=True)
-
-
-def estimate_warnings(made: plan.Plan) -> list[Problem]:
-    """Whether an estimate was made of this run, but too long ago to vouch for it."""
-    age = records.estimate_age_s(made.run_key)
-    if not records.ESTIMATE_VALID_S < age < math.inf:
-        return []
-    message = f"The estimate of this run is {age / 3600:.0f} hours old, so its time and price may be out of date."
-    return [Problem("estimate_stale", "warning", message, "Run estimate.py again with the same arguments.")]
 
 
 def report(made: plan.Plan, job: Job, existed: bool, json: bool) -> None:

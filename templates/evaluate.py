@@ -782,6 +782,7 @@ def holds_media(feature: Any) -> bool:
 
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SETTINGS_FILE = "training_settings.json"  # what it was trained with, as templates/sft.py leaves it beside it
 TOKENIZER_FILES = [
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template*", "additional_chat_templates/*",
@@ -801,595 +802,6 @@ def download(repo: str, revision: str | None, patterns: list[str]) -> Path:
             f"{repo} cannot be read: {error}",
             "Correct the id; for a private or gated one, ask for access and log in with `hf auth login`.",
         ) from error
-
-
-# ---- training/flags.py ----------------------------------------------------------------------------------------
-# Settings as flags: a dataclass whose fields are the flags of a script.
-
-
-Settled = TypeVar("Settled")
-
-
-def parse_flags(
-    kind: type[Settled], problems: Callable[[Settled], Iterable[str]], about: str | None, argv: list[str] | None
-) -> Settled:
-    """The dataclass `kind` from flags named after its fields, over its defaults. about: the text of --help.
-
-    Raises SystemExit(2) on a flag or a value that is not one, or where problems finds one.
-    """
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    for item in fields(kind):  # type: ignore[arg-type]  # a TypeVar cannot be bound to "any dataclass"
-        flag, default, text = as_flag_name(item.name), item.default, item.metadata["help"]
-        text += f" [{default}]" if default not in ("", False) else ""
-        if isinstance(default, bool):
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
-        else:
-            number = item.metadata["number"]
-            read = number_or_auto(number) if number else type(default)
-            parser.add_argument(flag, type=read, default=default, metavar=read.__name__, help=text)
-    settings = kind(**vars(parser.parse_args(argv)))
-    for problem in problems(settings):
-        parser.error(problem)
-    return settings
-
-
-def number_or_auto(number: type) -> Callable[[str], Any]:
-    """What reads the value of a flag that takes a number, or the word auto."""
-
-    def read(text: str) -> Any:
-        return text if text == AUTO else number(text)
-
-    read.__name__ = f"{number.__name__}|{AUTO}"  # argparse names it in its messages
-    return read
-
-
-def as_flag_name(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def as_flag(name: str, value: Any) -> str:
-    """A setting as it is typed."""
-    if isinstance(value, bool):
-        return as_flag_name(name) if value else as_flag_name(f"no_{name}")
-    return f"{as_flag_name(name)} {shlex.quote(str(value))}"
-
-
-# ---- training/processes.py ------------------------------------------------------------------------------------
-# Several processes, one a GPU, that train together: which of them this is, and what they agree on.
-#
-# Each sees its own GPU alone, and so do the libraries in it: it trains as on a machine with one GPU. Rows are dealt out by
-# Passes, gradients are added up by StepTrainer, and whatever could differ is agreed on here. In a run of one process none of this
-# does anything.
-
-
-Answered = TypeVar("Answered")
-
-STUCK = timedelta(minutes=30)  # GPUs that wait for each other so long never meet
-FOR_EVER = timedelta(days=7)  # while the first process pushes, the others wait: only its end ends that
-OF_LAUNCHER = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "GROUP_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
-
-
-@dataclass
-class Peers:
-    """number: of this process, from 0; group: that waits without a time-out, on the processors."""
-
-    number: int = 0
-    count: int = 1
-    group: Any = None
-
-
-PEERS = Peers()
-
-
-def process_number() -> int:
-    return PEERS.number
-
-
-def process_count() -> int:
-    return PEERS.count
-
-
-def is_first() -> bool:
-    """Whether this process speaks for all: it prints, saves and pushes."""
-    return PEERS.number == 0
-
-
-def join_peers() -> bool:
-    """Join the processes that torchrun started beside this one; whether there are any. Before torch is used."""
-    count, number = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    if count == 1:
-        return False
-    see_one_gpu(int(os.environ.get("LOCAL_RANK", number)))
-    if number:
-        os.environ[SILENT] = "1"
-    import torch
-    import torch.distributed as dist
-
-    on_gpu = torch.cuda.is_available()
-    device = {"device_id": torch.device("cuda", 0)} if on_gpu else {}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=STUCK, **device)
-    PEERS.number, PEERS.count, PEERS.group = number, count, dist.new_group(backend="gloo", timeout=FOR_EVER)
-    for name in OF_LAUNCHER:
-        os.environ.pop(name, None)  # else each library would divide rows and add gradients up in a way of its own
-    return True
-
-
-def see_one_gpu(place: int) -> None:
-    """Hide all GPUs but one from this process, and from the libraries that it will import."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible != "":
-        listed = visible.split(",") if visible else [str(place)]
-        os.environ["CUDA_VISIBLE_DEVICES"] = listed[place % len(listed)]
-
-
-def from_first(action: Callable[[], Answered]) -> Answered:
-    """What the action returns in the first process, in all: for what one alone may do, and for what could differ."""
-    if PEERS.count == 1:
-        return action()
-    import torch.distributed as dist
-
-    box: list[Any] = [action() if is_first() else None]
-    dist.broadcast_object_list(box, src=0, group=PEERS.group)
-    return box[0]
-
-
-def from_all(own: list[Answered]) -> list[Answered]:
-    """The lists of all processes, one after the other."""
-    if PEERS.count == 1:
-        return own
-    import torch.distributed as dist
-
-    boxes: list[Any] = [None] * PEERS.count
-    dist.all_gather_object(boxes, own, group=PEERS.group)
-    return [one for box in boxes for one in box]
-
-
-def greatest(value: int) -> int:
-    """The greatest of all processes' values."""
-    if PEERS.count == 1:
-        return value
-    import torch
-    import torch.distributed as dist
-
-    found = torch.tensor(value)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=PEERS.group)
-    return int(found)
-
-
-def add_up(value: Any) -> Any:
-    """A tensor's sum over all processes, on its own device; in one process the tensor itself."""
-    if PEERS.count > 1:
-        import torch.distributed as dist
-
-        dist.all_reduce(value)
-    return value
-
-
-def add_gradients(parameters: list[Any], loss: Any, share: float = 1.0) -> Any:
-    """Each gradient becomes the sum of all processes' ones, in one message; the sum of their losses is returned.
-
-    share: what all sums are multiplied by; 1 / processes makes means of them.
-    """
-    import torch
-
-    trained = [one for one in parameters if one.requires_grad]
-    found = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
-    whole = add_up(torch.cat([loss.reshape(1).float(), *(one.reshape(-1).float() for one in found)])) * share
-    at = 1
-    for parameter, gradient in zip(trained, found, strict=True):
-        parameter.grad = gradient.copy_(whole[at : at + gradient.numel()].view_as(gradient))
-        at += gradient.numel()
-    return whole[0]
-
-
-def share_weights(model: Any) -> None:
-    """The trained weights of the first process, in all."""
-    if PEERS.count > 1:
-        import torch.distributed as dist
-
-        for one in model.parameters():
-            if one.requires_grad:
-                dist.broadcast(one.data, src=0)
-
-
-def wait_for_peers() -> None:
-    greatest(0)
-
-
-def leave_peers() -> None:
-    """Once training is over: the first goes on alone, and the others end."""
-    if PEERS.count == 1:
-        return
-    import torch.distributed as dist
-
-    wait_for_peers()
-    dist.destroy_process_group()
-    PEERS.count = 1
-
-
-# ---- training/run.py ------------------------------------------------------------------------------------------
-# The run as it was submitted: its plan, its price, its timeout, and whether it must stop before its last step.
-
-
-def this_run() -> dict[str, Any]:
-    """What tells one submission from another, also of the same plan: the job keeps its id when it is started again."""
-    return {"plan_id": run_facts().get("plan_id"), "job_id": os.environ.get("JOB_ID")}
-
-
-def run_facts() -> dict[str, Any]:
-    """What submit.py passed on about this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
-    try:
-        return json.loads(os.environ.get("UNSLOTH_JOBS_RUN", "{}"))
-    except ValueError:
-        return {}
-
-
-def billed_since() -> float:
-    """Epoch seconds at which this job began: what the local backend states, or when uv began to install its libraries."""
-    import psutil
-
-    if started := run_facts().get("started"):
-        return started
-    process = psutil.Process()
-    parent = process.parent()
-    return (parent if parent and parent.name().startswith("uv") else process).create_time()
-
-
-class StopSignal:
-    """Whether the run must end before its last step: its timeout is near, or it was cancelled (SIGTERM, Ctrl-C)."""
-
-    MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
-    CHECKS_EVERY_S = 1.0
-    REASONS = "", "early_stopped", "deadline", "cancelled"  # of several processes' reasons the last one counts
-    SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
-
-    def __init__(self) -> None:
-        self.reason = ""
-        self.training = False
-        self.signalled_at = 0.0
-        timeout = run_facts().get("timeout_s")
-        self.deadline = billed_since() + timeout if timeout else None
-        least, most = self.MARGINS_S
-        self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
-
-    def listen(self) -> None:
-        told_to_end.clear()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.on_signal)
-
-    def on_signal(self, number: int, _: Any) -> None:
-        if self.reason == "cancelled":  # uv passes on what a whole group of processes was sent already
-            if number == signal.SIGINT and time.monotonic() > self.signalled_at + self.SAME_SIGNAL_S:
-                raise KeyboardInterrupt  # Ctrl-C once more: at once, whatever is lost
-            return
-        self.reason, self.signalled_at = "cancelled", time.monotonic()
-        if not self.training:  # nothing new has been learned that could be saved
-            told_to_end.set()
-            raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
-
-    def due(self, saving_s: float) -> bool:
-        """Whether to stop now, when what comes before the next such question takes this many seconds; all processes agree."""
-        if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
-            self.reason = "deadline"
-        self.reason = self.REASONS[greatest(self.REASONS.index(self.reason))]
-        return bool(self.reason)
-
-    def seconds_left(self) -> float:
-        """Until the run must begin to end; infinite without a timeout."""
-        return math.inf if self.deadline is None else self.deadline - self.margin - time.time()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait; False where the machine is taken away before, or may be any moment."""
-        until = time.time() + seconds
-        if self.deadline and until > self.deadline:
-            return False
-        while self.reason != "cancelled" and (left := until - time.time()) > 0:
-            time.sleep(min(left, self.CHECKS_EVERY_S))
-        return self.reason != "cancelled"
-
-    def require_none(self, state: Any, where: str) -> None:
-        """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
-        if state.global_step >= state.max_steps or self.reason == "early_stopped":
-            return
-        code = self.reason or "stopped"
-        why = {"deadline": "Its timeout was near", "cancelled": "It was ended from outside"}.get(
-            self.reason, "For no known reason"
-        )
-        raise Stop(
-            code,
-            f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
-            "Submit the same command with --resume at its end: it goes on from there.",
-        )
-
-
-def cost_usd() -> float | None:
-    """Dollars of this job up to now, at the price it was submitted at; None where that is unknown, or nothing."""
-    price = run_facts().get("usd_per_minute")
-    return round((time.time() - billed_since()) / 60 * price, 4) if price else None
-
-
-def run_name(settings: TrainingSettings) -> str:
-    """The run's name, and its repository's where none is given: model and data set, as the Hub allows names."""
-    data = Path(settings.dataset)
-    if data.is_file():
-        data = Path(re.sub(r"(?i)\.gz$", "", data.name)).with_suffix("")
-    parts = (Path(settings.base_model).name, data.name)
-    return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]
-
-
-# ---- training/steps.py ----------------------------------------------------------------------------------------
-# Which rows an optimizer step holds.
-#
-# The effective batch size, --batch-size × --gradient-accumulation rows, is the same on every machine: which rows a step
-# holds depends on the rows, these two and the seed alone. What fits a GPU decides only in how many forward passes a step
-# is computed (batching.py), so that a run can move to another GPU, or go on in less memory, and its steps stay the same.
-
-
-GROUPINGS = 4  # the rows of a step are others in each of so many epochs
-MIXED = 0.25  # of its length, by which a row may trade places with others: chance, in what shares a step
-LIKE_LENGTH = 50  # steps whose rows are sorted together where rows are not packed
-
-
-def effective_batch_size(settings: TrainingSettings) -> int:
-    return settings.batch_size * settings.gradient_accumulation
-
-
-def group_evenly(lengths: list[int], size: int, chance: random.Random) -> list[list[int]]:
-    """Rows by step, with as many tokens in each as can be: then all steps fill the same shape. A shorter step is last.
-
-    Rows are cut into `size` layers by length, and each layer gives a row to each step: its longest to the emptiest.
-    """
-    order = list(range(len(lengths)))
-    chance.shuffle(order)
-    count = len(order) // size
-    rest = order[count * size :]
-    near = {row: lengths[row] * chance.uniform(1 - MIXED, 1 + MIXED) for row in order[: count * size]}
-    layered = sorted(near, key=near.__getitem__, reverse=True)
-    steps: list[list[int]] = [[] for _ in range(count)]
-    held = [0] * count
-    for layer in range(0, count * size, count or 1):
-        longest_first = sorted(layered[layer : layer + count], key=lambda row: -lengths[row])
-        for step, row in zip(sorted(range(count), key=held.__getitem__), longest_first, strict=True):
-            steps[step].append(row)
-            held[step] += lengths[row]
-    return [*steps, rest] if rest else steps
-
-
-def group_alike(lengths: list[int], size: int, chance: random.Random) -> list[list[int]]:
-    """Rows by step, those of like length together: not packed, each is padded to the longest beside it."""
-    order = list(range(len(lengths)))
-    chance.shuffle(order)
-    rest = order[len(order) // size * size :]
-    steps = []
-    for start in range(0, len(order) - len(rest), LIKE_LENGTH * size):
-        part = sorted(order[start : min(start + LIKE_LENGTH * size, len(order) - len(rest))], key=lambda row: -lengths[row])
-        steps += [part[at : at + size] for at in range(0, len(part), size)]
-    return [*steps, rest] if rest else steps
-
-
-class Steps:
-    """The rows of each optimizer step, by epoch: a function of the rows' lengths, the effective batch size and the seed."""
-
-    def __init__(self, lengths: Iterable[int], settings: TrainingSettings, packed: bool):
-        self.lengths = list(lengths)  # a data set's column takes ten times as long to read from
-        self.seed, size = settings.seed, effective_batch_size(settings)
-        self.per_epoch = math.ceil(len(self.lengths) / size)
-        epochs = math.ceil(settings.max_steps / self.per_epoch if settings.max_steps else float(settings.num_epochs))
-        group = group_evenly if packed else group_alike
-        numbers = range(min(epochs, GROUPINGS))
-        self.groupings = [group(self.lengths, size, random.Random(f"{self.seed} {number}")) for number in numbers]
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019  # it lives as long as the run
-    def of_epoch(self, epoch: int) -> list[list[int]]:
-        """In random order, but a step that is short of rows last."""
-        *steps, last = self.groupings[epoch % len(self.groupings)]
-        short = [last] if len(last) < len(steps[0] if steps else last) else []
-        steps += [] if short else [last]
-        random.Random(f"{self.seed} order {epoch}").shuffle(steps)
-        return steps + short
-
-    def rows(self, number: int) -> list[int]:
-        """Of the step that comes after so many others."""
-        epoch, at = divmod(number, self.per_epoch)
-        return self.of_epoch(epoch)[at]
-
-    def tokens(self, number: int) -> int:
-        return self.held(self.rows(number))
-
-    def spread_length(self, sequences: int) -> int:
-        """Tokens that a sequence must have, so that each step's rows go into so many."""
-        steps = (step for grouping in self.groupings for step in grouping)
-        return max(max(self.held(sequence) for sequence in spread(step, self.lengths, sequences)) for step in steps)
-
-    def held(self, sequence: list[int]) -> int:
-        return sum(self.lengths[row] for row in sequence)
-
-
-def spread(rows: list[int], lengths: list[int], sequences: int) -> list[list[int]]:
-    """Rows over so many sequences, the longest of which is short: the longest row first, each where least lies."""
-    found: list[list[int]] = [[] for _ in range(sequences)]
-    held = [(0, number) for number in range(sequences)]
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        tokens, number = held[0]
-        found[number].append(row)
-        heapq.heapreplace(held, (tokens + lengths[row], number))
-    return found
-
-
-# ---- training/checkpoints.py ----------------------------------------------------------------------------------
-# Checkpoints: what each was trained from, and which may be resumed.
-
-
-SETTINGS_FILE = "training_settings.json"
-LAST_CHECKPOINT = "last-checkpoint"  # folder of the repository
-# Settings that decide what a step learns from which rows: a run can only be resumed with those that it began with.
-RESUME_MUST_MATCH = (
-    "base_model", "load_in_16bit", "load_in_4bit", "backend", "dataset_config", "dataset_split",
-    "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
-    "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
-    "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
-    "reward", "answer_format", "system_prompt", "num_generations", "max_completion_length", "temperature",
-)  # fmt: skip
-LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
-LINEAGE_NAMES = {
-    "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
-    "parent": "the adapter that it goes on from", "rewards": "the rewards and what they compare with",
-}  # fmt: skip
-
-
-def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) -> dict[str, Any]:
-    """What a checkpoint comes from, beside the settings: stored with it, since names say nothing of contents."""
-    return {
-        "method": method,
-        "data": rows_digest(rows),
-        "model": model_digest(settings),
-        "packed": packed,
-        "data_revision": LAST_EVENTS.get("data", {}).get("revision"),
-        "effective_batch_size": effective_batch_size(settings),
-        "run": this_run(),
-        "versions": LAST_EVENTS.get("plan", {}).get("versions"),
-    }
-
-
-def rows_digest(rows: Any) -> str:
-    """sha256 of the rows as they are trained on: of their tokens and labels, in their order."""
-    import numpy as np
-
-    digest = hashlib.sha256()
-    names = [name for name in rows.column_names if name != "length"]
-    for batch in rows.select_columns(names).with_format("numpy").iter(1000):
-        for column in names:
-            for values in map(np.atleast_1d, batch[column]):
-                digest.update(len(values).to_bytes(4, "little") + values.astype(np.int32).tobytes())
-    return "sha256:" + digest.hexdigest()
-
-
-def model_digest(settings: TrainingSettings) -> str | None:
-    """The model's commit, or of a local folder the names and sizes of its files and its config.json."""
-    folder = Path(settings.base_model)
-    if not folder.is_dir():
-        return settings.base_model_revision or None
-    files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
-    weights = [file for file in files if file[0].endswith((".safetensors", ".bin"))]
-    return "sha256:" + hashlib.sha256(repr(weights).encode() + (folder / "config.json").read_bytes()).hexdigest()
-
-
-def stored(checkpoint: Path) -> dict[str, Any]:
-    """The settings that a checkpoint was made with, and its lineage."""
-    try:
-        found = json.loads((checkpoint / SETTINGS_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def lineage_of(checkpoint: Path) -> dict[str, Any]:
-    found = stored(checkpoint).get(LINEAGE)
-    return found if isinstance(found, dict) else {}
-
-
-def newest_checkpoint(settings: TrainingSettings) -> Path | None:
-    """The checkpoint with the most steps on this machine; None where there is none."""
-    return newest_in(Path(settings.save_local) / "checkpoints")
-
-
-def newest_in(folder: Path) -> Path | None:
-    whole = [
-        one
-        for one in folder.glob("checkpoint-*")
-        if all((one / name).is_file() for name in ("trainer_state.json", SETTINGS_FILE))
-    ]
-    return max(whole, key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def checkpoint_to_resume(settings: TrainingSettings, api: Any, own: Mapping[str, Any]) -> Path | None:
-    """The newest checkpoint here or, after a move to another machine, in the repository. Raises Stop where it is another run's."""
-    if not settings.resume:
-        set_aside(Path(settings.save_local) / "checkpoints")
-        return None
-    found = newest_checkpoint(settings) or (fetch_checkpoint(settings, api) if api else None)
-    if found is not None:
-        require_same_run(found, settings, own)
-    return found
-
-
-def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[str, Any]) -> None:
-    """Raises Stop unless a checkpoint was made from the same rows and model, with the settings that decide its steps."""
-    began, theirs = stored(checkpoint), lineage_of(checkpoint)
-    fix = "to train from the beginning, leave --resume out"
-    if not theirs:
-        message = f"The checkpoint {checkpoint.name} does not say what it was trained on."
-        raise Stop("resume_mismatch", message, f"{fix[0].upper()}{fix[1:]}.")
-    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name, None)]:
-        flags = " ".join(as_flag(name, began[name]) for name in changed if name in began)
-        raise Stop(
-            "resume_mismatch",
-            f"The checkpoint was trained with other settings ({', '.join(changed)}), so it cannot be resumed.",
-            f"Pass what it began with: {flags}. Or, {fix}." if flags else f"{fix[0].upper()}{fix[1:]}.",
-        )
-    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own.get(name)]:
-        began_with = [as_flag("dataset", began.get("dataset"))]
-        if revision := theirs.get("data_revision"):
-            began_with.append(as_flag("dataset_revision", revision))
-        if LINEAGE_NAMES["parent"] in changed:
-            began_with.append(as_flag("base_model", theirs.get("parent_name") or began.get("base_model")))
-        raise Stop(
-            "resume_mismatch",
-            f"The checkpoint is another run's: {' and '.join(changed)} differ, so it cannot be resumed.",
-            f"It began with {' '.join(began_with)}. Or, {fix}.",
-        )
-
-
-def set_aside(folder: Path) -> None:
-    """Rename the checkpoints of an earlier run: the trainer would take those with more steps for newer than its own."""
-    if folder.is_dir():
-        names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
-        kept = folder.rename(next(name for name in names if not name.exists()))
-        emit("warning", code="checkpoints_kept", message=f"Checkpoints of an earlier run were there; they are kept in {kept}.")
-
-
-def fetch_checkpoint(settings: TrainingSettings, api: Any) -> Path | None:
-    """The repository's last-checkpoint, downloaded under the name that the trainer would have given it."""
-    from httpx import HTTPError
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    folder = Path(settings.save_local) / "checkpoints"
-    try:
-        api.snapshot_download(settings.output_repo, allow_patterns=f"{LAST_CHECKPOINT}/*", local_dir=folder)
-    except (HTTPError, LocalEntryNotFoundError) as error:
-        raise Stop("resume_failed", f"The checkpoint cannot be downloaded: {error}", "Try again in a minute.") from error
-    fetched = folder / LAST_CHECKPOINT
-    if not (fetched / "trainer_state.json").is_file():
-        return None
-    step = json.loads((fetched / "trainer_state.json").read_text("utf-8"))["global_step"]
-    return fetched.rename(folder / f"checkpoint-{step}")
-
-
-def load_if_finished(trainer: Any, checkpoint: Path) -> bool:
-    """Whether the checkpoint is of the last step; then it is loaded here, since train() would make one step more."""
-    from transformers import TrainerState
-
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    if state.global_step < state.max_steps:
-        return False
-    trainer._load_from_checkpoint(str(checkpoint))
-    trainer.state = state
-    return True
 
 
 # ---- training/models.py ---------------------------------------------------------------------------------------
@@ -1671,14 +1083,6 @@ def id_and_revision(name: str) -> tuple[str, str]:
         return name, ""
     model, _, revision = name.partition("@")
     return model, revision
-
-
-def training_of(contenders: list[Contender]) -> dict[str, Any]:
-    """The settings that the first adapter was trained with, as templates/sft.py leaves them there; {} where it does not."""
-    for one in contenders:
-        if one.adapter and (found := stored(one.adapter) or stored(newest_in(one.adapter / "checkpoints") or one.adapter)):
-            return found
-    return {}
 
 
 # ---- training/tool_calls.py -----------------------------------------------------------------------------------
@@ -2908,6 +2312,16 @@ def two_digits(number_of_rows: int) -> int:
     return -(-number_of_rows // unit) * unit
 
 
+# ---- training/answer_ends.py ----------------------------------------------------------------------------------
+# Where an answer ends.
+
+
+def ends_of(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer."""
+    stated = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
+
+
 # ---- training/lora.py -----------------------------------------------------------------------------------------
 # LoRA: which linear layers get an adapter, and what share of them that is.
 
@@ -3149,12 +2563,6 @@ def answer_batch(
     if not whole:
         return [None] * len(prompts)
     return [Answer(tokenizer.decode(row, skip_special_tokens=True).strip(), not ends & {*row}) for row in written]
-
-
-def ends_of(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer."""
-    stated = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -5179,6 +4587,278 @@ def as_it_began(model: Any, began: Mapping[str, Any]) -> Iterator[None]:
         set_weights(model, tuned)
 
 
+# ---- training/processes.py ------------------------------------------------------------------------------------
+# Several processes, one a GPU, that train together: which of them this is, and what they agree on.
+#
+# Each sees its own GPU alone, and so do the libraries in it: it trains as on a machine with one GPU. Rows are dealt out by
+# Passes, gradients are added up by StepTrainer, and whatever could differ is agreed on here. In a run of one process none of this
+# does anything.
+
+
+Answered = TypeVar("Answered")
+
+STUCK = timedelta(minutes=30)  # GPUs that wait for each other so long never meet
+FOR_EVER = timedelta(days=7)  # while the first process pushes, the others wait: only its end ends that
+OF_LAUNCHER = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+@dataclass
+class Peers:
+    """number: of this process, from 0; group: that waits without a time-out, on the processors."""
+
+    number: int = 0
+    count: int = 1
+    group: Any = None
+
+
+PEERS = Peers()
+
+
+def process_number() -> int:
+    return PEERS.number
+
+
+def process_count() -> int:
+    return PEERS.count
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: it prints, saves and pushes."""
+    return PEERS.number == 0
+
+
+def join_peers() -> bool:
+    """Join the processes that torchrun started beside this one; whether there are any. Before torch is used."""
+    count, number = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if count == 1:
+        return False
+    see_one_gpu(int(os.environ.get("LOCAL_RANK", number)))
+    if number:
+        os.environ[SILENT] = "1"
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = torch.cuda.is_available()
+    device = {"device_id": torch.device("cuda", 0)} if on_gpu else {}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=STUCK, **device)
+    PEERS.number, PEERS.count, PEERS.group = number, count, dist.new_group(backend="gloo", timeout=FOR_EVER)
+    for name in OF_LAUNCHER:
+        os.environ.pop(name, None)  # else each library would divide rows and add gradients up in a way of its own
+    return True
+
+
+def see_one_gpu(place: int) -> None:
+    """Hide all GPUs but one from this process, and from the libraries that it will import."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible != "":
+        listed = visible.split(",") if visible else [str(place)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = listed[place % len(listed)]
+
+
+def from_first(action: Callable[[], Answered]) -> Answered:
+    """What the action returns in the first process, in all: for what one alone may do, and for what could differ."""
+    if PEERS.count == 1:
+        return action()
+    import torch.distributed as dist
+
+    box: list[Any] = [action() if is_first() else None]
+    dist.broadcast_object_list(box, src=0, group=PEERS.group)
+    return box[0]
+
+
+def from_all(own: list[Answered]) -> list[Answered]:
+    """The lists of all processes, one after the other."""
+    if PEERS.count == 1:
+        return own
+    import torch.distributed as dist
+
+    boxes: list[Any] = [None] * PEERS.count
+    dist.all_gather_object(boxes, own, group=PEERS.group)
+    return [one for box in boxes for one in box]
+
+
+def greatest(value: int) -> int:
+    """The greatest of all processes' values."""
+    if PEERS.count == 1:
+        return value
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor(value)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=PEERS.group)
+    return int(found)
+
+
+def add_up(value: Any) -> Any:
+    """A tensor's sum over all processes, on its own device; in one process the tensor itself."""
+    if PEERS.count > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(value)
+    return value
+
+
+def add_gradients(parameters: list[Any], loss: Any, share: float = 1.0) -> Any:
+    """Each gradient becomes the sum of all processes' ones, in one message; the sum of their losses is returned.
+
+    share: what all sums are multiplied by; 1 / processes makes means of them.
+    """
+    import torch
+
+    trained = [one for one in parameters if one.requires_grad]
+    found = [torch.zeros_like(one) if one.grad is None else one.grad for one in trained]
+    whole = add_up(torch.cat([loss.reshape(1).float(), *(one.reshape(-1).float() for one in found)])) * share
+    at = 1
+    for parameter, gradient in zip(trained, found, strict=True):
+        parameter.grad = gradient.copy_(whole[at : at + gradient.numel()].view_as(gradient))
+        at += gradient.numel()
+    return whole[0]
+
+
+def share_weights(model: Any) -> None:
+    """The trained weights of the first process, in all."""
+    if PEERS.count > 1:
+        import torch.distributed as dist
+
+        for one in model.parameters():
+            if one.requires_grad:
+                dist.broadcast(one.data, src=0)
+
+
+def wait_for_peers() -> None:
+    greatest(0)
+
+
+def leave_peers() -> None:
+    """Once training is over: the first goes on alone, and the others end."""
+    if PEERS.count == 1:
+        return
+    import torch.distributed as dist
+
+    wait_for_peers()
+    dist.destroy_process_group()
+    PEERS.count = 1
+
+
+# ---- training/run.py ------------------------------------------------------------------------------------------
+# The run as it was submitted: its plan, its price, its timeout, and whether it must stop before its last step.
+
+
+def this_run() -> dict[str, Any]:
+    """What tells one submission from another, also of the same plan: the job keeps its id when it is started again."""
+    return {"plan_id": run_facts().get("plan_id"), "job_id": os.environ.get("JOB_ID")}
+
+
+def run_facts() -> dict[str, Any]:
+    """What submit.py passed on about this run: plan_id, flavor, timeout_s, usd_per_minute, estimate; {} for any other start."""
+    try:
+        return json.loads(os.environ.get("UNSLOTH_JOBS_RUN", "{}"))
+    except ValueError:
+        return {}
+
+
+def billed_since() -> float:
+    """Epoch seconds at which this job began: what the local backend states, or when uv began to install its libraries."""
+    import psutil
+
+    if started := run_facts().get("started"):
+        return started
+    process = psutil.Process()
+    parent = process.parent()
+    return (parent if parent and parent.name().startswith("uv") else process).create_time()
+
+
+class StopSignal:
+    """Whether the run must end before its last step: its timeout is near, or it was cancelled (SIGTERM, Ctrl-C)."""
+
+    MARGINS_S = 10, 300  # the least and the most; between them it is 5% of the timeout
+    CHECKS_EVERY_S = 1.0
+    REASONS = "", "early_stopped", "deadline", "cancelled"  # of several processes' reasons the last one counts
+    SAME_SIGNAL_S = 2.0  # within which a second signal is the first one, passed on
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.training = False
+        self.signalled_at = 0.0
+        timeout = run_facts().get("timeout_s")
+        self.deadline = billed_since() + timeout if timeout else None
+        least, most = self.MARGINS_S
+        self.margin = min(max(0.05 * timeout, least), most) if timeout else 0.0
+
+    def listen(self) -> None:
+        told_to_end.clear()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.on_signal)
+
+    def on_signal(self, number: int, _: Any) -> None:
+        if self.reason == "cancelled":  # uv passes on what a whole group of processes was sent already
+            if number == signal.SIGINT and time.monotonic() > self.signalled_at + self.SAME_SIGNAL_S:
+                raise KeyboardInterrupt  # Ctrl-C once more: at once, whatever is lost
+            return
+        self.reason, self.signalled_at = "cancelled", time.monotonic()
+        if not self.training:  # nothing new has been learned that could be saved
+            told_to_end.set()
+            raise KeyboardInterrupt  # unlike an Exception, nothing on the way to main takes it for a failure of its own
+
+    def due(self, saving_s: float) -> bool:
+        """Whether to stop now, when what comes before the next such question takes this many seconds; all processes agree."""
+        if self.deadline and not self.reason and time.time() + saving_s + self.margin > self.deadline:
+            self.reason = "deadline"
+        self.reason = self.REASONS[greatest(self.REASONS.index(self.reason))]
+        return bool(self.reason)
+
+    def seconds_left(self) -> float:
+        """Until the run must begin to end; infinite without a timeout."""
+        return math.inf if self.deadline is None else self.deadline - self.margin - time.time()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait; False where the machine is taken away before, or may be any moment."""
+        until = time.time() + seconds
+        if self.deadline and until > self.deadline:
+            return False
+        while self.reason != "cancelled" and (left := until - time.time()) > 0:
+            time.sleep(min(left, self.CHECKS_EVERY_S))
+        return self.reason != "cancelled"
+
+    def require_none(self, state: Any, where: str) -> None:
+        """Raises Stop where training ended early, unless nothing more was to be learned. What was learned is saved by then."""
+        if state.global_step >= state.max_steps or self.reason == "early_stopped":
+            return
+        code = self.reason or "stopped"
+        why = {"deadline": "Its timeout was near", "cancelled": "It was ended from outside"}.get(
+            self.reason, "For no known reason"
+        )
+        raise Stop(
+            code,
+            f"{why}: the run stopped after step {state.global_step} of {state.max_steps}. What it learned is in {where}.",
+            "Submit the same command with --resume at its end: it goes on from there.",
+        )
+
+
+def cost_usd() -> float | None:
+    """Dollars of this job up to now, at the price it was submitted at; None where that is unknown, or nothing."""
+    price = run_facts().get("usd_per_minute")
+    return round((time.time() - billed_since()) / 60 * price, 4) if price else None
+
+
+def run_name(settings: TrainingSettings) -> str:
+    """The run's name, and its repository's where none is given: model and data set, as the Hub allows names."""
+    data = Path(settings.dataset)
+    if data.is_file():
+        data = Path(re.sub(r"(?i)\.gz$", "", data.name)).with_suffix("")
+    parts = (Path(settings.base_model).name, data.name)
+    return settings.run_name or re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(parts)).strip("-.")[:90]
+
+
 # ---- training/step_timer.py -----------------------------------------------------------------------------------
 # Seconds and tokens of the optimizer steps.
 
@@ -5760,6 +5440,322 @@ def rescue(folder: Path, job: str) -> bool:
     except OSError as error:
         emit("warning", code="rescue_failed", message=str(error))
         return False
+    return True
+
+
+# ---- training/flags.py ----------------------------------------------------------------------------------------
+# Settings as flags: a dataclass whose fields are the flags of a script.
+
+
+Settled = TypeVar("Settled")
+
+
+def parse_flags(
+    kind: type[Settled], problems: Callable[[Settled], Iterable[str]], about: str | None, argv: list[str] | None
+) -> Settled:
+    """The dataclass `kind` from flags named after its fields, over its defaults. about: the text of --help.
+
+    Raises SystemExit(2) on a flag or a value that is not one, or where problems finds one.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    for item in fields(kind):  # type: ignore[arg-type]  # a TypeVar cannot be bound to "any dataclass"
+        flag, default, text = as_flag_name(item.name), item.default, item.metadata["help"]
+        text += f" [{default}]" if default not in ("", False) else ""
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+        else:
+            number = item.metadata["number"]
+            read = number_or_auto(number) if number else type(default)
+            parser.add_argument(flag, type=read, default=default, metavar=read.__name__, help=text)
+    settings = kind(**vars(parser.parse_args(argv)))
+    for problem in problems(settings):
+        parser.error(problem)
+    return settings
+
+
+def number_or_auto(number: type) -> Callable[[str], Any]:
+    """What reads the value of a flag that takes a number, or the word auto."""
+
+    def read(text: str) -> Any:
+        return text if text == AUTO else number(text)
+
+    read.__name__ = f"{number.__name__}|{AUTO}"  # argparse names it in its messages
+    return read
+
+
+def as_flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, bool):
+        return as_flag_name(name) if value else as_flag_name(f"no_{name}")
+    return f"{as_flag_name(name)} {shlex.quote(str(value))}"
+
+
+# ---- training/steps.py ----------------------------------------------------------------------------------------
+# Which rows an optimizer step holds.
+#
+# The effective batch size, --batch-size × --gradient-accumulation rows, is the same on every machine: which rows a step
+# holds depends on the rows, these two and the seed alone. What fits a GPU decides only in how many forward passes a step
+# is computed (batching.py), so that a run can move to another GPU, or go on in less memory, and its steps stay the same.
+
+
+GROUPINGS = 4  # the rows of a step are others in each of so many epochs
+MIXED = 0.25  # of its length, by which a row may trade places with others: chance, in what shares a step
+LIKE_LENGTH = 50  # steps whose rows are sorted together where rows are not packed
+
+
+def effective_batch_size(settings: TrainingSettings) -> int:
+    return settings.batch_size * settings.gradient_accumulation
+
+
+def group_evenly(lengths: list[int], size: int, chance: random.Random) -> list[list[int]]:
+    """Rows by step, with as many tokens in each as can be: then all steps fill the same shape. A shorter step is last.
+
+    Rows are cut into `size` layers by length, and each layer gives a row to each step: its longest to the emptiest.
+    """
+    order = list(range(len(lengths)))
+    chance.shuffle(order)
+    count = len(order) // size
+    rest = order[count * size :]
+    near = {row: lengths[row] * chance.uniform(1 - MIXED, 1 + MIXED) for row in order[: count * size]}
+    layered = sorted(near, key=near.__getitem__, reverse=True)
+    steps: list[list[int]] = [[] for _ in range(count)]
+    held = [0] * count
+    for layer in range(0, count * size, count or 1):
+        longest_first = sorted(layered[layer : layer + count], key=lambda row: -lengths[row])
+        for step, row in zip(sorted(range(count), key=held.__getitem__), longest_first, strict=True):
+            steps[step].append(row)
+            held[step] += lengths[row]
+    return [*steps, rest] if rest else steps
+
+
+def group_alike(lengths: list[int], size: int, chance: random.Random) -> list[list[int]]:
+    """Rows by step, those of like length together: not packed, each is padded to the longest beside it."""
+    order = list(range(len(lengths)))
+    chance.shuffle(order)
+    rest = order[len(order) // size * size :]
+    steps = []
+    for start in range(0, len(order) - len(rest), LIKE_LENGTH * size):
+        part = sorted(order[start : min(start + LIKE_LENGTH * size, len(order) - len(rest))], key=lambda row: -lengths[row])
+        steps += [part[at : at + size] for at in range(0, len(part), size)]
+    return [*steps, rest] if rest else steps
+
+
+class Steps:
+    """The rows of each optimizer step, by epoch: a function of the rows' lengths, the effective batch size and the seed."""
+
+    def __init__(self, lengths: Iterable[int], settings: TrainingSettings, packed: bool):
+        self.lengths = list(lengths)  # a data set's column takes ten times as long to read from
+        self.seed, size = settings.seed, effective_batch_size(settings)
+        self.per_epoch = math.ceil(len(self.lengths) / size)
+        epochs = math.ceil(settings.max_steps / self.per_epoch if settings.max_steps else float(settings.num_epochs))
+        group = group_evenly if packed else group_alike
+        numbers = range(min(epochs, GROUPINGS))
+        self.groupings = [group(self.lengths, size, random.Random(f"{self.seed} {number}")) for number in numbers]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  # it lives as long as the run
+    def of_epoch(self, epoch: int) -> list[list[int]]:
+        """In random order, but a step that is short of rows last."""
+        *steps, last = self.groupings[epoch % len(self.groupings)]
+        short = [last] if len(last) < len(steps[0] if steps else last) else []
+        steps += [] if short else [last]
+        random.Random(f"{self.seed} order {epoch}").shuffle(steps)
+        return steps + short
+
+    def rows(self, number: int) -> list[int]:
+        """Of the step that comes after so many others."""
+        epoch, at = divmod(number, self.per_epoch)
+        return self.of_epoch(epoch)[at]
+
+    def tokens(self, number: int) -> int:
+        return self.held(self.rows(number))
+
+    def spread_length(self, sequences: int) -> int:
+        """Tokens that a sequence must have, so that each step's rows go into so many."""
+        steps = (step for grouping in self.groupings for step in grouping)
+        return max(max(self.held(sequence) for sequence in spread(step, self.lengths, sequences)) for step in steps)
+
+    def held(self, sequence: list[int]) -> int:
+        return sum(self.lengths[row] for row in sequence)
+
+
+def spread(rows: list[int], lengths: list[int], sequences: int) -> list[list[int]]:
+    """Rows over so many sequences, the longest of which is short: the longest row first, each where least lies."""
+    found: list[list[int]] = [[] for _ in range(sequences)]
+    held = [(0, number) for number in range(sequences)]
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        tokens, number = held[0]
+        found[number].append(row)
+        heapq.heapreplace(held, (tokens + lengths[row], number))
+    return found
+
+
+# ---- training/checkpoints.py ----------------------------------------------------------------------------------
+# Checkpoints: what each was trained from, and which may be resumed.
+
+
+LAST_CHECKPOINT = "last-checkpoint"  # folder of the repository
+# Settings that decide what a step learns from which rows: a run can only be resumed with those that it began with.
+RESUME_MUST_MATCH = (
+    "base_model", "load_in_16bit", "load_in_4bit", "backend", "dataset_config", "dataset_split",
+    "prompt_column", "completion_column", "num_samples", "eval_split", "max_eval_rows", "num_epochs", "max_steps",
+    "batch_size", "gradient_accumulation", "learning_rate", "max_seq_length", "packing", "lora_r", "lora_alpha",
+    "target_modules", "seed", "loss", "beta", "simpo_gamma", "chosen_column", "rejected_column", "label_column",
+    "reward", "answer_format", "system_prompt", "num_generations", "max_completion_length", "temperature",
+)  # fmt: skip
+LINEAGE = "lineage"  # the key beside the settings that are stored with a checkpoint
+LINEAGE_NAMES = {
+    "method": "the method", "data": "the rows", "model": "the model's files", "packed": "sequence packing",
+    "parent": "the adapter that it goes on from", "rewards": "the rewards and what they compare with",
+}  # fmt: skip
+
+
+def lineage(method: str, settings: TrainingSettings, rows: Any, packed: bool) -> dict[str, Any]:
+    """What a checkpoint comes from, beside the settings: stored with it, since names say nothing of contents."""
+    return {
+        "method": method,
+        "data": rows_digest(rows),
+        "model": model_digest(settings),
+        "packed": packed,
+        "data_revision": LAST_EVENTS.get("data", {}).get("revision"),
+        "effective_batch_size": effective_batch_size(settings),
+        "run": this_run(),
+        "versions": LAST_EVENTS.get("plan", {}).get("versions"),
+    }
+
+
+def rows_digest(rows: Any) -> str:
+    """sha256 of the rows as they are trained on: of their tokens and labels, in their order."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    names = [name for name in rows.column_names if name != "length"]
+    for batch in rows.select_columns(names).with_format("numpy").iter(1000):
+        for column in names:
+            for values in map(np.atleast_1d, batch[column]):
+                digest.update(len(values).to_bytes(4, "little") + values.astype(np.int32).tobytes())
+    return "sha256:" + digest.hexdigest()
+
+
+def model_digest(settings: TrainingSettings) -> str | None:
+    """The model's commit, or of a local folder the names and sizes of its files and its config.json."""
+    folder = Path(settings.base_model)
+    if not folder.is_dir():
+        return settings.base_model_revision or None
+    files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
+    weights = [file for file in files if file[0].endswith((".safetensors", ".bin"))]
+    return "sha256:" + hashlib.sha256(repr(weights).encode() + (folder / "config.json").read_bytes()).hexdigest()
+
+
+def stored(checkpoint: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was made with, and its lineage."""
+    try:
+        found = json.loads((checkpoint / SETTINGS_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def lineage_of(checkpoint: Path) -> dict[str, Any]:
+    found = stored(checkpoint).get(LINEAGE)
+    return found if isinstance(found, dict) else {}
+
+
+def newest_checkpoint(settings: TrainingSettings) -> Path | None:
+    """The checkpoint with the most steps on this machine; None where there is none."""
+    return newest_in(Path(settings.save_local) / "checkpoints")
+
+
+def newest_in(folder: Path) -> Path | None:
+    whole = [
+        one
+        for one in folder.glob("checkpoint-*")
+        if all((one / name).is_file() for name in ("trainer_state.json", SETTINGS_FILE))
+    ]
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def checkpoint_to_resume(settings: TrainingSettings, api: Any, own: Mapping[str, Any]) -> Path | None:
+    """The newest checkpoint here or, after a move to another machine, in the repository. Raises Stop where it is another run's."""
+    if not settings.resume:
+        set_aside(Path(settings.save_local) / "checkpoints")
+        return None
+    found = newest_checkpoint(settings) or (fetch_checkpoint(settings, api) if api else None)
+    if found is not None:
+        require_same_run(found, settings, own)
+    return found
+
+
+def require_same_run(checkpoint: Path, settings: TrainingSettings, own: Mapping[str, Any]) -> None:
+    """Raises Stop unless a checkpoint was made from the same rows and model, with the settings that decide its steps."""
+    began, theirs = stored(checkpoint), lineage_of(checkpoint)
+    fix = "to train from the beginning, leave --resume out"
+    if not theirs:
+        message = f"The checkpoint {checkpoint.name} does not say what it was trained on."
+        raise Stop("resume_mismatch", message, f"{fix[0].upper()}{fix[1:]}.")
+    if changed := [name for name in RESUME_MUST_MATCH if began.get(name) != getattr(settings, name, None)]:
+        flags = " ".join(as_flag(name, began[name]) for name in changed if name in began)
+        raise Stop(
+            "resume_mismatch",
+            f"The checkpoint was trained with other settings ({', '.join(changed)}), so it cannot be resumed.",
+            f"Pass what it began with: {flags}. Or, {fix}." if flags else f"{fix[0].upper()}{fix[1:]}.",
+        )
+    if changed := [title for name, title in LINEAGE_NAMES.items() if theirs.get(name) != own.get(name)]:
+        began_with = [as_flag("dataset", began.get("dataset"))]
+        if revision := theirs.get("data_revision"):
+            began_with.append(as_flag("dataset_revision", revision))
+        if LINEAGE_NAMES["parent"] in changed:
+            began_with.append(as_flag("base_model", theirs.get("parent_name") or began.get("base_model")))
+        raise Stop(
+            "resume_mismatch",
+            f"The checkpoint is another run's: {' and '.join(changed)} differ, so it cannot be resumed.",
+            f"It began with {' '.join(began_with)}. Or, {fix}.",
+        )
+
+
+def set_aside(folder: Path) -> None:
+    """Rename the checkpoints of an earlier run: the trainer would take those with more steps for newer than its own."""
+    if folder.is_dir():
+        names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1))
+        kept = folder.rename(next(name for name in names if not name.exists()))
+        emit("warning", code="checkpoints_kept", message=f"Checkpoints of an earlier run were there; they are kept in {kept}.")
+
+
+def fetch_checkpoint(settings: TrainingSettings, api: Any) -> Path | None:
+    """The repository's last-checkpoint, downloaded under the name that the trainer would have given it."""
+    from httpx import HTTPError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    folder = Path(settings.save_local) / "checkpoints"
+    try:
+        api.snapshot_download(settings.output_repo, allow_patterns=f"{LAST_CHECKPOINT}/*", local_dir=folder)
+    except (HTTPError, LocalEntryNotFoundError) as error:
+        raise Stop("resume_failed", f"The checkpoint cannot be downloaded: {error}", "Try again in a minute.") from error
+    fetched = folder / LAST_CHECKPOINT
+    if not (fetched / "trainer_state.json").is_file():
+        return None
+    step = json.loads((fetched / "trainer_state.json").read_text("utf-8"))["global_step"]
+    return fetched.rename(folder / f"checkpoint-{step}")
+
+
+def load_if_finished(trainer: Any, checkpoint: Path) -> bool:
+    """Whether the checkpoint is of the last step; then it is loaded here, since train() would make one step more."""
+    from transformers import TrainerState
+
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        return False
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = state
     return True
 
 
@@ -6482,6 +6478,14 @@ def with_columns(settings: EvidenceSettings, training: Mapping[str, Any]) -> Evi
     if training.get("loss") == "kto" and "label_column" in columns:
         columns["label_column"] = columns["label_column"] or "label"
     return replace(settings, **columns)
+
+
+def training_of(contenders: list[Contender]) -> dict[str, Any]:
+    """The settings that the first adapter was trained with, as templates/sft.py leaves them there; {} where it does not."""
+    for one in contenders:
+        if one.adapter and (found := stored(one.adapter) or stored(newest_in(one.adapter / "checkpoints") or one.adapter)):
+            return found
+    return {}
 
 
 if __name__ == "__main__":

@@ -768,6 +768,7 @@ def expert_shapes(model: Any) -> list[tuple[int, int]]:
 
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SETTINGS_FILE = "training_settings.json"  # what it was trained with, as templates/sft.py leaves it beside it
 TOKENIZER_FILES = [
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template*", "additional_chat_templates/*",
@@ -3095,7 +3096,6 @@ def require_local_model(settings: TrainingSettings) -> None:
 # Checkpoints: what each was trained from, and which may be resumed.
 
 
-SETTINGS_FILE = "training_settings.json"
 LAST_CHECKPOINT = "last-checkpoint"  # folder of the repository
 # Settings that decide what a step learns from which rows: a run can only be resumed with those that it began with.
 RESUME_MUST_MATCH = (
@@ -4087,6 +4087,16 @@ def use_part(repository: str, parameters: int | None) -> str:
     return USE_CARD.format(repository=repository, endpoint=endpoint_command(repository), laptop=laptop_line(parameters))
 
 
+# ---- training/answer_ends.py ----------------------------------------------------------------------------------
+# Where an answer ends.
+
+
+def ends_of(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer."""
+    stated = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
+
+
 # ---- training/memory.py ---------------------------------------------------------------------------------------
 # GPU memory: what activations and logits take, and whether they are kept or recomputed (gradient checkpointing).
 
@@ -4971,12 +4981,6 @@ def answer_batch(
     if not whole:
         return [None] * len(prompts)
     return [Answer(tokenizer.decode(row, skip_special_tokens=True).strip(), not ends & {*row}) for row in written]
-
-
-def ends_of(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer."""
-    stated = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -38,7 +38,7 @@ def filled(command: str) -> str:
 
 
 COMMANDS = sorted({filled(command) for document in DOCUMENTS for command in commands_in(document.read_text("utf-8"))})
-OURS = re.compile(r"(check|estimate|submit|status|logs)\.py ")
+OURS = re.compile(r"(check|estimate|submit|status|logs|serve)\.py ")
 
 
 def flags(text: str) -> set[str]:

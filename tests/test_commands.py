@@ -107,7 +107,7 @@ def ours(bench: Bench, command: str) -> None:
     if approved:
         at = arguments.index("PLAN_ID")
         arguments[at] = bench.commands.json(script, *arguments[: at - 1], *arguments[at + 1 :], code=3)["plan_id"]
-    done = bench.commands.run(script, *arguments, code=3 if script == "submit.py" and not approved else 0)
+    done = bench.commands.run(script, *arguments, code=3 if script in ("submit.py", "serve.py") and not approved else 0)
     assert done.stdout.strip()
 
 
@@ -138,6 +138,11 @@ def by_its_help(bench: Bench, command: str) -> None:
     assert flags(command) <= set(re.findall(r"--[\w-]+", bench.run(*program, "--help")))
 
 
+def of_serving(bench: Bench, command: str) -> None:
+    """What waits for a model to answer is run in tests/test_serve.py: here its flags are compared."""
+    assert flags(command) <= set(re.findall(r"--[\w-]+", bench.commands.run("serve.py", "--help").stdout))
+
+
 def of_make(bench: Bench, command: str) -> None:
     """The target exists, and what it would run is shell: running it is what .ci/run does."""
     bench.run("make", "--dry-run", *shlex.split(command)[1:])
@@ -152,6 +157,8 @@ HOW: dict[str, Callable[[Bench, str], None]] = {
     r"hf (?!endpoints ).*": of_hf,
     r"hf endpoints .*": flags_of_hf,  # an account that pays by the hour
     r"(mlx_lm\.\w+|pip install mlx-lm).*": elsewhere,  # Apple's own processors
+    r"serve\.py (?!JOB)\S+( --max-usd \S+)?": ours,
+    r"serve\.py (JOB.*|.* --where local.*)": of_serving,
     r"make .*": of_make,
     r"uv run templates/\w+\.py .*": by_its_help,  # run in tests/test_training.py, tests/test_export.py
     r"python benchmarks/fit_memory\.py": elsewhere,  # run in tests/test_memory.py

@@ -101,7 +101,9 @@ def test_every_cause_has_a_log_that_shows_it_and_every_log_a_source():
     assert len([log for log in logs if log.cause == "none"]) >= 8
 
 
-EXPORT, EVALUATE, DPO, GRPO = (ROOT / "templates" / name for name in ("export.py", "evaluate.py", "dpo.py", "grpo.py"))
+OTHERS = EXPORT, EVALUATE, DPO, GRPO, SERVING = [
+    ROOT / "templates" / f"{name}.py" for name in ("export", "evaluate", "dpo", "grpo", "serving")
+]
 
 
 def codes_of(template: Path) -> set[str]:
@@ -163,7 +165,7 @@ def test_every_flag_and_command_that_a_fix_names_exists():
             words = shlex.split(found.command)
             assert found.command == LOGIN or (Path(words[2]).parent == ROOT / "scripts" and Path(words[2]).is_file())
     assert set(WRAPPERS) - {"error"} <= failed_codes()
-    assert failed_codes() | codes_of(EXPORT) | codes_of(EVALUATE) | codes_of(DPO) | codes_of(GRPO) == set(STOPS)
+    assert failed_codes().union(*map(codes_of, OTHERS)) == set(STOPS)
 
 
 def test_the_command_is_the_run_with_its_change():

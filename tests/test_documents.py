@@ -15,6 +15,7 @@ import evaluate
 import export
 import grpo
 import pytest
+import serving
 import sft
 import tables
 import yaml
@@ -58,7 +59,7 @@ def test_files_and_flags_that_a_document_names_exist(path):
     text = path.read_text()
     for name in re.findall(r"(?:scripts|references|templates|tests|demo)/[\w./-]+\.(?:py|md|jsonl|txt)", text):
         assert (ROOT / name).exists(), name
-    settings = [item for template in (sft, dpo, grpo, export, evaluate) for item in sft.fields(template.Settings)]
+    settings = [item for template in (sft, dpo, grpo, export, evaluate, serving) for item in sft.fields(template.Settings)]
     known = {"--" + item.name.replace("_", "-") for item in settings}
     known |= {"--no-" + item.name.replace("_", "-") for item in settings if item.default is True}
     known |= {flag for script in (ROOT / "scripts").glob("*.py") for flag in flags(help_of(script))}

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import export
+import openai
 import pytest
 import tiny_models
 from commands import Commands
@@ -21,7 +22,7 @@ from hub import Hub
 from hubs import ADA, hub_of_ada
 from test_documents import header
 
-EXPORT = ROOT / "templates" / "export.py"
+EXPORT, SERVING = (ROOT / "templates" / f"{name}.py" for name in ("export", "serving"))
 ASKED = "What does bisect.insort do?"
 
 
@@ -287,3 +288,28 @@ def test_a_machine_that_cannot_hold_the_export_is_seen_before_the_download(tmp_p
     monkeypatch.undo()
     assert 1e8 < export.memory_bytes() < 1e14
     assert all(export.gguf_bytes(1e9, name) for name in export.QUANTIZATIONS)
+
+
+def test_a_gguf_file_is_served_by_llama_cpp(hub, export_python, tmp_path):
+    """One that the job above has made, by llama-cpp-python of the template's own environment."""
+    file = shutil.copy(hub.files("ada/tuned-GGUF")["tuned-Q8_0.gguf"], tmp_path / "tuned-Q8_0.gguf")
+    python, libraries = python_of(SERVING), Path(export_python).parent.parent / "lib"
+    [packages] = libraries.glob("python*/site-packages")
+    command = [python, str(SERVING), "--model", str(file), "--port", "0", "--context", "256", "--idle", "5"]
+    # Without llama.cpp's own server, which a machine may have.
+    env = {**os.environ, "PYTHONPATH": str(packages), "PATH": str(Path(python).parent)}
+    with subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            said = (json.loads(line[6:]) for line in server.stdout if line.startswith("EVENT "))
+            ready = next(event for event in said if event["event"] in ("serving", "failed"))
+            create = openai.OpenAI(base_url=f"{ready['url']}/v1", api_key="none").chat.completions.create
+            asked = {"model": "tuned", "messages": [{"role": "user", "content": ASKED}], "max_tokens": 20, "temperature": 0}
+            assert "Insert an item" in create(**asked).choices[0].message.content
+            *chunks, last = create(**asked, stream=True, stream_options={"include_usage": True})
+            assert "Insert an item" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            assert last.usage.completion_tokens > 3 and last.usage.prompt_tokens > 3
+            with pytest.raises(openai.BadRequestError, match="context window"):
+                create(**asked | {"messages": [{"role": "user", "content": "word " * 300}]})
+        finally:
+            server.terminate()
+    assert server.returncode == 0

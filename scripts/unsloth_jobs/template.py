@@ -153,7 +153,7 @@ def names_in(script: Path, changed: int) -> frozenset[str]:
 
 def trains(module: Template) -> bool:
     """Whether a template trains a model on rows."""
-    return method_of(module) not in ("export", "evaluate") and hasattr(module, READERS[0])
+    return method_of(module) not in ("export", "evaluate", "serve") and hasattr(module, READERS[0])
 
 
 def uses_all_gpus(module: Template) -> bool:
@@ -163,6 +163,10 @@ def uses_all_gpus(module: Template) -> bool:
 
 def evaluates(module: Template) -> bool:
     return method_of(module) == "evaluate"
+
+
+def serves(module: Template) -> bool:
+    return method_of(module) == "serve"
 
 
 def method_of(module: Template) -> str:

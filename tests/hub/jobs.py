@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import errors
-from .accounts import User, object_id
+from .accounts import Accounts, User, object_id
+from .exposed import ExposedPort
 from .hardware import HARDWARE
 from .store import BucketFile, Store, iso, walk
 
@@ -56,6 +57,7 @@ class Job:
     finished: float | None = None
     logs: list[LogLine] = field(default_factory=list)
     set_by_hand: bool = False
+    ports: list[ExposedPort] = field(default_factory=list, repr=False)
     thread: threading.Thread = field(init=False, repr=False)
 
     @property
@@ -89,11 +91,22 @@ class Job:
             "labels": spec.get("labels", {}),
             "volumes": spec.get("volumes", []),
             "retry": spec.get("attempts", 1) - 1,
-            "status": {"stage": self.stage, "message": self.message},
+            "status": {"stage": self.stage, "message": self.message, **self._addresses()},
+            **({"expose": spec["expose"]} if "expose" in spec else {}),
             "durations": self._durations(),
             "owner": {"id": object_id(self.owner_type, self.owner), "name": self.owner, "type": self.owner_type},
             "initiator": self.initiator,
         }
+
+    def _addresses(self) -> dict:
+        """Of the exposed ports: there are none before a machine runs the job."""
+        return {"exposeUrls": [port.url for port in self.ports]} if self.ports and self.started else {}
+
+    def expose(self, accounts: Accounts) -> None:
+        """Give each port that its request names an address."""
+        asked = self.spec.get("expose", {})
+        public = asked.get("portsPublic", [])
+        self.ports = [ExposedPort(accounts, self, port, port in public) for port in asked.get("ports", [])]
 
     def _durations(self) -> dict:
         end = self.finished or time.time()
@@ -107,8 +120,8 @@ class Job:
 class Jobs:
     """All jobs, and the threads that run them."""
 
-    def __init__(self, store: Store, url: str, *, execute: bool = True, scheduling: float = 0.1) -> None:
-        self._store = store
+    def __init__(self, store: Store, accounts: Accounts, url: str, *, execute: bool = True, scheduling: float = 0.1) -> None:
+        self._store, self._accounts = store, accounts
         self._url = url
         self._execute = execute
         self._scheduling = scheduling
@@ -126,6 +139,7 @@ class Jobs:
         owner_type = "user" if namespace == user.name else "org"
         job = Job(namespace, owner_type, dict(spec), initiator, self._folder / secrets.token_hex(4))
         self._jobs[job.id] = job
+        job.expose(self._accounts)
         job.thread = threading.Thread(target=self._run, args=(job,), name=f"job-{job.id}", daemon=True)
         job.thread.start()
         return job
@@ -187,6 +201,8 @@ class Jobs:
             self.cancel(job)
         for job in self:
             job.thread.join()
+            for port in job.ports:
+                port.close()
 
     # ------------------------------------------------------------ running
 
@@ -225,6 +241,8 @@ class Jobs:
         """Run the command to its end, its timeout or its cancellation."""
         spec = job.spec
         command = [rewrite(part, mounts) for part in [*spec["command"], *spec.get("arguments", [])]]
+        for port in job.ports:
+            command = [port.rewrite(word) for word in command]
         work = job.folder / "work"
         work.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(

@@ -44,7 +44,7 @@ class Hub:
         self.accounts = Accounts()
         self.journal = Journal()
         self.faults = Faults()
-        self.jobs = Jobs(self.store, self.url, execute=execute_jobs, scheduling=scheduling)
+        self.jobs = Jobs(self.store, self.accounts, self.url, execute=execute_jobs, scheduling=scheduling)
         options: dict[str, Any] = {"http": "h11", "lifespan": "off", "log_level": "warning", "timeout_graceful_shutdown": 1}
         # uvicorn's own Date header lags behind by up to a second, which hides log lines from clients.
         self._server = uvicorn.Server(uvicorn.Config(create_app(self), date_header=False, **options))

@@ -17,7 +17,7 @@ from ..training.files import sha256_of
 
 # Settings whose value is a name and never a file of this machine: one that happens to be called so stays here.
 NAMES = {
-    "adapter", "adapter_revision", "backend", "base_model", "base_model_revision", "completion_column", "dataset_config",
+    "adapter", "adapter_revision", "backend", "base_model", "base_model_revision", "engine", "host", "model", "completion_column", "dataset_config",
     "dataset_revision", "dataset_split", "eval_dataset_config", "eval_dataset_revision", "eval_dataset_split",
     "gradient_checkpointing", "judge_model", "judge_url", "models", "output_repo", "prompt_column", "quantizations",
     "reward", "run_name", "save_local", "target_modules", "trackio_space",

@@ -15,8 +15,7 @@ from ..estimate.other_jobs import EvaluationSize
 from ..lookup import client
 from ..lookup.dataset_info import is_local
 from ..lookup.identity import Identity
-from ..training.adapter import CONFIG, WEIGHTS
-from ..training.checkpoints import SETTINGS_FILE
+from ..training.adapter import CONFIG, SETTINGS_FILE, WEIGHTS
 from ..training.contenders import MOST_CONTENDERS, id_and_revision
 from . import preflight
 
@@ -78,12 +77,12 @@ def size_of(settings: Any, models: list[NamedModel]) -> EvaluationSize:
     return EvaluationSize(contenders, whole + bool(settings.base_model), settings.max_graded, items, settings.grading_seconds)
 
 
-def find_named(api: HfApi, name: str, is_job: bool) -> NamedModel:
+def find_named(api: HfApi, name: str, is_job: bool, flag: str = "models") -> NamedModel:
     """An adapter or a whole model by what is in its repository or folder. Raises UserError."""
     model, wanted = id_and_revision(name)
     folder = Path(os.path.expanduser(model))
     if is_job and is_local(model):
-        raise unseen_folder("models", model)
+        raise unseen_folder(flag, model)
     if folder.is_dir():
         files, revision = {path.name for path in folder.iterdir()}, None
     else:
@@ -91,15 +90,15 @@ def find_named(api: HfApi, name: str, is_job: bool) -> NamedModel:
         files, revision = {sibling.rfilename for sibling in info.siblings or ()}, info.sha
     if CONFIG not in files and "config.json" not in files:
         message = f"{model} holds neither an adapter nor a whole model: it has no {CONFIG} and no config.json."
-        raise UserError("no_model", message, "Correct --models: a Hub id or a folder.")
+        raise UserError("no_model", message, f"Correct --{flag}: a Hub id or a folder.")
     if CONFIG not in files:
         return NamedModel(model, revision)
     if WEIGHTS not in files:
-        raise UserError("no_adapter", f"{model} has no {WEIGHTS}.", "Name what templates/sft.py made with --models.")
+        raise UserError("no_adapter", f"{model} has no {WEIGHTS}.", f"Name what templates/sft.py made with --{flag}.")
     config = read_json(api, model, CONFIG, revision)
     if config.get("peft_type") != "LORA":
         raise UserError(
-            "not_lora", f"The adapter {model} is {config.get('peft_type')}, not LORA.", "Name another with --models."
+            "not_lora", f"The adapter {model} is {config.get('peft_type')}, not LORA.", f"Name another with --{flag}."
         )
     return NamedModel(model, revision, config, read_json(api, model, SETTINGS_FILE, revision) if SETTINGS_FILE in files else {})
 
@@ -122,7 +121,7 @@ def is_reachable(base: str, is_job: bool) -> bool:
 
 
 def unseen_folder(flag: str, name: str) -> UserError:
-    fix = f"Upload it: hf upload YOU/NAME {name}. Then pass --{flag} YOU/NAME. Or evaluate here: --where local."
+    fix = f"Upload it: hf upload YOU/NAME {name}. Then pass --{flag} YOU/NAME. Or run it here: --where local."
     return UserError("not_a_file", f"--{flag} {name} is on this machine, which a job cannot see.", fix)
 
 

@@ -17,7 +17,7 @@ from ..training.flags import as_flag_name
 from . import planning, preflight
 from .group import METRICS, Group, GroupRun
 from .hf import PLAN_LABEL
-from .plan import DEFAULT_TIMEOUT_S, seconds
+from .plan import DEFAULT_FLAVOR, DEFAULT_TIMEOUT_S, seconds
 from .planning import PreparedPlan, RunRequest
 from .variations import NAMED_BY_RUN, Changes, as_words, name_with, suffix_of, title_of
 
@@ -135,7 +135,7 @@ def require_count(api: HfApi, request: RunRequest, count: int, most: int) -> Non
         return
     price = ""
     if request.where == "hf":
-        machine, _ = fetch_flavor(api, request.flavor)
+        machine, _ = fetch_flavor(api, request.flavor or DEFAULT_FLAVOR)
         each = machine.most_usd(seconds(request.timeout) if request.timeout else DEFAULT_TIMEOUT_S, request.attempts)
         price = f" They could cost up to ${each * count:,.2f}, at most ${each:.2f} each."
     message = f"These are {count:,} runs, more than the {most} allowed.{price}"

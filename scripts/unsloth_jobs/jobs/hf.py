@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, JobInfo, get_token
+from huggingface_hub import HfApi, JobInfo, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from ..errors import APPROVAL, HUB, UserError
@@ -48,9 +49,10 @@ class HFJobs:
         env = {} if plan.flavor.startswith("cpu") else {"UNSLOTH_DISABLE_CPU_FALLBACK": "1"}
         env[RUN_VARIABLE] = run_facts(submission)
         return lambda: self.submit(
-            image=IMAGE,
+            image=plan.image or IMAGE,
             command=command,
             volumes=[volume],
+            expose=[plan.port] if plan.port else None,
             flavor=plan.flavor,
             timeout=plan.timeout_s,
             attempts=plan.attempts if plan.attempts > 1 else None,
@@ -189,7 +191,22 @@ def as_job(info: JobInfo) -> Job:
         finished=info.finished_at,
         plan_id=(info.labels or {}).get(PLAN_LABEL),
         ahead_s=ahead_s(info),
+        address=address_of(info),
     )
+
+
+def address_of(info: JobInfo) -> str | None:
+    """Where the port that a job exposes is reached; None where it has none, or at a place that is not the job's own.
+
+    Who asks there sends a token, so the address must name the job, as the Hub's own client asks of it too.
+    """
+    for url in info.status.expose_urls or []:
+        place, hub = urlsplit(url), urlsplit(constants.ENDPOINT)
+        if place.scheme == "https" and (place.hostname or "").startswith(f"{info.id}--".lower()):
+            return url.rstrip("/")
+        if place.scheme == hub.scheme == "http" and place.hostname == hub.hostname:  # a Hub on this machine
+            return url.rstrip("/")
+    return None
 
 
 def ahead_s(info: JobInfo) -> float:

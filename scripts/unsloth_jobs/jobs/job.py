@@ -20,7 +20,7 @@ TERMINAL = {"COMPLETED", *FAILED}
 class Job:
     """A job's state in the Hub's words: stage is SCHEDULING, RUNNING, COMPLETED, ERROR, CANCELED or DELETED.
 
-    ahead_s: how far its backend's clock is ahead of this machine's.
+    address: where the port that it exposes is reached. ahead_s: how far its backend's clock is ahead of this machine's.
     """
 
     job_id: str
@@ -33,6 +33,7 @@ class Job:
     finished: datetime | None
     plan_id: str | None = None
     ahead_s: float = 0.0
+    address: str | None = None
 
     @property
     def now(self) -> datetime:

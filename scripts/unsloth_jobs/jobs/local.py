@@ -57,7 +57,8 @@ class LocalJobs:
         plan = submission.plan
         job_id = f"{PREFIX}{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         folder = records.folder("jobs") / job_id
-        command = [uv, "run", "--script", plan.script, *plan.arguments]
+        words = [uv, *plan.runner[1:]] if plan.runner else [uv, "run", "--script"]
+        command = [*words, plan.script, *plan.arguments]
         job = {"command": command, "cwd": os.getcwd(), "timeout_s": plan.timeout_s, "plan_id": plan.plan_id}
         try:
             records.write(folder / "job.json", job | {"output_dir": plan.output_dir, "after": submission.after})

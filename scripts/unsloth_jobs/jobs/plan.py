@@ -18,8 +18,9 @@ from ..errors import USAGE, UserError
 
 SCRIPTS = Path(__file__).resolve().parents[2]  # the commands that fixes name
 DEFAULT_FLAVOR, DEFAULT_TIMEOUT_S = "l4x1", 4 * 3600
+SERVED_S = {"hf": 30 * 60, "local": 12 * 3600}  # where no --timeout says how long a model is served
 SMOKE_STEPS, SMOKE_TIMEOUT_S, SMOKE_MAX_USD = 24, 20 * 60, 1.0
-LISTS = ("arguments", "secrets", "results", "whole_arguments")  # of a plan: tuples, which JSON does not know
+LISTS = ("arguments", "secrets", "results", "whole_arguments", "runner")  # of a plan: tuples, which JSON does not know
 JUDGE_KEY = "JUDGE_API_KEY"  # the one secret beside HF_TOKEN that a job is given, where it asks a judge
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -30,7 +31,8 @@ class Plan:
     the timeout; run_key, pace_key: of the run that the user asked for, also where this is a smoke run of it.
 
     results: the repositories that it writes to. public: whether anyone can read those. whole_arguments: those
-    that the run was planned with, where --smoke or --attempts have added to them.
+    that the run was planned with, where --smoke or --attempts have added to them. image, runner: where not the usual ones.
+    port: the one that the job answers on, 0 for none.
     """
 
     where: str
@@ -61,6 +63,9 @@ class Plan:
     results: tuple[str, ...] = ()
     public: bool = False
     whole_arguments: tuple[str, ...] = ()
+    image: str = ""
+    runner: tuple[str, ...] = ()
+    port: int = 0
 
     @property
     def plan_id(self) -> str:
@@ -91,8 +96,18 @@ class Plan:
         place += ["--namespace", self.namespace] if self.namespace else []
         place += ["--attempts", str(self.attempts)] if self.attempts > 1 else []
         place += ["--smoke"] if self.smoke else []
+        if self.port:
+            return self.serving_again(place)
         words = ["uv", "run", str(SCRIPTS / "submit.py"), self.script, *place, "--timeout", f"{self.timeout_s}s", "--"]
         return shlex.join([*words, *self.typed, *more])
+
+    def serving_again(self, place: list[str]) -> str:
+        """The command that plans to serve this model again."""
+        values = dict(word[2:].partition("=")[::2] for word in self.typed)
+        names = ("base-model", "engine", "idle")
+        more = [f"--{name}={values[name]}" for name in names if values.get(name)]
+        words = ["uv", "run", str(SCRIPTS / "serve.py"), values["model"], *place, "--timeout", f"{self.timeout_s}s"]
+        return shlex.join([*words, *more])
 
     @property
     def dashboard_url(self) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..estimate.other_jobs import EVALUATION_BASIS, EXPORT_BASIS
+from ..estimate.serving import VLLM
 from ..lookup import client
 from ..output import duration, span
 from ..training.contenders import id_and_revision
@@ -25,7 +26,9 @@ SHORT = 7  # characters of a commit that tell it from others
 def summarise(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, str]:
     """What is agreed to, line by line."""
     plan, settings = made.plan, made.settings
-    if settings is None:
+    if made.serving:
+        about = serving(made)
+    elif settings is None:
         about = {"script": plan.script, "arguments": " ".join(plan.arguments) or "none", "result": "what the script saves"}
     elif hasattr(settings, "adapter"):
         about = exporting(made)
@@ -33,7 +36,8 @@ def summarise(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, 
         about = evaluating(made)
     else:
         about = training(made, estimate)
-    return about | sent(plan) | costs(plan, estimate, is_known=settings is not None)
+    lines = about | sent(plan) | costs(plan, estimate, is_known=settings is not None)
+    return {name: line for name, line in lines.items() if line or name != "estimate"}
 
 
 def details(plan: Plan) -> dict[str, str]:
@@ -131,6 +135,25 @@ def evaluating(made: PreparedPlan) -> dict[str, str]:
     return {name: value for name, value in lines.items() if value}
 
 
+def serving(made: PreparedPlan) -> dict[str, str]:
+    """What is served, by which engine, to whom, and when it ends by itself."""
+    found, settings = made.serving, made.settings
+    assert found
+    base = pinned(settings.base_model, settings.base_model_revision) if "base" in found.names else "none: tuned answers alone"
+    engine = found.choice.engine + (f" {VLLM}, in {made.plan.image}" if made.plan.image else "")
+    memory = f", which holds the {found.choice.needed_gb:.1f} GB that it needs" if found.choice.needed_gb else ""
+    who = "this machine alone" if settings.host in ("", "127.0.0.1", "localhost", "::1") else f"whoever reaches {settings.host}"
+    if made.plan.where == "hf":
+        who = f"those who may read jobs of {made.plan.namespace}, by their token; no question is written to the log"
+    return {
+        "serves": f"tuned: {pinned(found.model, found.revision)}",
+        "beside": f"base: {base}",
+        "engine": f"{engine} ({found.choice.why}){memory}",
+        "answers": who,
+        "ends itself": f"when nobody has asked for {settings.idle:g} minutes",
+    }
+
+
 def named(made: PreparedPlan) -> tuple[str | None, str | None]:
     """The model and its revision: the one under the adapter that training goes on from, where there is one."""
     if made.parent:
@@ -212,7 +235,7 @@ def costs(plan: Plan, estimate: dict[str, Any] | None, is_known: bool) -> dict[s
         "runs on": plan.flavor + machine(plan),
         "paid by": plan.namespace or "",
         "price": f"${plan.usd_per_minute * 60:.2f} an hour",
-        "estimate": estimated(estimate) if is_known else "none: what this script does is not known",
+        "estimate": "" if plan.port else estimated(estimate) if is_known else "none: what this script does is not known",
         "timeout": ends(plan),
         "costs at most": f"${plan.max_usd:.2f}",
     }

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from .. import template
 from ..errors import USAGE, Problem, UserError
 from ..estimate import cost, other_jobs
-from ..estimate.flavors import LOCAL, Flavor, fetch_flavor
+from ..estimate.flavors import LOCAL, Flavor, fetch_flavor, fetch_flavors
 from ..estimate.history import run_key
 from ..estimate.other_jobs import ExportSizes
 from ..lookup.adapter_info import with_lora_of
@@ -23,17 +23,29 @@ from ..training.files import file_digest, sha256_of
 from ..training.learning_rate import learning_rate_for
 from ..training.parent import Parent
 from . import arguments, evaluating, preflight
-from .plan import DEFAULT_TIMEOUT_S, JUDGE_KEY, SMOKE_MAX_USD, SMOKE_STEPS, SMOKE_TIMEOUT_S, Plan, seconds
+from .plan import (
+    DEFAULT_FLAVOR,
+    DEFAULT_TIMEOUT_S,
+    JUDGE_KEY,
+    SERVED_S,
+    SMOKE_MAX_USD,
+    SMOKE_STEPS,
+    SMOKE_TIMEOUT_S,
+    Plan,
+    seconds,
+)
+from .serving import IMAGE, PORT, ResolvedServing, resolve_serving, runner_of
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The arguments of submit.py. timeout:  text such as 4h, or None for the default."""
+    """The arguments of submit.py and serve.py. timeout: text such as 4h, or None for the default; flavor: None for the cheapest
+    that serves a model."""
 
     script: Path
     arguments: list[str]
     where: str
-    flavor: str
+    flavor: str | None
     timeout: str | None
     namespace: str | None
     attempts: int = 1
@@ -51,6 +63,7 @@ class PreparedPlan:
     parent: Parent | None = None  # the adapter that training goes on from
     estimate: dict[str, Any] | None = None  # of a job that trains nothing; a training's is made by estimate.py
     sizes: ExportSizes | None = None
+    serving: ResolvedServing | None = None
 
 
 @dataclass(frozen=True)
@@ -78,38 +91,16 @@ def prepare(api: HfApi, request: RunRequest) -> PreparedPlan:
         )
     settings = arguments.expanded(template.settings(module, request.arguments)) if module else None
     limit = seconds(request.timeout) if request.timeout is not None else None
+    if module and template.serves(module):
+        return prepare_serving(api, request, module, settings, limit or SERVED_S[request.where])
     if request.where == "local":
         identity, machine, owner = None, LOCAL, None
         flavors: list[Flavor] = []
     else:
         identity = whoami(api)
         owner = writable_namespace(identity, request.namespace)
-        machine, flavors = fetch_flavor(api, request.flavor)
-    if limit is None:
-        limit = default_timeout(machine, request.smoke)
-    base = Plan(
-        where=request.where,
-        script=str(script.resolve()),
-        script_sha256=sha256_of(script),
-        arguments=tuple(request.arguments),
-        flavor=machine.name,
-        timeout_s=limit,
-        vram_gb=machine.vram_gb / max(machine.gpus, 1),
-        gpus=machine.gpus,
-        attempts=request.attempts,
-        usd_per_minute=machine.usd_per_minute,
-        max_usd=machine.most_usd(limit, request.attempts),
-        namespace=owner,
-        secrets=("HF_TOKEN",) if request.where == "hf" else (),
-        model=None,
-        model_revision=None,
-        dataset=None,
-        dataset_revision=None,
-        output_repo=None,
-        output_dir=None,
-        trackio_space=None,
-        smoke=request.smoke,
-    )
+        machine, flavors = fetch_flavor(api, request.flavor or DEFAULT_FLAVOR)
+    base = plan_on(machine, request, owner, default_timeout(machine, request.smoke) if limit is None else limit)
     if module is None:
         return plan_without_settings(base)
     if owner:
@@ -134,6 +125,51 @@ def prepare(api: HfApi, request: RunRequest) -> PreparedPlan:
     repositories = fetch_result_repositories(api, identity, run.settings)
     base = replace(base, run_key=key.run, pace_key=key.pace)
     return with_arguments(base, replace(run, repositories=repositories), module, request.arguments)
+
+
+def prepare_serving(api: HfApi, request: RunRequest, module: template.Template, settings: Any, limit: int) -> PreparedPlan:
+    """The plan of a run of templates/serving.py, on the machine that was named or the cheapest that holds the model."""
+    is_job = request.where == "hf"
+    owner = writable_namespace(whoami(api), request.namespace) if is_job else None
+    flavors = fetch_flavors(api)[0] if is_job else []
+    if is_job and request.flavor:
+        fetch_flavor(api, request.flavor)  # says why, where its price makes no sense
+    found = resolve_serving(api, settings, flavors, request.flavor, is_job)
+    if is_job:
+        found = replace(found, settings=replace(found.settings, port=PORT, host=""))
+    base = plan_on(found.choice.flavor, request, owner, limit)
+    engine = found.choice.engine
+    base = replace(base, port=found.settings.port or PORT, runner=runner_of(engine), image=IMAGE if engine == "vllm" else "")
+    asked = [*request.arguments, f"--port={found.settings.port}"]  # said to the job in any case
+    run = ResolvedRun(found.settings, (), found.model, found.revision)
+    return replace(with_arguments(base, run, module, asked), serving=found)
+
+
+def plan_on(machine: Flavor, request: RunRequest, owner: str | None, limit: int) -> Plan:
+    """What a plan says before it is known what its script does."""
+    return Plan(
+        where=request.where,
+        script=str(request.script.resolve()),
+        script_sha256=sha256_of(request.script),
+        arguments=tuple(request.arguments),
+        flavor=machine.name,
+        timeout_s=limit,
+        vram_gb=machine.vram_gb / max(machine.gpus, 1),
+        gpus=machine.gpus,
+        attempts=request.attempts,
+        usd_per_minute=machine.usd_per_minute,
+        max_usd=machine.most_usd(limit, request.attempts),
+        namespace=owner,
+        secrets=("HF_TOKEN",) if request.where == "hf" else (),
+        model=None,
+        model_revision=None,
+        dataset=None,
+        dataset_revision=None,
+        output_repo=None,
+        output_dir=None,
+        trackio_space=None,
+        smoke=request.smoke,
+    )
 
 
 def plan_without_settings(plan: Plan) -> PreparedPlan:

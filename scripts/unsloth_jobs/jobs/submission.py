@@ -30,20 +30,29 @@ STATUS = f"uv run {SCRIPTS / 'status.py'}"
 
 @dataclass(frozen=True)
 class EarlierStart:
-    """What an approval of a plan was used for: its job, or None where it was requested and has not appeared."""
+    """What an approval of a plan was used for: its job, or None where it was requested and has not appeared.
+
+    is_repeated: whether one that is done is wanted again as a matter of course, as where a model is served.
+    """
 
     job: Job | None
+    is_repeated: bool = False
 
     @property
     def is_over(self) -> bool:
         """Whether the run must be approved again to be started."""
-        return self.job is None or self.job.stage in FAILED
+        return self.job is None or self.job.stage in FAILED or self.is_done
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended as it should, and may be started anew, by a new plan."""
+        return self.is_repeated and self.job is not None and self.job.stage == "COMPLETED"
 
 
 def find_earlier_start(backend: Backend, plan: Plan) -> EarlierStart | None:
     """What became of an earlier approval of this plan; None where there was none. Raises UserError."""
     if job := backend.find(plan):
-        return EarlierStart(job)
+        return EarlierStart(job, bool(plan.port))
     if plan.where == "hf" and records.attempt_of(plan):
         return EarlierStart(None)
     return None
@@ -56,11 +65,12 @@ def assign_number(backend: Backend, plan: Plan, approve: str | None, yes: bool) 
     that was used.
     """
     problems: list[Problem] = []
-    before = plan
+    before, is_done = plan, False
     while (earlier_start := find_earlier_start(backend, plan)) and plan.plan_id != approve and earlier_start.is_over:
-        problems.append(earlier_start_warning(earlier_start))
+        is_done = earlier_start.is_done
+        problems += [] if is_done else [earlier_start_warning(earlier_start)]
         before, plan = plan, replace(plan, start=plan.start + 1)
-    if yes and earlier_start is None:
+    if yes and earlier_start is None and not is_done:
         return before, []
     return plan, [] if plan.plan_id == approve else problems
 

@@ -45,7 +45,7 @@ def send(api: HfApi, plan: Plan) -> tuple[list[str], Volume]:
     diagnostics.print("Uploaded.")
     words = [f"{MOUNT}/{names[word]}" if word in plan.files else word for word in plan.arguments]
     volume = Volume(type="bucket", source=bucket, mount_path=MOUNT, path=folder, read_only=False)
-    return ["uv", "run", f"{MOUNT}/{names[plan.script]}", *words], volume
+    return [*(plan.runner or ("uv", "run")), f"{MOUNT}/{names[plan.script]}", *words], volume
 
 
 def upload_failed(error: Exception) -> UserError:

@@ -533,6 +533,9 @@ STOPS = {
     "loss_not_finite": Remedy(
         "Lower --learning-rate to a third. On a T4 choose --flavor l4x1: many models overflow without bf16.", AGAIN, slower
     ),
+    "engine_failed": Remedy("Serve it with --engine transformers, or on a --flavor with more memory.", LOGS),
+    "port_in_use": Remedy("Pass --port 0: any that is free.", LOGS),
+    "no_gguf": Remedy("Pass a GGUF file, or OWNER/NAME:FILE.gguf of the Hub.", LOGS),
     "no_gpu": Remedy("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
     "missing_gpus": Remedy("Submit it again to get another machine; if it happens twice, choose another --flavor.", AGAIN),
     "too_few_rows_a_step": Remedy("Raise --gradient-accumulation, or choose a --flavor with fewer GPUs.", ESTIMATE),

@@ -23,11 +23,14 @@ from ..training.secrets import quotation
 from ..values import whole
 from .causes import Diagnosis
 from .diagnosis import describe_saved, diagnose
+from .served import Served, after_serving, served_of, while_serving
 from .warnings import LONG_S, Alternative, alternatives, wait_warning, waited_s, warnings
 
 MEASURED = ("held_out", "scores")  # events by which a run is compared to others
 PHASES = {  # by the event that begins each, in their order
     "plan": "reading the rows",
+    "listening": "loading the model",
+    "serving": "answering",
     "data": "turning rows into tokens",
     "masks": "loading the model",
     "coverage": "measuring what training starts from",
@@ -56,6 +59,11 @@ class Status:
     def spent_usd(self) -> float | None:
         """What the job's time has cost; None where its price is not known."""
         return None if self.usd_per_minute is None else round(self.job.elapsed_s / 60 * self.usd_per_minute, 4)
+
+    @property
+    def served(self) -> Served | None:
+        """What it serves; None for a job that serves nothing."""
+        return served_of(self.job, self.summary)
 
     @property
     def result(self) -> str | None:
@@ -97,6 +105,8 @@ class Status:
             return "answering questions, as base and as tuned" if "graded" not in self.summary.last else "writing the card"
         if progress.step is not None:
             return "saving and pushing" if progress.step == progress.total_steps else "training"
+        if self.plan and self.plan.port and not self.served:
+            return "reading what the model is" if self.summary.event("plan") else "installing its libraries"
         reached = [name for name in PHASES if self.summary.event(name)]
         return PHASES[reached[-1]] if reached else "installing its libraries"
 
@@ -154,8 +164,12 @@ class Status:
     def next(self) -> str:
         if self.diagnosis:
             return f"{self.diagnosis.fix} {self.diagnosis.command}".strip()
+        if self.job.stage == "COMPLETED" and self.served:
+            return after_serving(self.summary.event("done"), self.plan, self.spent_usd)
         if self.job.stage == "COMPLETED":
             return self.after
+        if self.job.stage == "CANCELED" and self.plan and self.plan.port:
+            return after_serving({"reason": "cancelled"}, self.plan, self.spent_usd)
         if self.job.stage == "CANCELED":
             kept = describe_saved(self.summary, self.plan.output_repo if self.plan else None)
             return " ".join(part for part in ("It was cancelled.", self.ended_because, kept, self.again) if part)
@@ -166,6 +180,8 @@ class Status:
             return f"It waits for a machine{waited}, which is not billed. Look again in a minute."
         if self.job.stage != "RUNNING":
             return "Its status is unavailable now. Look again later."
+        if self.served and self.served.is_ready:
+            return while_serving(self.served, self.job)
         return f"It is {self.phase}. Look again in {duration(min(max(self.summary.eta_s or 60, 10), 1800))}."
 
 
@@ -303,6 +319,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "diagnosis": asdict(status.diagnosis) if status.diagnosis else None,
         "ended_because": status.ended_because,
         "result": status.summary.event("done") or None,
+        "serving": status.served.as_json() if status.served else None,
         "worth": [*([status.learned] if status.learned else []), *status.better],
         "next": status.next,
         "command": status.plan and status.plan.command,

@@ -83,6 +83,11 @@ def as_table(status: Status) -> Table:
     grid.add_row("time", duration(job.elapsed_s) + left)
     if status.spent_usd is not None:
         grid.add_row("spent", money(status))
+    if served := status.served:
+        grid.add_row("answered", escape(served.answered))
+        if not job.ended and served.is_ready:
+            grid.add_row("address", escape(served.address or "not known yet"))
+            grid.add_row("ends", escape(served.left))
     if status.learned:
         grid.add_row("learned", status.learned)
     for line in status.better:

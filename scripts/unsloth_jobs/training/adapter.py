@@ -7,6 +7,7 @@ from pathlib import Path
 from .report import Stop
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SETTINGS_FILE = "training_settings.json"  # what it was trained with, as templates/sft.py leaves it beside it
 TOKENIZER_FILES = [
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template*", "additional_chat_templates/*",

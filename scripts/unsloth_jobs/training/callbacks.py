@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import LAST_CHECKPOINT, LINEAGE, SETTINGS_FILE
+from .adapter import SETTINGS_FILE
+from .checkpoints import LAST_CHECKPOINT, LINEAGE
 from .early_stopping import BestAdapter, emit_early_stop
 from .processes import is_first, wait_for_peers
 from .push import push_folder

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .adapter import SETTINGS_FILE
 from .flags import as_flag
 from .report import LAST_EVENTS, Stop, emit
 from .run import this_run
 from .settings import TrainingSettings
 from .steps import effective_batch_size
 
-SETTINGS_FILE = "training_settings.json"
 LAST_CHECKPOINT = "last-checkpoint"  # folder of the repository
 # Settings that decide what a step learns from which rows: a run can only be resumed with those that it began with.
 RESUME_MUST_MATCH = (

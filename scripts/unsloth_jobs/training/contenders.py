@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .adapter import CONFIG, TOKENIZER_FILES, WEIGHTS, download
-from .checkpoints import SETTINGS_FILE, newest_in, stored
+from .adapter import CONFIG, SETTINGS_FILE, TOKENIZER_FILES, WEIGHTS, download
 from .models import require_decoder
 from .report import Stop
 
@@ -162,11 +161,3 @@ def id_and_revision(name: str) -> tuple[str, str]:
         return name, ""
     model, _, revision = name.partition("@")
     return model, revision
-
-
-def training_of(contenders: list[Contender]) -> dict[str, Any]:
-    """The settings that the first adapter was trained with, as templates/sft.py leaves them there; {} where it does not."""
-    for one in contenders:
-        if one.adapter and (found := stored(one.adapter) or stored(newest_in(one.adapter / "checkpoints") or one.adapter)):
-            return found
-    return {}

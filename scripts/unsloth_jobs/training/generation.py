@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from .answer_ends import ends_of
 from .memory import free_memory
 from .questions import Question
 
@@ -90,12 +91,6 @@ def answer_batch(
     if not whole:
         return [None] * len(prompts)
     return [Answer(tokenizer.decode(row, skip_special_tokens=True).strip(), not ends & {*row}) for row in written]
-
-
-def ends_of(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer."""
-    stated = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])} - {None}
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -10,7 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .checkpoints import LAST_CHECKPOINT, SETTINGS_FILE, lineage_of
+from .adapter import SETTINGS_FILE
+from .checkpoints import LAST_CHECKPOINT, lineage_of
 from .push import is_refused
 from .report import Stop
 from .run import run_facts, this_run

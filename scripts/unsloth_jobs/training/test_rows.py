@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import LINEAGE
+from .checkpoints import LINEAGE, newest_in, stored
 from .columns import Format
+from .contenders import Contender
 from .dataset import data_revision, load_rows, split_rows
 from .files import FILE_KINDS
 from .question_set import read_test_rows, reading_test_set
@@ -122,3 +123,11 @@ def with_columns(settings: EvidenceSettings, training: Mapping[str, Any]) -> Evi
     if training.get("loss") == "kto" and "label_column" in columns:
         columns["label_column"] = columns["label_column"] or "label"
     return replace(settings, **columns)
+
+
+def training_of(contenders: list[Contender]) -> dict[str, Any]:
+    """The settings that the first adapter was trained with, as templates/sft.py leaves them there; {} where it does not."""
+    for one in contenders:
+        if one.adapter and (found := stored(one.adapter) or stored(newest_in(one.adapter / "checkpoints") or one.adapter)):
+            return found
+    return {}
