@@ -6928,17 +6928,12 @@ START_S = 120.0  # for a process to start and read the file, which may import mu
 
 # What each process runs: a line of JSON for each call, and one back. What the function prints goes to stderr.
 WORKER = """
-import json, os, sys, time
-from types import ModuleType
+import json, os, runpy, sys, time
 
 answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
-module = ModuleType("reward_file")
-module.__file__ = sys.argv[1]
-sys.modules[module.__name__] = module  # dataclasses look their module up by name
-with open(module.__file__, "rb") as file:  # as it is now: compiled code that was kept may be an earlier version's
-    exec(compile(file.read(), module.__file__, "exec"), module.__dict__)
-function = getattr(module, sys.argv[2])
+# From its source as it is now: compiled code that an import would take may be an earlier version's.
+function = runpy.run_path(sys.argv[1], run_name="reward_file")[sys.argv[2]]
 print("{}", file=answers, flush=True)
 for line in sys.stdin:
     began, found = time.monotonic(), {}

@@ -520,4 +520,4 @@ def test_a_command_s_process_ends_with_its_code_whatever_the_interpreter_s_end_w
     assert (done.returncode, done.stdout) == (1, b"all of it")
     assert b"RuntimeError" in done.stderr and b"hf_ada" not in done.stderr
     scripts = sorted((ROOT / "scripts").glob("*.py"))
-    assert len(scripts) == 5 and all(path.read_text().endswith("    run(app)\n") for path in scripts)
+    assert len(scripts) == 6 and all(path.read_text().endswith("    run(app)\n") for path in scripts)
