@@ -7,8 +7,9 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from . import errors
+from .access import can_read, is_true, require_write
 from .accounts import object_id
-from .repos import can_read, is_true, parents, require_write, xet_headers
+from .repos import parents, xet_headers
 from .store import Bucket, BucketFile, iso
 
 

@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from . import errors
+from .access import can_read
 from .accounts import Token
 from .hardware import HARDWARE
 from .jobs import RUNNING, Job
-from .repos import can_read
 from .store import Store, iso
 
 KEEP_ALIVE = 30.0  # seconds

@@ -1,6 +1,5 @@
 """Models, data sets and Spaces: information, trees, commits, LFS, and the files themselves."""
 
-import base64
 import json
 import re
 import struct
@@ -16,8 +15,10 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from . import errors
-from .accounts import Token, object_id
-from .store import Blob, Blobs, Bucket, Commit, File, Repo, RepoType, Tree, git_oid, iso, wants_lfs
+from .access import can_read, find, find_for_content, find_for_writing, is_true, repo_url, require_write
+from .accounts import object_id
+from .store import Blob, Commit, File, Repo, Tree, git_oid, iso
+from .uploads import commit, lfs_batch, lfs_upload, preupload, validate_yaml, xet_token
 
 
 def text_like(pattern: str) -> Convertor[str]:
@@ -39,49 +40,6 @@ register_url_convertor("kind", text_like("models|datasets|spaces"))
 register_url_convertor("repo", text_like("[^/]+/[^/]+"))
 register_url_convertor("revision", text_like("refs/[^/]+/[^/]+|[^/]+"))
 register_url_convertor("what", text_like("branch|tag"))
-
-
-# ---------------------------------------------------------------- access
-
-
-def can_read(token: Token | None, repo: Repo | Bucket) -> bool:
-    """Whether a repository or bucket may be seen at all; a gated one may."""
-    return not repo.private or (token is not None and token.may_read(repo.namespace))
-
-
-def find(request: Request) -> Repo:
-    """The repository in the path, if the request's token may see it."""
-    hub = request.app.state.hub
-    token = hub.accounts.authenticate(request)
-    repo_type = request.path_params["kind"].removesuffix("s")
-    repo = hub.store.repos.get((repo_type, request.path_params["repo"]))
-    if repo is None or not can_read(token, repo):
-        raise errors.repo_not_found(logged_in=token is not None)
-    return repo
-
-
-def find_for_content(request: Request) -> Repo:
-    """As `find`, but for the files: those of a gated repository are for whom was let in."""
-    repo = find(request)
-    token = request.app.state.hub.accounts.authenticate(request)
-    if repo.gated and not (token and token.reads_gated and may_pass_gate(token, repo)):
-        raise errors.gated(repo.type, repo.id, logged_in=token is not None)
-    return repo
-
-
-def may_pass_gate(token: Token, repo: Repo) -> bool:
-    return token.user.name in repo.granted or token.may_read(repo.namespace)
-
-
-def find_for_writing(request: Request) -> Repo:
-    repo = find(request)
-    require_write(request.app.state.hub.accounts.require(request), repo.namespace)
-    return repo
-
-
-def require_write(token: Token, namespace: str) -> None:
-    if not token.may("repo.write", namespace):
-        raise errors.forbidden(f'You don\'t have the rights to write to the namespace "{namespace}"')
 
 
 # ---------------------------------------------------------------- information
@@ -254,10 +212,6 @@ def expanded(entries: list[dict], commit: Commit) -> list[dict]:
     return [{**entry, "lastCommit": commit_entry(commit), "securityFileStatus": scan} for entry in entries]
 
 
-def is_true(value: str | None) -> bool:
-    return value is not None and value.lower() in ("true", "1")
-
-
 def get_tree(request: Request) -> Response:
     repo = find_for_content(request)
     commit = repo.at(request.path_params["revision"])
@@ -330,11 +284,6 @@ def whose(request: Request, body: dict) -> str:
     return f"{namespace}/{body['name']}"
 
 
-def repo_url(request: Request, repo_type: RepoType, repo_id: str) -> str:
-    prefix = "" if repo_type == "model" else f"{repo_type}s/"
-    return f"{request.app.state.hub.url}/{prefix}{repo_id}"
-
-
 def create(request: Request) -> Response:
     hub = request.app.state.hub
     body = json.loads(request.state.body)
@@ -380,109 +329,6 @@ def auth_check(request: Request) -> Response:
 def auth_check_write(request: Request) -> Response:
     find_for_writing(request)
     return Response()
-
-
-# ---------------------------------------------------------------- uploads
-
-
-def preupload(request: Request) -> Response:
-    """Tell for each file whether it goes into the commit itself or has to be uploaded first."""
-    repo = find_for_writing(request)
-    files = repo.at(request.path_params["revision"]).files
-    answers = []
-    for wanted in json.loads(request.state.body)["files"]:
-        path = wanted["path"]
-        lfs = wants_lfs(path, wanted["size"], base64.b64decode(wanted["sample"]))
-        answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
-        if known := files.get(path):
-            answer["oid"] = known.blob.sha256 if known.lfs else known.oid
-        answers.append(answer)
-    return JSONResponse({"files": answers, "commitOid": repo.head.sha})
-
-
-def lfs_batch(request: Request) -> Response:
-    find_for_writing(request)
-    hub = request.app.state.hub
-    objects = []
-    for wanted in json.loads(request.state.body)["objects"]:
-        answer = {"oid": wanted["oid"], "size": wanted["size"]}
-        if hub.store.blobs.get(wanted["oid"]) is None:
-            answer["actions"] = {"upload": {"href": f"{hub.url}/lfs/{wanted['oid']}"}}
-        objects.append(answer)
-    return JSONResponse({"transfer": "basic", "objects": objects}, media_type="application/vnd.git-lfs+json")
-
-
-def lfs_upload(request: Request) -> Response:
-    """Takes the place of S3: no token, because the URL would be a signed one."""
-    blob = request.app.state.hub.store.blobs.add(request.state.body)
-    if blob.sha256 != request.path_params["oid"]:
-        raise errors.bad_request("The content does not match its SHA-256")
-    return Response()
-
-
-def apply_operation(blobs: Blobs, files: Tree, key: str, value: dict) -> None:
-    """One line of a commit."""
-    path = value["path"]
-    if key == "file":
-        files[path] = File(blobs.add(base64.b64decode(value["content"])), lfs=False)
-    elif key == "lfsFile":
-        blob = blobs.get(value["oid"])
-        if blob is None:
-            raise errors.bad_request(f"LFS pointer pointed to a file that does not exist: {path}")
-        files[path] = File(blob, lfs=True)
-    elif key == "deletedFile":
-        if files.pop(path, None) is None:
-            raise errors.entry_not_found()
-    elif key == "deletedFolder":
-        for name in [name for name in files if name.startswith(path.rstrip("/") + "/")]:
-            del files[name]
-    else:
-        raise errors.bad_request(f"Unknown operation: {key}")
-
-
-def commit(request: Request) -> Response:
-    repo = find_for_writing(request)
-    hub = request.app.state.hub
-    revision = request.path_params["revision"]
-    header, *operations = [json.loads(line) for line in request.state.body.splitlines() if line]
-    author = hub.accounts.require(request).user.name
-    with hub.store.lock:
-        parent = repo.at(revision)
-        if header["value"].get("parentCommit") not in (None, parent.sha):
-            raise errors.HubError(412, "A commit has happened since. Please refresh and try again.")
-        files = dict(parent.files)
-        for operation in operations:
-            apply_operation(hub.store.blobs, files, operation["key"], operation["value"])
-        summary, description = header["value"]["summary"], header["value"].get("description", "")
-        new = repo.add_commit(files, title=summary, message=description, author=author, parent=parent.sha)
-        url = repo_url(request, repo.type, repo.id)
-        answer = {"success": True, "commitOid": new.sha, "commitUrl": f"{url}/commit/{new.sha}", "hookOutput": ""}
-        if is_true(request.query_params.get("create_pr")):
-            number = len(repo.pull_requests) + 1
-            repo.pull_requests[f"refs/pr/{number}"] = new.sha
-            answer["pullRequestUrl"] = f"{url}/discussions/{number}"
-        else:
-            references = repo.pull_requests if revision in repo.pull_requests else repo.branches
-            references[revision] = new.sha
-    return JSONResponse(answer)
-
-
-def xet_token(request: Request) -> Response:
-    scope = request.path_params["scope"]
-    (find_for_writing if scope == "write" else find_for_content)(request)
-    hub = request.app.state.hub
-    return hub.cas.token(scope, hub.cas_url)
-
-
-def validate_yaml(request: Request) -> Response:
-    """Checks only that the README's metadata is YAML; the Hub also checks what it says."""
-    content = json.loads(request.state.body)["content"]
-    match = re.match(r"---\r?\n(.*?)\r?\n---", content, re.DOTALL)
-    try:
-        yaml.safe_load(match[1] if match else "")
-    except yaml.YAMLError as error:
-        return JSONResponse({"errors": [{"message": str(error)}], "warnings": []}, 400)
-    return JSONResponse({"errors": [], "warnings": []})
 
 
 # ---------------------------------------------------------------- files

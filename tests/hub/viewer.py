@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from . import errors
-from .repos import find_for_content
+from .access import find_for_content
 from .store import Blob, Repo
 
 CONFIG = "default"
