@@ -2,6 +2,8 @@
 # Both set up what they need inside this folder (.venv, .cache), uv included, and nothing twice; make setup does that alone.
 
 PYTHON ?= python3
+# At once: tests wait more than they compute, so two cores carry four.
+WORKERS ?= 4
 VENV := .venv
 BEGAN := $(shell date +%s)
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -21,7 +23,7 @@ quick: $(VENV)/tests
 # How long set-up and lint take is said before the tests, and how long these take, at their end.
 test: $(VENV)/environments lint
 	@echo "Set-up and lint took $$(($$(date +%s) - $(BEGAN))) s."
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 setup: $(VENV)/environments
 

@@ -40,11 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only the tests that need no fixture but pytest's own")
 
 
-# Files that take minutes come first, so that two workers end together. The rest is in the order of the alphabet.
+# Files that take minutes come first, so that all workers end together. The rest is in the order of the alphabet.
 LONGEST = (
-    "faults", "export", "packing", "several", "kept", "evals", "faults_many", "dpo_runs", "adapters", "evaluate", "training",
-    "installed", "data", "check", "faults_local", "estimate", "evidence", "faults_job", "money", "evaluation", "trust",
-    "masks", "properties", "commands",
+    "faults_many", "compare", "export", "packing", "several", "kept", "evals", "grpo", "dpo_runs", "adapters", "evaluate",
+    "training", "serve", "installed", "faults", "data", "check", "faults_local", "estimate", "evidence", "faults_job", "money",
+    "evaluation", "serve_faults", "trust", "masks", "submit", "status", "properties", "commands",
 )  # fmt: skip
 
 

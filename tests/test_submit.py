@@ -435,7 +435,7 @@ def test_a_plan_says_what_is_agreed_to_and_no_hash(hub, commands, tmp_path):
     words = ["--base-model", "ada/tiny", "--dataset=support.jsonl", "--num-epochs", "2", "--load-in-16bit"]
     shown = commands.run("submit.py", str(SFT), "--", *words, code=3).stdout.partition("Not started")[0]
     for said in (
-        "ada/tiny at ", "support.jsonl", "2 epochs", "learning rate 0.0015", "effective batch size 16", "up to 2,048 tokens",
+        "ada/tiny at ", "support.jsonl", "2 epochs", "learning rate 0.002", "effective batch size 16", "up to 2,048 tokens",
         "LoRA r 16, alpha 32", "in 16 bits", "(private; the run makes it)", "bucket ada/jobs-artifacts", "held-out rows",
     ):  # fmt: skip
         assert said in shown, said
