@@ -307,9 +307,10 @@ def test_an_export_and_an_evaluation_are_priced_from_what_they_load_and_make(hub
     (tmp_path / "tuned" / "adapter_config.json").write_text('{"base_model_name_or_path": "ada/tiny", "peft_type": "LORA"}')
     (tmp_path / "tuned" / "adapter_model.safetensors").write_bytes(b"...")
     hub.add_repo("ada/tuned", tmp_path / "tuned")
-    price = lambda name, *more, **how: commands.json(
-        "estimate.py", "ada/tuned", "--script", f"templates/{name}.py", *more, **how
-    )  # noqa: E731
+
+    def price(name: str, *more: str, code: int = 0) -> dict:
+        return commands.json("estimate.py", "ada/tuned", "--script", f"templates/{name}.py", *more, code=code)
+
     commands.cwd = ROOT
     few, many = price("export"), price("export", "--quantizations", "q4_k_m,q8_0")
     assert few["recommended"]["flavor"] == "cpu-basic" and few["recommended"]["max_usd"] > 0
