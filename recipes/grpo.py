@@ -40,8 +40,8 @@ each prompt; a grader, a format or your own function rewards them, and those wit
 compared with the one that training starts from, on prompts that were held out.
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings, masks,
-rewards, questions, coverage, batching, eval (of the start), progress, completions, checkpoint, early_stopped, pushed, answering, graded, sample,
-warning, done, failed. Exit code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
+rewards, questions, coverage, batching, eval (of the start), progress, completions, checkpoint, early_stopped, pushed, answering, graded, scores,
+sample, warning, done, failed. Exit code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
 """
@@ -74,6 +74,7 @@ from unsloth_jobs.training.merge import push_merged
 from unsloth_jobs.training.models import load_config, load_model
 from unsloth_jobs.training.outcome import count_trained_steps, emit_done
 from unsloth_jobs.training.parent_files import load_tokenizer, parent_lineage
+from unsloth_jobs.training.processes import see_one_gpu
 from unsloth_jobs.training.push import push_results
 from unsloth_jobs.training.questions import Question
 from unsloth_jobs.training.report import emit, exit_code
@@ -372,6 +373,7 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 def main() -> int:
     settings = parse_args()
+    see_one_gpu(0)  # of several transformers' own trainer would use all, in a way of its own
     return exit_code(lambda: train(settings), "the same command with --resume at its end goes on from the last checkpoint")
 
 

@@ -44,7 +44,7 @@ from unsloth_jobs.training.chat_server import ChatServer, Engine, bind
 from unsloth_jobs.training.contenders import Contender, find_contender, whole_model
 from unsloth_jobs.training.flags import parse_flags
 from unsloth_jobs.training.machine import require_gpu_where_paid
-from unsloth_jobs.training.report import Stop, emit, exit_code
+from unsloth_jobs.training.report import Stop, emit, exit_code, told_to_end
 from unsloth_jobs.training.run import StopSignal, cost_usd, run_facts
 from unsloth_jobs.training.serving_commands import LLAMA_SERVER, free_port, llama_command, vllm_command
 from unsloth_jobs.training.serving_engines import LlamaEngine, SpeakerEngine, Upstream, Upstreams
@@ -100,6 +100,7 @@ def serve(settings: Settings) -> None:
     server = ChatServer(list(contenders), tally, lambda: load_engine(settings, contenders), only_loopback)
     timeout = run_facts().get("timeout_s") or 0
     reason = server.serve([listener], min(max(0.02 * timeout, MARGINS_S[0]), MARGINS_S[1]))
+    told_to_end.clear()  # it has ended, whoever asked for it: what is left is to say so
     tally.tell(at_once=True)
     emit("done", reason=reason, **tally.as_json(), cost_usd=cost_usd(), duration_s=round(time.monotonic() - began, 1))
 

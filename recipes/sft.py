@@ -75,7 +75,7 @@ from unsloth_jobs.training.evidence import draw_losses, final_loss, losses_of, s
 from unsloth_jobs.training.flags import parse_flags
 from unsloth_jobs.training.launch import run_on_all_gpus
 from unsloth_jobs.training.masks import IGNORE, Example, make_renderer, segments
-from unsloth_jobs.training.memory import free_memory, room_for
+from unsloth_jobs.training.memory import room_for
 from unsloth_jobs.training.merge import push_merged
 from unsloth_jobs.training.models import load_config, load_model
 from unsloth_jobs.training.outcome import count_trained_steps, emit_done
@@ -257,31 +257,25 @@ def build_trainer(
                 [rows[one[0]] if one else {"input_ids": [filler], "labels": [IGNORE]} for one in sequences]
             )
 
-        def measure(self):
+        def measure(self, alone=False):
             """Number, loss and learned tokens of each of this process's batches of held-out rows."""
-            try:
-                return self.batch_losses(self.held_out_batches())
-            except torch.OutOfMemoryError:
-                free_memory()
-                return self.batch_losses(self.held_out_batches(alone=True))
-
-        def metrics_of(self, parts):
-            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
-            mean = sum(loss * here for loss, here in parts) / sum(here for _, here in parts)
-            return {"eval_loss": mean, "eval_perplexity": perplexity(mean)}
-
-        def batch_losses(self, batches):
             found = []
             self.model.eval()
-            for number, batch in itertools.islice(enumerate(batches), process_number(), None, process_count()):
+            batches = enumerate(self.held_out_batches(alone))
+            for number, batch in itertools.islice(batches, process_number(), None, process_count()):
                 inputs = self._prepare_inputs(batch)
                 with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
                     loss, *_ = self.prediction_step(self.model, inputs, prediction_loss_only=True)
                 found.append((number, (loss.item(), learned_tokens(inputs["labels"]))))
             return found
 
-        def held_out_batches(self, alone=False):
-            """In the shape that training takes too; one row each, which is where a run dies of memory last, otherwise."""
+        def metrics_of(self, parts):
+            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
+            mean = sum(loss * here for loss, here in parts) / sum(here for _, here in parts)
+            return {"eval_loss": mean, "eval_perplexity": perplexity(mean)}
+
+        def held_out_batches(self, alone):
+            """In the shape that training takes too; alone: one row each, which is where a run dies of memory last."""
             if not packed:
                 return self.get_eval_dataloader()
             length = max(division.length, *held_out["length"])

@@ -18,6 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,7 +134,9 @@ def estimate(
     api, module = client.connect(client.LOOKUP_TIMEOUT_S), template.load(script)
     if not template.trains(module):
         words = [dataset, *context.args] if dataset else context.args  # a flag's value may stand in its place
-        return estimate_other(api, module, model, words, flavor, json)
+        if vary:
+            raise UserError("bad_vary", "Only trainings are compared, and this trains nothing.", "Leave --vary out.", USAGE)
+        return estimate_other(api, module, model, words, flavor, wish, json)
     if dataset is None:
         raise UserError("no_dataset", "No data set was named.", "Pass the id or the file of one after the model.", USAGE)
     passes = [f"--num-epochs={epochs}"] if epochs is not None else []
@@ -185,8 +188,9 @@ def estimate(
     best = cost.recommend(ranked, flavors, wish)
     shown = next((one for one in ranked if best and one.flavor == best.flavor), ranked[0])
     chosen_by_run = settled(settings, model_found, shown, ranked)
-    problems = [*found.problems, *([] if best else [nothing_wished(ranked, flavors) or nothing_fits(flavor, ranked)])]
-    problems = [*found.problems, *([] if best else [nothing_fits(flavor, ranked)])]
+    choose = lambda wish: cost.recommend(ranked, flavors, wish)  # noqa: E731
+    hours = {one.flavor: span(one.hours_low, one.hours_high) for one in ranked}
+    problems = [*found.problems, *([] if best else [nothing_wished(choose, hours) or nothing_fits(flavor, ranked)])]
     variations = list(read_variations(vary or [], None)[1]) if vary else []
     compared = [
         (changes, rank(chosen, model_found, varied(module, settings, changes), script, run, digest)) for changes in variations
@@ -218,16 +222,18 @@ def estimate(
         raise typer.Exit(FAILED)
 
 
-def estimate_other(api: HfApi, module: template.Template, model: str, words: list[str], flavor: str | None, json: bool) -> None:
+def estimate_other(
+    api: HfApi, module: template.Template, model: str, words: list[str], flavor: str | None, wish: cost.Wish, json: bool
+) -> None:
     """What an export or an evaluation costs: they train nothing, so there are no rows to count."""
     named = "--models" if template.evaluates(module) else "--adapter"
     flavors, source = current_flavors(api)
     chosen = [find_flavor(flavors, flavor)] if flavor else flavors
     found, sizes = price_job(api, module, template.settings(module, [f"{named}={model}", *words]), chosen)
-    best = recommend(found)
-    problems = (
-        [] if best else [Problem("nothing_fits", "error", "The job fits on no flavor that was asked for.", nothing(found))]
-    )
+    best = recommend(found, wish)
+    hours = {one.flavor.name: span(one.estimate["hours_low"], one.estimate["hours_high"]) for one in found}
+    misfit = Problem("nothing_fits", "error", "The job fits on no flavor that was asked for.", nothing(found))
+    problems = [] if best else [nothing_wished(lambda wish: recommend(found, wish), hours) or misfit]
     if json:
         listed = {"flavors": [one.as_json() for one in found], "recommended": best and asdict(best)}
         files = {"files": sizes.files} if sizes else {}
@@ -241,8 +247,7 @@ def estimate_other(api: HfApi, module: template.Template, model: str, words: lis
             if not one.reason:
                 low, high = (one.estimate[f"usd_{end}"] for end in ("low", "high"))
                 mark = "[green]→[/]" if best and one.flavor.name == best.flavor else ""
-                hours = span(one.estimate["hours_low"], one.estimate["hours_high"])
-                rows.add_row(mark, one.flavor.name, hours, f"{low:.2f}–{high:.2f}")
+                rows.add_row(mark, one.flavor.name, hours[one.flavor.name], f"{low:.2f}–{high:.2f}")
         people.print(rows)
         if best:
             people.print(f"From {found[0].estimate['basis']}, at assumed rates. Prices: {source}", markup=False)
@@ -332,12 +337,11 @@ def settled(settings: Any, model: Model, shown: cost.Candidate, ranked: list[cos
     return chosen_values(settings, model.config, shown.rows, shown.held_out) | {"precision": shown.precision, "why": why}
 
 
-def nothing_wished(ranked: list[cost.Candidate], flavors: list[Flavor]) -> Problem | None:
-    """What to say where runs fit, and none is as fast and as cheap as was asked for; None where none fits."""
-    cheapest, fastest = cost.recommend(ranked, flavors), cost.recommend(ranked, flavors, cost.Wish(True, max_usd=1e9))
+def nothing_wished(choose: Callable[[cost.Wish], cost.Recommended | None], hours: dict[str, str]) -> Problem | None:
+    """What to say where runs fit, and none is as fast and as cheap as was asked for; None where none fits. hours: by flavor."""
+    cheapest, fastest = choose(cost.Wish()), choose(cost.Wish(True, max_usd=1e9))
     if cheapest is None or fastest is None:
         return None
-    hours = {one.flavor: span(one.hours_low, one.hours_high) for one in ranked}
     told = [
         f"{name} is {one.flavor}: {hours[one.flavor]}, --max-usd {one.max_usd:.2f}"
         for name, one in (("The fastest", fastest), ("The cheapest", cheapest))

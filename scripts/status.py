@@ -46,7 +46,7 @@ from unsloth_jobs.output import (
 from unsloth_jobs.status.group import GroupStatus, fetch_group, folded_json, group_json, groups_among, remember_group
 from unsloth_jobs.status.group_view import as_lines, folded_cells, next_of
 from unsloth_jobs.status.group_watch import GroupWatchInterrupted, cancel_group, see_to, watch_group
-from unsloth_jobs.status.notify import message_of, notify, require_target
+from unsloth_jobs.status.notify import message_of, message_of_group, notify, require_target
 from unsloth_jobs.status.picture import draw
 from unsloth_jobs.status.status import Status, as_json, fetch_or_recall, fetch_status, remember, set_aside
 from unsloth_jobs.status.view import as_table, estimated_usd
@@ -76,7 +76,11 @@ def status(
     ] = None,
     notify_: Annotated[
         str | None,
-        typer.Option("--notify", metavar="COMMAND_OR_URL", help="with --watch: run or post to this once the job has ended"),
+        typer.Option(
+            "--notify",
+            metavar="COMMAND_OR_URL",
+            help="with --watch: run or post to this once the job, or all of a comparison, has ended",
+        ),
     ] = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="end the job; what it pushed stays")] = False,
     picture: Annotated[
@@ -116,7 +120,7 @@ def status(
             "bad_interval", f"--interval must be above 0, not {interval}.", "Pass seconds, such as --interval 10.", USAGE
         )
     if job.startswith(PREFIX):
-        return show_group(job, namespace, interval if watch_ else None, watch_, max_usd, cancel, picture, json)
+        return show_group(job, namespace, interval if watch_ else None, watch_, max_usd, notify_, cancel, picture, json)
     if picture:
         raise UserError("no_group", f"{job} is no comparison.", "Its own curves: dashboard_url, and loss.png beside it.", USAGE)
     ref = find_job(job, namespace)
@@ -134,9 +138,9 @@ def status(
         if notify_:
             tell(notify_, ref.job_id, "UNKNOWN", f"Job {ref.job_id} is no longer watched: {error.problem.message}")
         raise
+    remember(found)
     if notify_:
         tell(notify_, ref.job_id, found.job.stage, message_of(found))
-    remember(found)
     print_json(as_json(found)) if json else people.print(as_table(found))
     if found.job.stage in ("ERROR", "DELETED"):
         raise typer.Exit(FAILED)
@@ -153,6 +157,7 @@ def show_group(
     interval: float | None,
     watch_: bool,
     max_usd: float | None,
+    notify_: str | None,
     cancel: bool,
     picture: Path | None,
     json: bool,
@@ -173,7 +178,13 @@ def show_group(
         print_group(left.status, json)
         diagnostics.print("\nThe runs go on; none is ended or started until you look again.", markup=False)
         raise typer.Exit(LEFT) from left
+    except UserError as error:
+        if notify_:
+            tell(notify_, group_id, "UNKNOWN", f"Comparison {group_id} is no longer watched: {error.problem.message}")
+        raise
     remember_group(found)
+    if notify_:
+        tell(notify_, group_id, found.stage, message_of_group(found))
     if picture:
         draw(found, picture)
     print_group(found, json)

@@ -678,9 +678,19 @@ def emit_failed(code: str, message: str, fix: str) -> None:
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")
 
 
-def print_traceback() -> None:
-    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files."""
-    print(redacted(traceback.format_exc()).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+def print_traceback(with_text: bool = True) -> None:
+    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files.
+
+    with_text: with what the exception says, which may quote whatever was at hand; else its kind stands alone.
+    """
+    kind, _, place = sys.exc_info()
+    said = traceback.format_exc() if with_text else "".join([*traceback.format_tb(place), kind.__name__ if kind else ""])
+    print(redacted(said).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+
+
+def ended_from_outside(again: str) -> Stop:
+    """again: how the run is taken up again."""
+    return Stop("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
 
 
 # As Python, safetensors and torch put it; a quota and a limit of a file's size are as good as full.
@@ -700,7 +710,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         emit_failed(stop.code, stop.message, stop.fix)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
-            emit_failed("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
+            emit_failed(**vars(ended_from_outside(again)))
         elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
             emit_failed("disk_full", f"The disk is full: {error}", f"{room}; {again}.")
@@ -3976,7 +3986,9 @@ def progress_callback(
             )
             learning = state.global_step > 0  # the evaluation before training is the base model's
             if learning and best.patience and best.keep_if_better(model, state, loss) and state.global_step < state.max_steps:
-                control.should_training_stop, stop_signal.reason = True, "early_stopped"
+                control.should_training_stop = True
+                if stop_signal.reason != "cancelled":
+                    stop_signal.reason = "early_stopped"
                 emit_early_stop(state, timer, best)
 
         def on_save(self, args, state, control, **kwargs):
@@ -6618,8 +6630,10 @@ def run_on_all_gpus(run: Callable[[], None], again: str, script: str) -> int:
     """
     if join_peers():
         return exit_code(lambda: run_beside_peers(run), again)
-    count = processes_wanted()
-    return exit_code(run, again) if count == 1 else launch(count, script)
+    if (count := processes_wanted()) > 1:
+        return launch(count, script, again)
+    see_one_gpu(0)  # of several transformers' own trainer would use all, in a way of its own
+    return exit_code(run, again)
 
 
 def processes_wanted() -> int:
@@ -6644,7 +6658,7 @@ def run_beside_peers(run: Callable[[], None]) -> None:
         raise
 
 
-def launch(count: int, script: str) -> int:
+def launch(count: int, script: str, again: str) -> int:
     """Run a script in so many processes; its exit code. Where one fails, all end, and what it said is what failed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -6674,7 +6688,7 @@ def launch(count: int, script: str) -> int:
         try:
             elastic_launch(config, sys.executable)("-u", script, *sys.argv[1:])
         except ChildFailedError as error:
-            emit_cause(error.failures, count, Path(folder))
+            emit_cause(error.failures, count, Path(folder), again)
             return 1
     return 0
 
@@ -6683,12 +6697,13 @@ def pass_on(number: int, _: Any) -> None:
     """A signal to this process is one to all: they agree when to stop, save, and end by themselves."""
     import psutil
 
+    told_to_end.set()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(number)
 
 
-def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
+def emit_cause(failures: dict[int, Any], count: int, folder: Path, again: str) -> None:
     """The event `failed` of a run whose processes ended early, after the last words of the one that was first."""
     number, first = first_failure(failures.items())
     if number:
@@ -6701,7 +6716,9 @@ def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
         f"Process {number} of {count} (GPU {number}) {how}, and with it the run.",
         "Its last lines are in the log. Submit the same command with --resume at its end: it goes on from the last checkpoint.",
     )
-    emit("failed", **(first.error_file_data.get("failed") or vars(died)))
+    # A process that a signal ends before it listens for one has not died.
+    cause = ended_from_outside(again) if told_to_end.is_set() else died
+    emit("failed", **(first.error_file_data.get("failed") or vars(cause)))
 
 
 def first_failure(failures: Iterable[tuple[int, Any]]) -> tuple[int, Any]:
@@ -7356,8 +7373,9 @@ def padded(rows: list[tuple[list[int], list[int]]], filler: int, multiple: int) 
 class StepTrainer:
     """Mixed into one of TRL's trainers, to the left of it; `passes` and `timer` are set once it is made.
 
-    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(), this process's
-    parts of the held-out rows, each with its number; and metrics_of(the parts of all, in order): eval_loss and what else.
+    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(alone), this
+    process's parts of the held-out rows, each with its number (alone: a row each, which takes the least memory); and
+    metrics_of(the parts of all, in order): eval_loss and what else.
     """
 
     eval_dataset: Any
@@ -7426,12 +7444,14 @@ class StepTrainer:
         """The held-out metrics; {} and a warning where they cannot be measured, since training is worth more."""
         if self.eval_dataset is None:
             return {}
-        began, own, failure = time.monotonic(), [], []
-        try:
-            own = self.measure()
-        except Exception as error:
-            failure = [f"{type(error).__name__}: {error}"]
-        if failures := from_all(failure):
+        import torch
+
+        began = time.monotonic()
+        own, failure = self.try_to_measure()
+        if greatest(int(isinstance(failure, torch.OutOfMemoryError))):  # in one of the processes: all divide the rows alike
+            free_memory()
+            own, failure = self.try_to_measure(alone=True)
+        if failures := from_all([f"{type(failure).__name__}: {failure}"] if failure else []):
             self.eval_dataset, metrics = None, {}
             message = f"The held-out rows are no longer evaluated: {failures[0]}"
             emit("warning", code="evaluation_failed", message=message)
@@ -7443,6 +7463,12 @@ class StepTrainer:
             self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def try_to_measure(self, alone: bool = False) -> tuple[list[Any], Exception | None]:
+        try:
+            return self.measure(alone), None
+        except Exception as error:
+            return [], error.with_traceback(None)  # it would keep the tensors of the pass
 
     def weighed(self, parts: list[Any]) -> list[tuple[float, float]]:
         """Loss and weight of each part of the held-out rows, by which runs are compared."""
@@ -7561,8 +7587,8 @@ class PreferenceTrainer(StepTrainer):
         kl = padded(mixed, self.filler, self.multiple)
         return batch | {f"KL_{name}": values for name, values in kl.items()} | {"label": as_tensor(made, "desirable")}
 
-    def measure(self):
-        """The loss and the figures of this process's held-out rows, one by one, each with its number."""
+    def measure(self, alone=False):
+        """The loss and the figures of this process's held-out rows, one by one in any case, each with its number."""
         self.model.eval()
         with self.measuring():
             return [(one, self.score(one)) for one in range(process_number(), len(self.held_out), process_count())]

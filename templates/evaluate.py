@@ -597,9 +597,19 @@ def emit_failed(code: str, message: str, fix: str) -> None:
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")
 
 
-def print_traceback() -> None:
-    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files."""
-    print(redacted(traceback.format_exc()).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+def print_traceback(with_text: bool = True) -> None:
+    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files.
+
+    with_text: with what the exception says, which may quote whatever was at hand; else its kind stands alone.
+    """
+    kind, _, place = sys.exc_info()
+    said = traceback.format_exc() if with_text else "".join([*traceback.format_tb(place), kind.__name__ if kind else ""])
+    print(redacted(said).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+
+
+def ended_from_outside(again: str) -> Stop:
+    """again: how the run is taken up again."""
+    return Stop("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
 
 
 # As Python, safetensors and torch put it; a quota and a limit of a file's size are as good as full.
@@ -619,7 +629,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         emit_failed(stop.code, stop.message, stop.fix)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
-            emit_failed("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
+            emit_failed(**vars(ended_from_outside(again)))
         elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
             emit_failed("disk_full", f"The disk is full: {error}", f"{room}; {again}.")

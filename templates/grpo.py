@@ -45,8 +45,8 @@ each prompt; a grader, a format or your own function rewards them, and those wit
 compared with the one that training starts from, on prompts that were held out.
 
 Each thing that matters is printed as one line `EVENT {"event": NAME, ...}`; NAME is one of plan, parent, data, settings, masks,
-rewards, questions, coverage, batching, eval (of the start), progress, completions, checkpoint, early_stopped, pushed, answering, graded, sample,
-warning, done, failed. Exit code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
+rewards, questions, coverage, batching, eval (of the start), progress, completions, checkpoint, early_stopped, pushed, answering, graded, scores,
+sample, warning, done, failed. Exit code 0: a tuned model is where the `done` event says; 1: the `failed` event says why and what to do.
 
 torch is the CUDA 12.8 build because it runs on older drivers too: a CUDA 13 build on an older driver sees no GPU.
 """
@@ -472,6 +472,7 @@ def parse_args(argv: list[str] | None = None) -> Settings:
 
 def main() -> int:
     settings = parse_args()
+    see_one_gpu(0)  # of several transformers' own trainer would use all, in a way of its own
     return exit_code(lambda: train(settings), "the same command with --resume at its end goes on from the last checkpoint")
 
 
@@ -645,9 +646,19 @@ def emit_failed(code: str, message: str, fix: str) -> None:
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")
 
 
-def print_traceback() -> None:
-    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files."""
-    print(redacted(traceback.format_exc()).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+def print_traceback(with_text: bool = True) -> None:
+    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files.
+
+    with_text: with what the exception says, which may quote whatever was at hand; else its kind stands alone.
+    """
+    kind, _, place = sys.exc_info()
+    said = traceback.format_exc() if with_text else "".join([*traceback.format_tb(place), kind.__name__ if kind else ""])
+    print(redacted(said).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+
+
+def ended_from_outside(again: str) -> Stop:
+    """again: how the run is taken up again."""
+    return Stop("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
 
 
 # As Python, safetensors and torch put it; a quota and a limit of a file's size are as good as full.
@@ -667,7 +678,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         emit_failed(stop.code, stop.message, stop.fix)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
-            emit_failed("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
+            emit_failed(**vars(ended_from_outside(again)))
         elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
             emit_failed("disk_full", f"The disk is full: {error}", f"{room}; {again}.")
@@ -3943,7 +3954,9 @@ def progress_callback(
             )
             learning = state.global_step > 0  # the evaluation before training is the base model's
             if learning and best.patience and best.keep_if_better(model, state, loss) and state.global_step < state.max_steps:
-                control.should_training_stop, stop_signal.reason = True, "early_stopped"
+                control.should_training_stop = True
+                if stop_signal.reason != "cancelled":
+                    stop_signal.reason = "early_stopped"
                 emit_early_stop(state, timer, best)
 
         def on_save(self, args, state, control, **kwargs):
@@ -7065,13 +7078,17 @@ class Completion(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of some completions: the reward of each, 0 to 1; each part's scores by name; what failed, and how long it took."""
+    """Of some completions: the reward of each, 0 to 1; each part's scores by name; what failed.
+
+    seconds: of all calls of the user's own function, some of which are made at the same time; waited_s: until all had ended.
+    """
 
     rewards: list[float]
     parts: dict[str, list[float]]
     failed: int = 0
     first_failure: str = ""
     seconds: float = 0.0
+    waited_s: float = 0.0
 
     graded: str = ""  # the part that tells right from wrong; "" where none does
 
@@ -7145,14 +7162,16 @@ class Rewards:
         answers = [self.form.answer(completion.text) for completion in completions]
         references, rows = [question.reference for question in questions], [question.row for question in questions]
         parts: dict[str, list[float]] = {}
-        failed, first, seconds = 0, "", 0.0
+        failed, first, seconds, waited_s = 0, "", 0.0, 0.0
         for name in self.weights:
             if name == FORMAT:
                 parts[name] = [float(self.form.is_kept(completion.text)) for completion in completions]
             elif name == LENGTH:
                 parts[name] = [0.0 if one.cut else 1 - (len(one.tokens) - 1) / self.most_tokens for one in completions]
             elif name == FILE and self.own:
+                began = time.monotonic()
                 calls = self.own.calls(list(zip(answers, references, rows, strict=True)))
+                waited_s += time.monotonic() - began
                 parts[name] = [one.score for one in calls]
                 failures = [one.failure for one in calls if one.failure]
                 failed, first = failed + len(failures), first or next(iter(failures), "")
@@ -7164,7 +7183,7 @@ class Rewards:
         rewards = [
             sum(weight * parts[name][place] for name, weight in self.weights.items()) / total for place in range(len(answers))
         ]
-        return Scores(rewards, parts, failed, first, seconds, self.graded)
+        return Scores(rewards, parts, failed, first, seconds, waited_s, self.graded)
 
     def close(self) -> None:
         if self.own:
@@ -7483,8 +7502,9 @@ def writing(model: Any, accelerator: Any) -> Iterator[Any]:
 class StepTrainer:
     """Mixed into one of TRL's trainers, to the left of it; `passes` and `timer` are set once it is made.
 
-    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(), this process's
-    parts of the held-out rows, each with its number; and metrics_of(the parts of all, in order): eval_loss and what else.
+    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(alone), this
+    process's parts of the held-out rows, each with its number (alone: a row each, which takes the least memory); and
+    metrics_of(the parts of all, in order): eval_loss and what else.
     """
 
     eval_dataset: Any
@@ -7553,12 +7573,14 @@ class StepTrainer:
         """The held-out metrics; {} and a warning where they cannot be measured, since training is worth more."""
         if self.eval_dataset is None:
             return {}
-        began, own, failure = time.monotonic(), [], []
-        try:
-            own = self.measure()
-        except Exception as error:
-            failure = [f"{type(error).__name__}: {error}"]
-        if failures := from_all(failure):
+        import torch
+
+        began = time.monotonic()
+        own, failure = self.try_to_measure()
+        if greatest(int(isinstance(failure, torch.OutOfMemoryError))):  # in one of the processes: all divide the rows alike
+            free_memory()
+            own, failure = self.try_to_measure(alone=True)
+        if failures := from_all([f"{type(failure).__name__}: {failure}"] if failure else []):
             self.eval_dataset, metrics = None, {}
             message = f"The held-out rows are no longer evaluated: {failures[0]}"
             emit("warning", code="evaluation_failed", message=message)
@@ -7570,6 +7592,12 @@ class StepTrainer:
             self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def try_to_measure(self, alone: bool = False) -> tuple[list[Any], Exception | None]:
+        try:
+            return self.measure(alone), None
+        except Exception as error:
+            return [], error.with_traceback(None)  # it would keep the tensors of the pass
 
     def weighed(self, parts: list[Any]) -> list[tuple[float, float]]:
         """Loss and weight of each part of the held-out rows, by which runs are compared."""
@@ -7853,7 +7881,7 @@ def figures_of(rollout: Rollout, group: int, kl: float, seconds: float) -> dict[
         "kl": kl,
         "tokens_per_s": rollout.written / max(rollout.seconds, 1e-9),
         "writing_s": rollout.seconds,
-        "rewarding_s": scores.seconds,
+        "rewarding_s": scores.waited_s,
         "step_s": seconds,
         "reward_failures": scores.failed,
         **parts,
@@ -7964,7 +7992,8 @@ def watch_callback(trainer: Any, watch: RewardWatch, stop_signal: StopSignal) ->
                 show_completions(trainer, step)
             if watch.look(step, trainer.figures[-1], rollout.scores.first_failure) and step < state.max_steps:
                 control.should_training_stop, control.should_save, control.should_log = True, True, True
-                stop_signal.reason = "early_stopped"
+                if stop_signal.reason != "cancelled":
+                    stop_signal.reason = "early_stopped"
                 emit_solved(step, state.max_steps, trainer.timer.step_s)
 
     return Watching()

@@ -128,6 +128,7 @@ def serve(settings: Settings) -> None:
     server = ChatServer(list(contenders), tally, lambda: load_engine(settings, contenders), only_loopback)
     timeout = run_facts().get("timeout_s") or 0
     reason = server.serve([listener], min(max(0.02 * timeout, MARGINS_S[0]), MARGINS_S[1]))
+    told_to_end.clear()  # it has ended, whoever asked for it: what is left is to say so
     tally.tell(at_once=True)
     emit("done", reason=reason, **tally.as_json(), cost_usd=cost_usd(), duration_s=round(time.monotonic() - began, 1))
 
@@ -743,9 +744,19 @@ def emit_failed(code: str, message: str, fix: str) -> None:
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")
 
 
-def print_traceback() -> None:
-    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files."""
-    print(redacted(traceback.format_exc()).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+def print_traceback(with_text: bool = True) -> None:
+    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files.
+
+    with_text: with what the exception says, which may quote whatever was at hand; else its kind stands alone.
+    """
+    kind, _, place = sys.exc_info()
+    said = traceback.format_exc() if with_text else "".join([*traceback.format_tb(place), kind.__name__ if kind else ""])
+    print(redacted(said).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+
+
+def ended_from_outside(again: str) -> Stop:
+    """again: how the run is taken up again."""
+    return Stop("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
 
 
 # As Python, safetensors and torch put it; a quota and a limit of a file's size are as good as full.
@@ -765,7 +776,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         emit_failed(stop.code, stop.message, stop.fix)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
-            emit_failed("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
+            emit_failed(**vars(ended_from_outside(again)))
         elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
             emit_failed("disk_full", f"The disk is full: {error}", f"{room}; {again}.")
@@ -1304,7 +1315,9 @@ class ChatServer:
         given_up = threading.Event()
         chunks = self.engine.stream(body, self.tally, given_up)
         with self.tally.answering():
-            first = await run_in_threadpool(next, chunks)  # a request that is refused gets its own status, not a stream
+            first = await run_in_threadpool(
+                guarded, lambda: next(chunks)
+            )  # a request that is refused gets its own status, not a stream
         lines = self.lines(first, chunks, given_up)
         return StreamingResponse(lines, headers=HEADERS, media_type="text/event-stream")
 
@@ -1326,7 +1339,7 @@ class ChatServer:
             except BadRequest as error:
                 yield event_line(error.as_json())
             except Exception as error:
-                print_traceback()
+                print_traceback(with_text=False)
                 yield event_line(failure_of(error).as_json())
             finally:
                 given_up.set()
@@ -1404,7 +1417,7 @@ def guarded(run: Callable[[], Any]) -> Any:
     except BadRequest:
         raise
     except Exception as error:
-        print_traceback()
+        print_traceback(with_text=False)
         raise failure_of(error) from error
 
 

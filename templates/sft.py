@@ -358,31 +358,25 @@ def build_trainer(
                 [rows[one[0]] if one else {"input_ids": [filler], "labels": [IGNORE]} for one in sequences]
             )
 
-        def measure(self):
+        def measure(self, alone=False):
             """Number, loss and learned tokens of each of this process's batches of held-out rows."""
-            try:
-                return self.batch_losses(self.held_out_batches())
-            except torch.OutOfMemoryError:
-                free_memory()
-                return self.batch_losses(self.held_out_batches(alone=True))
-
-        def metrics_of(self, parts):
-            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
-            mean = sum(loss * here for loss, here in parts) / sum(here for _, here in parts)
-            return {"eval_loss": mean, "eval_perplexity": perplexity(mean)}
-
-        def batch_losses(self, batches):
             found = []
             self.model.eval()
-            for number, batch in itertools.islice(enumerate(batches), process_number(), None, process_count()):
+            batches = enumerate(self.held_out_batches(alone))
+            for number, batch in itertools.islice(batches, process_number(), None, process_count()):
                 inputs = self._prepare_inputs(batch)
                 with torch.compiler.set_stance("force_eager"):  # there is too little to do to compile for it
                     loss, *_ = self.prediction_step(self.model, inputs, prediction_loss_only=True)
                 found.append((number, (loss.item(), learned_tokens(inputs["labels"]))))
             return found
 
-        def held_out_batches(self, alone=False):
-            """In the shape that training takes too; one row each, which is where a run dies of memory last, otherwise."""
+        def metrics_of(self, parts):
+            """The mean loss of a learned token of the held-out rows, however they lie in batches."""
+            mean = sum(loss * here for loss, here in parts) / sum(here for _, here in parts)
+            return {"eval_loss": mean, "eval_perplexity": perplexity(mean)}
+
+        def held_out_batches(self, alone):
+            """In the shape that training takes too; alone: one row each, which is where a run dies of memory last."""
             if not packed:
                 return self.get_eval_dataloader()
             length = max(division.length, *held_out["length"])
@@ -632,9 +626,19 @@ def emit_failed(code: str, message: str, fix: str) -> None:
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told), encoding="utf-8")
 
 
-def print_traceback() -> None:
-    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files."""
-    print(redacted(traceback.format_exc()).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+def print_traceback(with_text: bool = True) -> None:
+    """The traceback of the exception at hand, none of whose lines can be taken for an event: it may quote a model's files.
+
+    with_text: with what the exception says, which may quote whatever was at hand; else its kind stands alone.
+    """
+    kind, _, place = sys.exc_info()
+    said = traceback.format_exc() if with_text else "".join([*traceback.format_tb(place), kind.__name__ if kind else ""])
+    print(redacted(said).replace("EVENT {", "EVENT: {"), file=sys.stderr, flush=True)
+
+
+def ended_from_outside(again: str) -> Stop:
+    """again: how the run is taken up again."""
+    return Stop("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
 
 
 # As Python, safetensors and torch put it; a quota and a limit of a file's size are as good as full.
@@ -654,7 +658,7 @@ def exit_code(run: Callable[[], None], again: str) -> int:
         emit_failed(stop.code, stop.message, stop.fix)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, KeyboardInterrupt) or told_to_end.is_set():
-            emit_failed("cancelled", "The run was ended from outside.", f"{again[0].upper()}{again[1:]}.")
+            emit_failed(**vars(ended_from_outside(again)))
         elif DISK_FULL.search(str(error)):
             room = "Choose a flavor with a larger disk" if os.environ.get("JOB_ID") else "Make room on this disk"
             emit_failed("disk_full", f"The disk is full: {error}", f"{room}; {again}.")
@@ -3930,7 +3934,9 @@ def progress_callback(
             )
             learning = state.global_step > 0  # the evaluation before training is the base model's
             if learning and best.patience and best.keep_if_better(model, state, loss) and state.global_step < state.max_steps:
-                control.should_training_stop, stop_signal.reason = True, "early_stopped"
+                control.should_training_stop = True
+                if stop_signal.reason != "cancelled":
+                    stop_signal.reason = "early_stopped"
                 emit_early_stop(state, timer, best)
 
         def on_save(self, args, state, control, **kwargs):
@@ -6533,8 +6539,10 @@ def run_on_all_gpus(run: Callable[[], None], again: str, script: str) -> int:
     """
     if join_peers():
         return exit_code(lambda: run_beside_peers(run), again)
-    count = processes_wanted()
-    return exit_code(run, again) if count == 1 else launch(count, script)
+    if (count := processes_wanted()) > 1:
+        return launch(count, script, again)
+    see_one_gpu(0)  # of several transformers' own trainer would use all, in a way of its own
+    return exit_code(run, again)
 
 
 def processes_wanted() -> int:
@@ -6559,7 +6567,7 @@ def run_beside_peers(run: Callable[[], None]) -> None:
         raise
 
 
-def launch(count: int, script: str) -> int:
+def launch(count: int, script: str, again: str) -> int:
     """Run a script in so many processes; its exit code. Where one fails, all end, and what it said is what failed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -6589,7 +6597,7 @@ def launch(count: int, script: str) -> int:
         try:
             elastic_launch(config, sys.executable)("-u", script, *sys.argv[1:])
         except ChildFailedError as error:
-            emit_cause(error.failures, count, Path(folder))
+            emit_cause(error.failures, count, Path(folder), again)
             return 1
     return 0
 
@@ -6598,12 +6606,13 @@ def pass_on(number: int, _: Any) -> None:
     """A signal to this process is one to all: they agree when to stop, save, and end by themselves."""
     import psutil
 
+    told_to_end.set()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(number)
 
 
-def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
+def emit_cause(failures: dict[int, Any], count: int, folder: Path, again: str) -> None:
     """The event `failed` of a run whose processes ended early, after the last words of the one that was first."""
     number, first = first_failure(failures.items())
     if number:
@@ -6616,7 +6625,9 @@ def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
         f"Process {number} of {count} (GPU {number}) {how}, and with it the run.",
         "Its last lines are in the log. Submit the same command with --resume at its end: it goes on from the last checkpoint.",
     )
-    emit("failed", **(first.error_file_data.get("failed") or vars(died)))
+    # A process that a signal ends before it listens for one has not died.
+    cause = ended_from_outside(again) if told_to_end.is_set() else died
+    emit("failed", **(first.error_file_data.get("failed") or vars(cause)))
 
 
 def first_failure(failures: Iterable[tuple[int, Any]]) -> tuple[int, Any]:
@@ -7123,8 +7134,9 @@ def why_chosen(settings: TrainingSettings, config: Mapping[str, Any], rows: int,
 class StepTrainer:
     """Mixed into one of TRL's trainers, to the left of it; `passes` and `timer` are set once it is made.
 
-    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(), this process's
-    parts of the held-out rows, each with its number; and metrics_of(the parts of all, in order): eval_loss and what else.
+    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(alone), this
+    process's parts of the held-out rows, each with its number (alone: a row each, which takes the least memory); and
+    metrics_of(the parts of all, in order): eval_loss and what else.
     """
 
     eval_dataset: Any
@@ -7193,12 +7205,14 @@ class StepTrainer:
         """The held-out metrics; {} and a warning where they cannot be measured, since training is worth more."""
         if self.eval_dataset is None:
             return {}
-        began, own, failure = time.monotonic(), [], []
-        try:
-            own = self.measure()
-        except Exception as error:
-            failure = [f"{type(error).__name__}: {error}"]
-        if failures := from_all(failure):
+        import torch
+
+        began = time.monotonic()
+        own, failure = self.try_to_measure()
+        if greatest(int(isinstance(failure, torch.OutOfMemoryError))):  # in one of the processes: all divide the rows alike
+            free_memory()
+            own, failure = self.try_to_measure(alone=True)
+        if failures := from_all([f"{type(failure).__name__}: {failure}"] if failure else []):
             self.eval_dataset, metrics = None, {}
             message = f"The held-out rows are no longer evaluated: {failures[0]}"
             emit("warning", code="evaluation_failed", message=message)
@@ -7210,6 +7224,12 @@ class StepTrainer:
             self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def try_to_measure(self, alone: bool = False) -> tuple[list[Any], Exception | None]:
+        try:
+            return self.measure(alone), None
+        except Exception as error:
+            return [], error.with_traceback(None)  # it would keep the tensors of the pass
 
     def weighed(self, parts: list[Any]) -> list[tuple[float, float]]:
         """Loss and weight of each part of the held-out rows, by which runs are compared."""

@@ -257,12 +257,15 @@ def out_of_memory_kept() -> None:
     SFTTrainer.training_step = training_step
 
 
-def out_of_memory_evaluating(most: int) -> None:
-    """Memory holds an evaluation of at most so many tokens at once."""
+def out_of_memory_evaluating(most: int, rank: str = "") -> None:
+    """Memory holds an evaluation of at most so many tokens at once; rank: of the process of which that is so, "" for all."""
     whole = SFTTrainer.prediction_step
+    if rank and os.environ.get("RANK") != rank:
+        return
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         if inputs["input_ids"].numel() > most:
+            print(FULL, flush=True)
             raise torch.OutOfMemoryError(FULL)
         return whole(self, model, inputs, *args, **kwargs)
 

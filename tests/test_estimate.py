@@ -307,7 +307,10 @@ def test_an_export_and_an_evaluation_are_priced_from_what_they_load_and_make(hub
     (tmp_path / "tuned" / "adapter_config.json").write_text('{"base_model_name_or_path": "ada/tiny", "peft_type": "LORA"}')
     (tmp_path / "tuned" / "adapter_model.safetensors").write_bytes(b"...")
     hub.add_repo("ada/tuned", tmp_path / "tuned")
-    price = lambda name, *more: commands.json("estimate.py", "ada/tuned", "--script", f"templates/{name}.py", *more)  # noqa: E731
+
+    def price(name: str, *more: str, code: int = 0) -> dict:
+        return commands.json("estimate.py", "ada/tuned", "--script", f"templates/{name}.py", *more, code=code)
+
     commands.cwd = ROOT
     few, many = price("export"), price("export", "--quantizations", "q4_k_m,q8_0")
     assert few["recommended"]["flavor"] == "cpu-basic" and few["recommended"]["max_usd"] > 0
@@ -321,6 +324,8 @@ def test_an_export_and_an_evaluation_are_priced_from_what_they_load_and_make(hub
     assert "benchmarks" in seconds[1] and "benchmarks" not in seconds[0]
     shown = commands.run("estimate.py", "ada/tuned", "--script", "templates/export.py").stdout
     assert "Submit with: --flavor cpu-basic" in shown and "merged, 16 bits" in shown
+    assert price("evaluate", "--max-usd", "0.01", code=1)["problems"][0]["code"] == "nothing_wished"
+    assert price("export", "--vary", "quantizations=q4_k_m,q8_0", code=2)["problems"][0]["code"] == "bad_vary"
 
 
 def test_a_base_that_no_cheap_machine_holds_is_exported_on_a_larger_one():

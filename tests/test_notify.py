@@ -85,6 +85,20 @@ def test_a_job_that_failed_is_told_to_a_command_which_no_shell_and_no_secret_rea
     assert not (tmp_path / "gone").exists()
 
 
+def test_a_comparison_is_told_once_when_all_its_runs_have_ended(hub, commands, hook):
+    train = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "2"]
+    asked = ["submit.py", str(SFT), "--flavor", "l4x1", "--vary", "lora-r=8,16", "--yes", "--max-usd", "9", "--", *train]
+    begun = commands.json(*asked)
+    for job, loss in zip(begun["jobs"], (1.4, 1.5), strict=True):
+        hub.jobs.wait(job["job_id"])
+        hub.jobs.set(job["job_id"], stage="COMPLETED", logs=[event("done", repo="ada/x", base_loss=2.0, tuned_loss=loss)])
+    commands.run("status.py", begun["group_id"], "--watch", "--notify", hook.url)
+    [(_, _, text)] = hook.got
+    told = json.loads(text)
+    assert f"Comparison {begun['group_id']}: 2 runs, 2 COMPLETED" in told["text"] and "held-out loss: r8" in told["text"]
+    assert (told["job_id"], told["job_stage"]) == (begun["group_id"], "COMPLETED")
+
+
 def test_ntfy_is_sent_the_text_as_it_is(hook, monkeypatch):
     monkeypatch.setenv("http_proxy", hook.url)  # which a request to any other host goes through
     monkeypatch.delenv("no_proxy", raising=False)
@@ -101,6 +115,7 @@ def test_what_is_in_the_way_is_a_warning_without_the_address_and_ends(hook, monk
             f"{hook.url}/moved": "it answered 307",
             f"http://127.0.0.1:{silent.getsockname()[1]}/secret": "it took too long",
             "http://127.0.0.1:9/secret": "refused",
+            f"{hook.url}/a secret": "InvalidURL",
             f"{sys.executable} -c 'raise SystemExit(3)'": "exit code 3",
             f"{sys.executable} -c 'import time; time.sleep(30)'": "it took too long",
         }
@@ -111,7 +126,7 @@ def test_what_is_in_the_way_is_a_warning_without_the_address_and_ends(hook, monk
     assert [path for path, _, _ in hook.got] == ["/broken", "/moved"]  # nothing is sent on to where it leads
 
 
-@pytest.mark.parametrize("target", ["", "no-such-program-here x", "ftp://host/x", "https://", "echo 'open"])
+@pytest.mark.parametrize("target", ["", "no-such-program-here x", "ftp://host/x", "https://", "https://host/a b", "echo 'open"])
 def test_what_can_be_neither_run_nor_posted_to_is_refused_before_the_watch(target):
     with pytest.raises(UserError) as refused:
         notify.require_target(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import grpo
 import pytest
@@ -254,6 +255,13 @@ def test_a_run_that_has_learned_all_ends_well_and_others_go_on(capsys):
         assert not watch.look(step, figures(informative=0 if step % 10 else 0.1, **failing), "ValueError: no")
     codes = [json.loads(line[6:])["code"] for line in capsys.readouterr().out.splitlines()]
     assert codes == ["reward_failed", "reward_slow"]
+
+
+def test_what_is_waited_for_is_less_than_what_calls_side_by_side_take():
+    own = SimpleNamespace(calls=lambda values: [grpo.Call(1.0, "", 60.0) for _ in values])
+    rewards = grpo.Rewards({"file": 1.0}, "", 10, own=own)
+    scores = rewards.of([grpo.Completion("4", [1], False)] * 2, [question("4")] * 2)
+    assert scores.rewards == [1.0, 1.0] and scores.seconds == 120 and scores.waited_s < 60
 
 
 def test_a_reward_that_rises_without_the_grades_is_told_with_examples(capsys):

@@ -21,12 +21,13 @@ from hubs import ADA, event
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import JobHardwareInfo
 from safetensors.numpy import save_file
+from starlette.testclient import TestClient
 from test_serve import QUESTION, SERVING, TOKENS, ada, asking, models, on_hub, serving_python  # noqa: F401
 from tiny_models import shape_of_a_model
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.estimate.flavors import as_flavor
-from unsloth_jobs.estimate.serving import VLLM, Served, choose
-from unsloth_jobs.jobs.serving import GGUF_LIBRARIES, LLAMA_LIBRARY
+from unsloth_jobs.estimate.serving import CONTEXT, VLLM, Served, choose
+from unsloth_jobs.jobs.serving import GGUF_LIBRARIES, LLAMA_LIBRARY, PORT
 from unsloth_jobs.lookup.model_info import Model
 
 
@@ -93,6 +94,8 @@ def test_a_larger_model_is_planned_on_a_gpu_with_vllm_in_its_own_image(hub, comm
     [job] = hub.jobs
     spec = job.spec
     assert spec["dockerImage"] == f"vllm/vllm-openai:v{VLLM}" and spec["expose"]["ports"] == [8000]
+    hub.jobs.set(job.id, stage="COMPLETED", message=None, logs=["a log without events"])
+    assert "To serve it again" in commands.json("status.py", job.id)["next"]
     assert spec["command"][:2] == ["python3", "/data/serving.py"] and "--engine=vllm" in spec["command"]
     one = serving.Contender("base", "ada/base", "c0ffee", base)
     words = serving.vllm_command(
@@ -129,6 +132,11 @@ def test_a_gguf_file_is_served_by_the_versions_of_the_templates():
     for library in (*GGUF_LIBRARIES, LLAMA_LIBRARY):
         name, version = library.split("==")
         assert pinned[name] == version
+
+
+def test_what_is_planned_is_what_the_template_does_by_itself():
+    alone = serving.Settings(model="x")
+    assert (alone.context, alone.port) == (CONTEXT, PORT)
 
 
 @pytest.mark.hub(model="none", rows=False)
@@ -184,10 +192,41 @@ def test_a_server_behind_it_is_asked_counted_and_ended(serving_python, models, t
         assert len(list(both.stream(body | {"stream": True}, tally, given_up))) == 0
     finally:
         upstream.close()
-    assert upstream.process.poll() is not None
+    assert upstream.process.wait(10) == 0  # ended from outside is an end, of which it says what it has answered
+    for one in threading.enumerate():
+        if getattr(one, "_target", None) == upstream.read_output:
+            one.join(10)
+    assert any('"event": "done", ' in line and '"reason": "cancelled"' in line for line in upstream.lines), upstream.lines
     broken = serving.Upstream([sys.executable, "-c", "print('no such model'); raise SystemExit(3)"], port, "/health")
     with pytest.raises(serving.Stop, match="exit code 3 before it answered: no such model"):
         broken.wait_until_ready("vllm")
+
+
+class Broken:
+    """An engine that fails before its first word, with the question in its mouth, or says nothing."""
+
+    def __init__(self, *words: str):
+        self.words = words
+
+    def stream(self, body, tally, given_up):
+        for word in self.words:
+            raise RuntimeError(f"{word} {body['messages'][0]['content']}")
+        yield from ()
+
+    complete = stream
+
+
+@pytest.mark.parametrize("engine", [Broken("no memory for"), Broken()])
+def test_an_engine_that_fails_says_so_to_who_asked_and_quotes_nothing_in_the_log(engine, capfd):
+    server = serving.ChatServer(["tuned"], serving.Tally({}, 600, None), lambda: engine, only_loopback=False)
+    server.engine = engine
+    client = TestClient(server.app())
+    body = {"model": "tuned", "messages": [{"role": "user", "content": "my secret"}], "stream": True}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_failed")
+    said = capfd.readouterr()
+    assert "in stream" in said.err or not engine.words
+    assert "secret" not in said.out + said.err + answer.text
 
 
 def pieces_of(texts: list[str], stop: tuple[str, ...] = ()) -> tuple[list[str], serving.Pieces]:

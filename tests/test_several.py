@@ -7,8 +7,10 @@ import math
 import os
 import random
 import subprocess
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -117,6 +119,25 @@ def test_a_process_sees_one_gpu(monkeypatch, visible, place, seen):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
+def test_one_process_sees_one_gpu_of_several(monkeypatch):
+    monkeypatch.setenv("UNSLOTH_JOBS_PROCESSES", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    seen = []
+    assert sft.run_on_all_gpus(lambda: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]), "again", str(SFT)) == 0
+    assert seen == ["2"]
+
+
+@pytest.mark.parametrize(("is_ended", "code"), [(False, "process_died"), (True, "cancelled")])
+def test_a_run_that_is_ended_before_its_processes_listen_was_cancelled(monkeypatch, tmp_path, capsys, is_ended, code):
+    ended = threading.Event()
+    monkeypatch.setattr(sft, "told_to_end", ended)
+    _ = is_ended and ended.set()
+    death = SimpleNamespace(exitcode=-15, signal_name=lambda: "SIGTERM", timestamp=1, error_file_data={})
+    sft.emit_cause({0: death, 1: death}, 2, tmp_path, "submit it with --resume")
+    failed = events(capsys.readouterr().out)["failed"]
+    assert failed["code"] == code and "--resume" in failed["fix"]
+
+
 # ---- what they learn
 
 
@@ -182,6 +203,17 @@ def test_out_of_memory_in_one_process_all_go_on_in_less(runs, tiny_model):
     warnings = [event["message"] for event in two.all("warning") if event["code"] == "out_of_vram"]
     assert any("the same effective batch size" in message for message in warnings)
     assert two.last("done")["steps"] == 3
+
+
+def test_an_evaluation_that_does_not_fit_one_process_is_made_row_by_row_in_all(runs, tiny_model):
+    words = ["--base-model", str(tiny_model), *SHORT, "--eval-split", "0.5", "--max-steps", "1"]
+    words += ["--batch-size", "4", "--gradient-accumulation", "5"]  # so that a pass of held-out rows holds several
+    two = runs.start(*words, processes=2, fault=["out_of_memory_evaluating", 256, "1"])
+    one = runs.start(*words)
+    assert one.wait().code == two.wait().code == 0, two.log[-3000:]
+    assert two.last("batching")["packed"] and not two.all("warning")
+    assert two.last("done")["base_loss"] == pytest.approx(one.last("done")["base_loss"], rel=1e-3)
+    assert "CUDA out of memory" in (two.folder / "log-1.txt").read_text("utf-8")
 
 
 def test_preferences_weigh_the_same_on_two_processes(runs, tiny_model, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from conftest import SFT
 from hub import Hub
 from test_submit import ARGUMENTS, EXPORT, adapter, hub, jobs_created, plan, rows  # noqa: F401
+from unsloth_jobs.jobs.arguments import is_file
 
 
 def uploaded(hub: Hub) -> set[str]:
@@ -83,6 +84,8 @@ def test_a_value_that_is_called_as_a_file_here_stays_a_value(hub, commands, tmp_
     command = hub.jobs.get(job["job_id"]).spec["command"]
     assert {"--prompt-column=question", "--completion-column=answer", "--dataset-split=train"} <= set(command)
     assert [word for word in command if word.startswith("/data/")] == ["/data/sft.py"]
+    others = ("chosen_column", "rejected_column", "label_column", "loss", "answer_format", "reward")
+    assert not any(is_file(name, str(tmp_path / "question")) for name in others)
 
 
 def test_a_folder_of_this_machine_is_refused_with_the_way_to_upload_it(hub, commands, tmp_path):

@@ -1,4 +1,4 @@
-"""Keep the libraries' own progress bars and advice out of what a command prints."""
+"""The template that will run, as a module: what the commands ask of it, and what it may not hold."""
 
 from __future__ import annotations
 

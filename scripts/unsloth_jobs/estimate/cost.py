@@ -9,7 +9,7 @@ What runs from here really took (ledger.py) moves that range, and makes it narro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -371,17 +371,26 @@ def recommend(ranked: list[Candidate], flavors: Iterable[Flavor], wish: Wish = W
     by_name = {flavor.name: flavor for flavor in flavors}
     worth = lambda one: one.usd_high * (1 if by_name[one.flavor].bf16 else FP16_HANDICAP)  # noqa: E731
     offers = [as_recommended(one, by_name[one.flavor]) for one in sorted(filter(lambda one: one.fits, ranked), key=worth)]
+    return find_wished(offers, {one.flavor: one.hours_high for one in ranked}, wish)
+
+
+def find_wished(offers: list[Recommended], hours: Mapping[str, float], wish: Wish) -> Recommended | None:
+    """The best of the offers, which stand cheapest first, that is as was wished; None without one. hours: by flavor, at most."""
     ceiling = wish.max_usd
     if wish.faster and offers and ceiling == math.inf:
         ceiling = FASTER_AT_MOST * offers[0].max_usd
-    hours = {one.flavor: one.hours_high for one in ranked}
     wished = [one for one in offers if one.max_usd <= ceiling and hours[one.flavor] * 3600 <= wish.within_s]
     return min(wished, key=lambda one: hours[one.flavor] if wish.faster else 0, default=None)
 
 
 def as_recommended(one: Candidate, flavor: Flavor) -> Recommended:
-    timeout = min(math.ceil(one.hours_high * 3600 * TIMEOUT_MARGIN / 600) * 600, LONGEST_TIMEOUT_S)
+    timeout = timeout_for(one.hours_high)
     return Recommended(one.flavor, timeout, flavor.most_usd(timeout), one.precision, one.gpus)
+
+
+def timeout_for(hours: float) -> int:
+    """Seconds that a job will not reach which takes so many hours at most: with a margin, in whole ten minutes."""
+    return min(math.ceil(hours * 3600 * TIMEOUT_MARGIN / 600) * 600, LONGEST_TIMEOUT_S)
 
 
 def as_estimate(one: Candidate) -> dict[str, Any]:

@@ -25,6 +25,8 @@ WRITTEN = (0.3, 1.0)  # of the limit, by the longest completion of a batch: best
 LEARNED = (0.15, 1.0)  # of the limit, by the mean completion, where all groups tell something
 PASSES = 3.0  # forward and backward passes of learning, in floating-point operations per weight and token beside FORWARD
 FORWARD = 2
+LEARNING_UTILISATION = (0.40, 0.15)  # of passes over padded sequences, the head of the vocabulary included: best, worst
+LEARNING_LAUNCH_S = (0.006, 0.03)  # seconds per decoder layer and pass: best, worst
 NOT_MEASURED = ", with completions as long as they may be at worst"
 WHY = {  # by --backend
     "unsloth": "GRPO of this skill on Unsloth's model; benchmarks/rewards.py compares it with TRL's GRPOTrainer",
@@ -82,10 +84,6 @@ def step_seconds(flavor: Flavor, model: Model, settings: Any, prompt: float, bat
         prefill = FORWARD * model.parameters * completions * prompt / (flavor.bf16_flops * LEARNING_UTILISATION[at])
         ends.append(WRITING_START_S[at] * batches + writing + learning + launches + prefill)
     return Range(*ends)
-
-
-LEARNING_UTILISATION = (0.40, 0.15)  # of passes over padded sequences, the head of the vocabulary included: best, worst
-LEARNING_LAUNCH_S = (0.006, 0.03)  # seconds per decoder layer and pass: best, worst
 
 
 def seconds_per_prompt_token(

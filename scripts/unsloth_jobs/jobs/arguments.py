@@ -17,10 +17,11 @@ from ..training.files import sha256_of
 
 # Settings whose value is a name and never a file of this machine: one that happens to be called so stays here.
 NAMES = {
-    "adapter", "adapter_revision", "backend", "base_model", "base_model_revision", "engine", "host", "model", "completion_column", "dataset_config",
-    "dataset_revision", "dataset_split", "eval_dataset_config", "eval_dataset_revision", "eval_dataset_split",
-    "gradient_checkpointing", "judge_model", "judge_url", "models", "output_repo", "prompt_column", "quantizations",
-    "reward", "run_name", "save_local", "target_modules", "trackio_space",
+    "adapter", "adapter_revision", "answer_format", "backend", "base_model", "base_model_revision", "chosen_column",
+    "completion_column", "dataset_config", "dataset_revision", "dataset_split", "engine", "eval_dataset_config",
+    "eval_dataset_revision", "eval_dataset_split", "gradient_checkpointing", "host", "judge_model", "judge_url", "label_column",
+    "loss", "model", "models", "output_repo", "prompt_column", "quantizations", "rejected_column", "reward", "run_name",
+    "save_local", "target_modules", "trackio_space",
 }  # fmt: skip
 FOLDERS = ("dataset", "eval_dataset", "adapter")  # settings that may name a folder here, which no job can see
 CLIENT_WANTS = (".py", ".sh", ".yaml", ".yml", ".toml")  # the client refuses a word with such an end that is no file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from huggingface_hub import HfApi
 from .. import template
 from ..errors import USAGE, UserError
 from ..estimate import other_jobs
-from ..estimate.cost import LONGEST_TIMEOUT_S, TIMEOUT_MARGIN, Recommended
+from ..estimate.cost import Recommended, Wish, find_wished, timeout_for
 from ..estimate.flavors import Flavor
 from ..lookup.model_info import Model
 from . import evaluating, preflight
@@ -81,11 +80,13 @@ def ranked(found: list[Priced]) -> list[Priced]:
     return sorted(found, key=lambda one: (bool(one.reason), one.estimate["usd_high"]))
 
 
-def recommend(found: list[Priced]) -> Recommended | None:
-    """The cheapest that fits, with a timeout that it will not reach."""
-    best = next((one for one in found if not one.reason), None)
-    if best is None:
-        return None
-    seconds = math.ceil(best.estimate["hours_high"] * 3600 * TIMEOUT_MARGIN / 600) * 600
-    timeout = min(seconds, LONGEST_TIMEOUT_S)
-    return Recommended(best.flavor.name, timeout, best.flavor.most_usd(timeout), "")
+def recommend(found: list[Priced], wish: Wish = Wish()) -> Recommended | None:  # noqa: B008
+    """The cheapest that fits, or the one that was wished for, with a timeout that it will not reach."""
+    hours = {one.flavor.name: one.estimate["hours_high"] for one in found}
+    offers = [as_recommended(one) for one in found if not one.reason]
+    return find_wished(offers, hours, wish)
+
+
+def as_recommended(one: Priced) -> Recommended:
+    timeout = timeout_for(one.estimate["hours_high"])
+    return Recommended(one.flavor.name, timeout, one.flavor.most_usd(timeout), "")

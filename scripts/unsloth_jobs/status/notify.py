@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from ..errors import USAGE, Problem, UserError
 from ..output import dollars, duration, visible
 from ..redaction import plain
 from ..training.secrets import redacted
+from .group import GroupStatus
+from .group_view import counted
 from .status import Status
 
 COMMAND_S, REQUEST_S = 60.0, 10.0  # as long as each may take
@@ -27,9 +30,11 @@ def require_target(target: str) -> None:
     """Raises UserError (usage) where this can be neither run nor posted to: better now than when the job has ended."""
     if is_address(target):
         parts = urlsplit(target)
-        if parts.scheme in ("http", "https") and parts.hostname:
+        if parts.scheme in ("http", "https") and parts.hostname and not any(map(str.isspace, target)):
             return
-        raise UserError("bad_notify", "--notify takes an address that begins with https://.", "Correct it.", USAGE)
+        raise UserError(
+            "bad_notify", "--notify takes an address that begins with https://, without blanks.", "Correct it.", USAGE
+        )
     words = split(target)
     if not words or not shutil.which(words[0]):
         raise UserError(
@@ -63,6 +68,12 @@ def message_of(status: Status) -> str:
     return clean("\n".join(parts))
 
 
+def message_of_group(status: GroupStatus) -> str:
+    """The same of a comparison: how its runs ended, what all have cost, and which is the best."""
+    ended = f"Comparison {status.group_id}: {counted(status)}, {dollars(status.spent_usd)} in all."
+    return clean("\n".join([ended, *([status.verdict.sentence] if status.verdict else [])]))
+
+
 def clean(text: str) -> str:
     return visible(plain(text))[:LONGEST]
 
@@ -72,7 +83,7 @@ def notify(target: str, text: str, facts: dict[str, str]) -> Problem | None:
     facts = {name: clean(value) for name, value in facts.items()}
     try:
         post(target, text, facts) if is_address(target) else start(split(target), text, facts)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError) as error:
         who = urlsplit(target).hostname if is_address(target) else split(target)[0]
         return Problem("notify_failed", "warning", f"{who} was not told: {reason(error)}.", "The job is not touched by that.")
     return None

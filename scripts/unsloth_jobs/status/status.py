@@ -164,7 +164,7 @@ class Status:
     def next(self) -> str:
         if self.diagnosis:
             return f"{self.diagnosis.fix} {self.diagnosis.command}".strip()
-        if self.job.stage == "COMPLETED" and self.served:
+        if self.job.stage == "COMPLETED" and (self.served or (self.plan and self.plan.port)):
             return after_serving(self.summary.event("done"), self.plan, self.spent_usd)
         if self.job.stage == "COMPLETED":
             return self.after

@@ -104,7 +104,9 @@ def progress_callback(
             )
             learning = state.global_step > 0  # the evaluation before training is the base model's
             if learning and best.patience and best.keep_if_better(model, state, loss) and state.global_step < state.max_steps:
-                control.should_training_stop, stop_signal.reason = True, "early_stopped"
+                control.should_training_stop = True
+                if stop_signal.reason != "cancelled":
+                    stop_signal.reason = "early_stopped"
                 emit_early_stop(state, timer, best)
 
         def on_save(self, args, state, control, **kwargs):

@@ -110,7 +110,9 @@ class ChatServer:
         given_up = threading.Event()
         chunks = self.engine.stream(body, self.tally, given_up)
         with self.tally.answering():
-            first = await run_in_threadpool(next, chunks)  # a request that is refused gets its own status, not a stream
+            first = await run_in_threadpool(
+                guarded, lambda: next(chunks)
+            )  # a request that is refused gets its own status, not a stream
         lines = self.lines(first, chunks, given_up)
         return StreamingResponse(lines, headers=HEADERS, media_type="text/event-stream")
 
@@ -132,7 +134,7 @@ class ChatServer:
             except BadRequest as error:
                 yield event_line(error.as_json())
             except Exception as error:
-                print_traceback()
+                print_traceback(with_text=False)
                 yield event_line(failure_of(error).as_json())
             finally:
                 given_up.set()
@@ -210,7 +212,7 @@ def guarded(run: Callable[[], Any]) -> Any:
     except BadRequest:
         raise
     except Exception as error:
-        print_traceback()
+        print_traceback(with_text=False)
         raise failure_of(error) from error
 
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .processes import join_peers, process_count, process_number
-from .report import LAUNCHED, Stop, emit, exit_code
+from .processes import join_peers, process_count, process_number, see_one_gpu
+from .report import LAUNCHED, Stop, emit, ended_from_outside, exit_code, told_to_end
 from .run import billed_since, run_facts
 from .secrets import redacted
 
@@ -35,8 +35,10 @@ def run_on_all_gpus(run: Callable[[], None], again: str, script: str) -> int:
     """
     if join_peers():
         return exit_code(lambda: run_beside_peers(run), again)
-    count = processes_wanted()
-    return exit_code(run, again) if count == 1 else launch(count, script)
+    if (count := processes_wanted()) > 1:
+        return launch(count, script, again)
+    see_one_gpu(0)  # of several transformers' own trainer would use all, in a way of its own
+    return exit_code(run, again)
 
 
 def processes_wanted() -> int:
@@ -61,7 +63,7 @@ def run_beside_peers(run: Callable[[], None]) -> None:
         raise
 
 
-def launch(count: int, script: str) -> int:
+def launch(count: int, script: str, again: str) -> int:
     """Run a script in so many processes; its exit code. Where one fails, all end, and what it said is what failed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -91,7 +93,7 @@ def launch(count: int, script: str) -> int:
         try:
             elastic_launch(config, sys.executable)("-u", script, *sys.argv[1:])
         except ChildFailedError as error:
-            emit_cause(error.failures, count, Path(folder))
+            emit_cause(error.failures, count, Path(folder), again)
             return 1
     return 0
 
@@ -100,12 +102,13 @@ def pass_on(number: int, _: Any) -> None:
     """A signal to this process is one to all: they agree when to stop, save, and end by themselves."""
     import psutil
 
+    told_to_end.set()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             child.send_signal(number)
 
 
-def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
+def emit_cause(failures: dict[int, Any], count: int, folder: Path, again: str) -> None:
     """The event `failed` of a run whose processes ended early, after the last words of the one that was first."""
     number, first = first_failure(failures.items())
     if number:
@@ -118,7 +121,9 @@ def emit_cause(failures: dict[int, Any], count: int, folder: Path) -> None:
         f"Process {number} of {count} (GPU {number}) {how}, and with it the run.",
         "Its last lines are in the log. Submit the same command with --resume at its end: it goes on from the last checkpoint.",
     )
-    emit("failed", **(first.error_file_data.get("failed") or vars(died)))
+    # A process that a signal ends before it listens for one has not died.
+    cause = ended_from_outside(again) if told_to_end.is_set() else died
+    emit("failed", **(first.error_file_data.get("failed") or vars(cause)))
 
 
 def first_failure(failures: Iterable[tuple[int, Any]]) -> tuple[int, Any]:

@@ -64,8 +64,8 @@ class PreferenceTrainer(StepTrainer):
         kl = padded(mixed, self.filler, self.multiple)
         return batch | {f"KL_{name}": values for name, values in kl.items()} | {"label": as_tensor(made, "desirable")}
 
-    def measure(self):
-        """The loss and the figures of this process's held-out rows, one by one, each with its number."""
+    def measure(self, alone=False):
+        """The loss and the figures of this process's held-out rows, one by one in any case, each with its number."""
         self.model.eval()
         with self.measuring():
             return [(one, self.score(one)) for one in range(process_number(), len(self.held_out), process_count())]

@@ -232,7 +232,7 @@ def figures_of(rollout: Rollout, group: int, kl: float, seconds: float) -> dict[
         "kl": kl,
         "tokens_per_s": rollout.written / max(rollout.seconds, 1e-9),
         "writing_s": rollout.seconds,
-        "rewarding_s": scores.seconds,
+        "rewarding_s": scores.waited_s,
         "step_s": seconds,
         "reward_failures": scores.failed,
         **parts,

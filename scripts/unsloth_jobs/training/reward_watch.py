@@ -93,7 +93,8 @@ def watch_callback(trainer: Any, watch: RewardWatch, stop_signal: StopSignal) ->
                 show_completions(trainer, step)
             if watch.look(step, trainer.figures[-1], rollout.scores.first_failure) and step < state.max_steps:
                 control.should_training_stop, control.should_save, control.should_log = True, True, True
-                stop_signal.reason = "early_stopped"
+                if stop_signal.reason != "cancelled":
+                    stop_signal.reason = "early_stopped"
                 emit_solved(step, state.max_steps, trainer.timer.step_s)
 
     return Watching()

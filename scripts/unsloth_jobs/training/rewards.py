@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,13 +29,17 @@ class Completion(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of some completions: the reward of each, 0 to 1; each part's scores by name; what failed, and how long it took."""
+    """Of some completions: the reward of each, 0 to 1; each part's scores by name; what failed.
+
+    seconds: of all calls of the user's own function, some of which are made at the same time; waited_s: until all had ended.
+    """
 
     rewards: list[float]
     parts: dict[str, list[float]]
     failed: int = 0
     first_failure: str = ""
     seconds: float = 0.0
+    waited_s: float = 0.0
 
     graded: str = ""  # the part that tells right from wrong; "" where none does
 
@@ -108,14 +113,16 @@ class Rewards:
         answers = [self.form.answer(completion.text) for completion in completions]
         references, rows = [question.reference for question in questions], [question.row for question in questions]
         parts: dict[str, list[float]] = {}
-        failed, first, seconds = 0, "", 0.0
+        failed, first, seconds, waited_s = 0, "", 0.0, 0.0
         for name in self.weights:
             if name == FORMAT:
                 parts[name] = [float(self.form.is_kept(completion.text)) for completion in completions]
             elif name == LENGTH:
                 parts[name] = [0.0 if one.cut else 1 - (len(one.tokens) - 1) / self.most_tokens for one in completions]
             elif name == FILE and self.own:
+                began = time.monotonic()
                 calls = self.own.calls(list(zip(answers, references, rows, strict=True)))
+                waited_s += time.monotonic() - began
                 parts[name] = [one.score for one in calls]
                 failures = [one.failure for one in calls if one.failure]
                 failed, first = failed + len(failures), first or next(iter(failures), "")
@@ -127,7 +134,7 @@ class Rewards:
         rewards = [
             sum(weight * parts[name][place] for name, weight in self.weights.items()) / total for place in range(len(answers))
         ]
-        return Scores(rewards, parts, failed, first, seconds, self.graded)
+        return Scores(rewards, parts, failed, first, seconds, waited_s, self.graded)
 
     def close(self) -> None:
         if self.own:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .generation import ends_of, is_out_of_memory
+from .answer_ends import ends_of
+from .generation import is_out_of_memory
 from .memory import free_memory
 from .report import emit
 from .rewards import Completion

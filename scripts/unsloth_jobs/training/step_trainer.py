@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from .batching import Passes
+from .memory import free_memory
 from .processes import add_gradients, add_up, from_all, greatest, is_first, process_count
 from .report import emit
 from .step_timer import StepTimer
@@ -17,8 +18,9 @@ from .step_timer import StepTimer
 class StepTrainer:
     """Mixed into one of TRL's trainers, to the left of it; `passes` and `timer` are set once it is made.
 
-    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(), this process's
-    parts of the held-out rows, each with its number; and metrics_of(the parts of all, in order): eval_loss and what else.
+    A subclass has train_batch(sequences), a batch of tensors from the lists of row numbers in a pass; measure(alone), this
+    process's parts of the held-out rows, each with its number (alone: a row each, which takes the least memory); and
+    metrics_of(the parts of all, in order): eval_loss and what else.
     """
 
     eval_dataset: Any
@@ -87,12 +89,14 @@ class StepTrainer:
         """The held-out metrics; {} and a warning where they cannot be measured, since training is worth more."""
         if self.eval_dataset is None:
             return {}
-        began, own, failure = time.monotonic(), [], []
-        try:
-            own = self.measure()
-        except Exception as error:
-            failure = [f"{type(error).__name__}: {error}"]
-        if failures := from_all(failure):
+        import torch
+
+        began = time.monotonic()
+        own, failure = self.try_to_measure()
+        if greatest(int(isinstance(failure, torch.OutOfMemoryError))):  # in one of the processes: all divide the rows alike
+            free_memory()
+            own, failure = self.try_to_measure(alone=True)
+        if failures := from_all([f"{type(failure).__name__}: {failure}"] if failure else []):
             self.eval_dataset, metrics = None, {}
             message = f"The held-out rows are no longer evaluated: {failures[0]}"
             emit("warning", code="evaluation_failed", message=message)
@@ -104,6 +108,12 @@ class StepTrainer:
             self.log({**metrics})  # to which TRL adds its own
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def try_to_measure(self, alone: bool = False) -> tuple[list[Any], Exception | None]:
+        try:
+            return self.measure(alone), None
+        except Exception as error:
+            return [], error.with_traceback(None)  # it would keep the tensors of the pass
 
     def weighed(self, parts: list[Any]) -> list[tuple[float, float]]:
         """Loss and weight of each part of the held-out rows, by which runs are compared."""
