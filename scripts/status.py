@@ -46,7 +46,7 @@ from unsloth_jobs.output import (
 from unsloth_jobs.status.group import GroupStatus, fetch_group, folded_json, group_json, groups_among, remember_group
 from unsloth_jobs.status.group_view import as_lines, folded_cells, next_of
 from unsloth_jobs.status.group_watch import GroupWatchInterrupted, cancel_group, see_to, watch_group
-from unsloth_jobs.status.notify import message_of, notify, require_target
+from unsloth_jobs.status.notify import message_of, message_of_group, notify, require_target
 from unsloth_jobs.status.picture import draw
 from unsloth_jobs.status.status import Status, as_json, fetch_or_recall, fetch_status, remember, set_aside
 from unsloth_jobs.status.view import as_table, estimated_usd
@@ -94,7 +94,7 @@ def status(
     ceiling that needs no watcher is the job's own --timeout.
 
     --notify runs a command (the message is its last argument, and JOB_TEXT, JOB_ID, JOB_STAGE in its environment) or
-    posts to a webhook, once, whether the job is done or has failed.
+    posts to a webhook, once, whether the job is done or has failed; of a comparison once, with its winner.
 
     Example: status.py 6871f2a0b0c4d5e6f7a8b9c0 --watch --max-usd 2
     """
@@ -116,7 +116,7 @@ def status(
             "bad_interval", f"--interval must be above 0, not {interval}.", "Pass seconds, such as --interval 10.", USAGE
         )
     if job.startswith(PREFIX):
-        return show_group(job, namespace, interval if watch_ else None, watch_, max_usd, cancel, picture, json)
+        return show_group(job, namespace, interval if watch_ else None, watch_, max_usd, notify_, cancel, picture, json)
     if picture:
         raise UserError("no_group", f"{job} is no comparison.", "Its own curves: dashboard_url, and loss.png beside it.", USAGE)
     ref = find_job(job, namespace)
@@ -142,8 +142,8 @@ def status(
         raise typer.Exit(FAILED)
 
 
-def tell(target: str, job_id: str, stage: str, text: str) -> None:
-    if problem := notify(target, text, {"job_id": job_id, "job_stage": stage}):
+def tell(target: str, job_id: str, stage: str, text: str, **more: str) -> None:
+    if problem := notify(target, text, {"job_id": job_id, "job_stage": stage} | more):
         show_problem(problem)
 
 
@@ -153,6 +153,7 @@ def show_group(
     interval: float | None,
     watch_: bool,
     max_usd: float | None,
+    notify_: str | None,
     cancel: bool,
     picture: Path | None,
     json: bool,
@@ -173,6 +174,13 @@ def show_group(
         print_group(left.status, json)
         diagnostics.print("\nThe runs go on; none is ended or started until you look again.", markup=False)
         raise typer.Exit(LEFT) from left
+    except UserError as error:
+        if notify_:
+            tell(notify_, group_id, "UNKNOWN", f"Comparison {group_id} is no longer watched: {error.problem.message}")
+        raise
+    if notify_:
+        winner = found.verdict.winner if found.verdict else None
+        tell(notify_, group_id, found.stage, message_of_group(found), **({"job_winner": winner} if winner else {}))
     remember_group(found)
     if picture:
         draw(found, picture)

@@ -22,6 +22,7 @@ from ..jobs.hf import GROUP_LABEL, PLAN_LABEL, RUN_LABEL, as_job, asking_jobs
 from ..jobs.plan import Plan, Submission
 from ..jobs.variations import flag_of, setting_name
 from ..lookup import client
+from ..lookup.client import IS_ID
 from ..lookup.identity import whoami
 from ..values import number
 from .status import Status, as_json, fetch_or_recall, fetch_status, remember
@@ -85,10 +86,19 @@ class RunStatus:
 
     @property
     def ceiling_usd(self) -> float:
-        """The most that this run can cost, as far as it has come."""
+        """The most that this run can cost, as far as it has come. Its newest job may have been approved by itself."""
         if self.is_over:
             return self.spent_usd
-        return self.earlier_usd + (self.plan.max_usd if self.plan else 0.0)
+        plan = (self.status and self.status.plan) or self.plan
+        return self.earlier_usd + (plan.max_usd if plan else 0.0)
+
+    @property
+    def made(self) -> str | None:
+        """Its result: a repository, or a folder here. Of a run that was submitted elsewhere its own word."""
+        if self.plan:
+            return self.plan.output_repo or self.plan.output_dir
+        said = str(self.summary.event("done").get("repo")) if self.summary else ""
+        return said if IS_ID.fullmatch(said) else None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from ..errors import USAGE, Problem, UserError
 from ..output import dollars, duration, visible
 from ..redaction import plain
 from ..training.secrets import redacted
+from .group import GroupStatus
+from .group_view import counted, money
 from .status import Status
 
 COMMAND_S, REQUEST_S = 60.0, 10.0  # as long as each may take
@@ -60,6 +62,17 @@ def message_of(status: Status) -> str:
         parts.append(f"{status.diagnosis.code}: {status.diagnosis.message} {status.diagnosis.fix}")
     elif status.result:
         parts += [*([f"{status.learned}."] if status.learned else []), f"Result: {status.result}"]
+    return clean("\n".join(parts))
+
+
+def message_of_group(status: GroupStatus) -> str:
+    """What is told of a comparison: how its runs ended, what all cost, which is the best and where it lies."""
+    parts = [f"Comparison {status.group_id}: {counted(status)}; {money(status)}."]
+    if (verdict := status.verdict) is None:
+        return clean("\n".join([*parts, "Nothing runs, and what waits was not started: see status.py."]))
+    parts.append(verdict.sentence)
+    if verdict.winner and (made := status.named(verdict.winner).status) and made.result:
+        parts.append(f"Result of {verdict.winner}: {made.result}")
     return clean("\n".join(parts))
 
 
