@@ -650,6 +650,20 @@ def test_a_comparison_that_was_ended_starts_no_run_that_waits(hub, commands):
     assert [job["existed"] for job in again["jobs"]] == [True, True, False, False] and started(hub) == [1] * 4
 
 
+def test_ctrl_c_amid_a_watch_leaves_all_runs_as_they_are(hub, commands):
+    jobs = approve(commands, "--vary", "lora-r=8,16")
+    for name in ("r8", "r16"):
+        hub.jobs.set(jobs[name], stage="RUNNING", logs=log_of(0.1, 6))
+    words = [str(ROOT / "scripts" / "status.py"), jobs["group"], "--watch", "--interval", "0.2", "--max-usd", "9", "--json"]
+    how = {"cwd": commands.cwd, "env": commands.env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, *words], **how)
+    assert "2 RUNNING: r8 6, r16 6" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    said, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "The runs go on" in told
+    assert {run["stage"] for run in json.loads(said)["runs"]} == {"RUNNING"} == {job.stage for job in hub.jobs}
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 def test_the_curves_of_all_runs_fit_one_picture_in_the_terminal(columns, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
@@ -714,6 +728,10 @@ def test_a_run_that_came_to_its_deadline_is_gone_on_with_alone_and_counted(hub, 
     assert run["earlier_usd"] == pytest.approx(0.8, abs=0.01) and seen["spent_usd"] >= 0.79
     assert seen["at_most_usd"] == pytest.approx(0.8 + 2 * 0.8, abs=0.02) and "has failed" not in seen["next"]
     assert "$0.80 of it beyond that" in commands.run("status.py", jobs["group"]).stdout
+    other = Commands(hub.env(token=ADA), commands.cwd, settings=commands.settings)  # on another machine
+    [there] = [one for one in other.json("status.py", jobs["group"])["runs"] if one["name"] == "r8"]
+    assert (there["job_id"], there["changes"]) == (resumed, {"lora-r": "8"})
+    assert there["earlier_usd"] == pytest.approx(0.8, abs=0.01)
     for name, job, loss in (("r8", resumed, 2.0), ("r16", jobs["r16"], 3.0)):
         hub.jobs.set(job, stage="COMPLETED", logs=done(name, loss))
     assert commands.json("status.py", jobs["group"])["winner"] == "r8"

@@ -68,7 +68,7 @@ def folded_cells(status: GroupStatus) -> list[list[str]]:
 def stage_cell(status: GroupStatus, run: RunStatus) -> str:
     if run.status is None:
         return "never started" if status.is_ended else "waits" if status.approved else "not approved"
-    if (decision := status.stopped.get(run.name)) and run.stage != "COMPLETED":
+    if (decision := status.stopped.get(run.name)) and run.stage != "COMPLETED" and not run.is_approved_alone:
         return f"ended at rung {decision.rung}" if run.is_over else f"to be ended at rung {decision.rung}"
     return run.stage
 
