@@ -55,7 +55,9 @@ DOOR_LOOKS_EVERY_S = 10
 def serve(
     model: Annotated[
         str,
-        typer.Argument(help="adapter or whole model (Hub id, folder, GGUF file), the job or comparison that made it, or a job that serves"),
+        typer.Argument(
+            help="adapter or whole model (Hub id, folder, GGUF file), the job or comparison that made it, or a job that serves"
+        ),
     ],
     where: Annotated[str, typer.Option(help="hf: Hugging Face Jobs; local: this machine, free")] = "hf",
     flavor: Annotated[str | None, typer.Option(help="machine to rent (default: the cheapest that holds the model)")] = None,

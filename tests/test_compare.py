@@ -542,6 +542,16 @@ def test_the_worse_runs_are_ended_once_they_have_saved(hub, commands):
     assert "lr3e-4" in commands.run("status.py", "--all").stdout
 
 
+def test_two_watchers_at_once_end_the_same_runs(hub, commands):
+    jobs = approve(commands, *HALVED)
+    for name, rate in RATES.items():
+        hub.jobs.set(jobs[name], stage="RUNNING", logs=log_of(rate, 6))
+    with ThreadPoolExecutor(2) as pool:
+        seen = list(pool.map(lambda _: commands.json("status.py", jobs["group"]), range(2)))
+    assert [one["halving"][0]["stopped"] for one in seen] == [["lr2e-4", "lr1e-4"]] * 2
+    assert sorted(hub.jobs.get(jobs[name]).stage for name in RATES) == ["CANCELED", "CANCELED", "RUNNING", "RUNNING"]
+
+
 def test_a_comparison_is_seen_from_another_machine_and_left_as_it_is(hub, commands):
     jobs = approve(commands, "--vary", "learning-rate=1e-4,2e-4", "--vary", "lora-r=8,16")
     hub.jobs.set(jobs["lr1e-4-r8"], stage="ERROR", message="boom")

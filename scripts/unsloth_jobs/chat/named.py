@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 from ..errors import UserError
-from ..jobs import group
+from ..jobs import group, local
 from ..jobs.backends import JobRef, find_job
-from ..jobs.local import PREFIX
 from ..jobs.plan import SCRIPTS
 from ..lookup.client import IS_ID
 from ..output import diagnostics
@@ -15,8 +14,7 @@ from ..status.group import GroupStatus, fetch_group
 from ..status.group_view import counted
 from ..status.status import fetch_status
 
-JOB_ID = re.compile(rf"(?:https?://\S+/jobs/\S+/)?(?:[0-9a-f]{{24}}|{PREFIX}[\w-]+)/?")
-
+JOB_ID = re.compile(rf"(?:https?://\S+/jobs/\S+/)?(?:[0-9a-f]{{24}}|{local.PREFIX}[\w-]+)/?")
 GROUP_ID = re.compile(rf"{group.PREFIX}[0-9a-f]{{16}}")
 
 
