@@ -15,7 +15,6 @@ from hubs import ADA, event
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.status import notify
 
-
 TRAIN = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "2"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..values import is_amount
@@ -54,16 +54,16 @@ def saving_of(estimates: Sequence[Mapping[str, Any] | None], prices: Sequence[fl
     steps = [int(one["steps"]) if is_amount(one.get("steps")) else 0 for one in known]
     saved = math.fsum(share * number for share, number in zip(shares, steps, strict=True))
     whole = sum(steps)
-    counts = (round(saved), whole) if all(steps) else (None, None)
     ended = (len(known) - rungs[-1].keep) / len(known)
     runs = zip(known, shares, prices, strict=True)
     found = [usd_spared(one, share, ended, price) for one, share, price in runs]
     share = saved / whole if all(steps) else math.fsum(shares) / len(shares)
+    made = Saving(share, round(saved), whole) if all(steps) else Saving(share)
     if any(one is None for one in found):
-        return Saving(share, *counts)
+        return made
     usd = [round(math.fsum(one[end] for one in found if one), 2) for end in (0, 1)]
     of_usd = [round(math.fsum(one[f"usd_{end}"] for one in known), 2) for end in ("low", "high")]
-    return Saving(share, *counts, (usd[0], usd[1]), (of_usd[0], of_usd[1]))
+    return replace(made, usd=(usd[0], usd[1]), of_usd=(of_usd[0], of_usd[1]))
 
 
 def spared(tokens: Sequence[float], rate: int) -> list[float]:
@@ -76,9 +76,7 @@ def spared(tokens: Sequence[float], rate: int) -> list[float]:
     ]
 
 
-def usd_spared(
-    estimate: Mapping[str, Any], share: float, ended: float, usd_per_minute: float
-) -> tuple[float, float] | None:
+def usd_spared(estimate: Mapping[str, Any], share: float, ended: float, usd_per_minute: float) -> tuple[float, float] | None:
     """Dollars, low and high: of what an estimate says, its training and evaluations by their share, and the answers that a run
     which is ended does not give. None where its parts are not on record.
     """

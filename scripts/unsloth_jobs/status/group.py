@@ -93,10 +93,15 @@ class RunStatus:
     @property
     def ceiling_usd(self) -> float:
         """The most that this run can cost, as far as it has come. Its newest job may have been approved by itself."""
-        if self.is_over:
+        if self.is_over and not self.is_cost_unknown:
             return self.spent_usd
         plan = (self.status and self.status.plan) or self.plan
         return self.earlier_usd + (plan.max_usd if plan else 0.0)
+
+    @property
+    def is_cost_unknown(self) -> bool:
+        """Whether nothing says how long its newest job ran: it was deleted before anybody looked."""
+        return self.stage == "DELETED" and bool(self.status and not self.status.spent_usd)
 
     @property
     def made(self) -> str | None:

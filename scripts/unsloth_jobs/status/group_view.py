@@ -98,8 +98,10 @@ def money(status: GroupStatus) -> str:
         return "spent: nothing, it runs on this machine"
     approved, most = status.group.max_usd, status.ceiling_usd or 0.0
     more = f"; {dollars(most - approved)} of it beyond that, for runs that were gone on with" if most - approved >= 0.01 else ""
+    unknown = ", ".join(run.name for run in status.runs if run.is_cost_unknown)
     if status.ended:
-        return f"spent: {dollars(status.spent_usd)} of at most {dollars(approved)}{more}"
+        without = f", without {unknown}, whose jobs were deleted before anybody looked" if unknown else ""
+        return f"spent: {dollars(status.spent_usd)} of at most {dollars(approved)}{without}{more}"
     least = f"{dollars(approved - most)} of the {dollars(approved)} approved are not needed"
     beside = f"{dollars(approved)} approved{more}" if more else least if approved - most >= 0.01 else ""
     return f"spent: {dollars(status.spent_usd)}; at most {dollars(most)} in all" + (f" ({beside})" if beside else "")
@@ -120,7 +122,8 @@ def warning_lines(status: GroupStatus) -> list[str]:
     found: dict[str, list[str]] = {}
     for run in status.runs:
         for warning in run.status.warnings if run.status else ():
-            found.setdefault(f"{warning.message} {warning.fix}", []).append(run.name)
+            fix = "" if run.stage == "DELETED" else warning.fix  # which is what comes next
+            found.setdefault(f"{warning.message} {fix}".rstrip(), []).append(run.name)
         if run.status and run.status.diagnosis and run.stage in ("ERROR", "DELETED"):
             diagnosis = run.status.diagnosis
             found.setdefault(f"{diagnosis.code}: {diagnosis.message}", []).append(run.name)
@@ -145,12 +148,14 @@ def next_of(status: GroupStatus) -> str:
 
 def going_on(status: GroupStatus) -> list[str]:
     """What goes on with each run that has failed or come to its deadline: its own command, which asks for its own approval."""
-    failed = {
-        run.name: run.status.diagnosis
-        for run in status.runs
-        if run.status and run.status.diagnosis and run.is_over and run.name not in status.stopped
-    }
-    lines = [f"\n{name} has failed ({one.code}). {one.fix} {one.command}".rstrip() for name, one in failed.items()]
+    lines = []
+    for run in status.runs:
+        if run.status is None or not run.is_over or run.name in status.stopped:
+            continue
+        if found := run.status.diagnosis:
+            lines.append(f"\n{run.name} has failed ({found.code}). {found.fix} {found.command}".rstrip())
+        elif run.stage == "DELETED":
+            lines += [f"\n{run.name} was deleted. {warning.fix}" for warning in run.status.warnings]
     return [*lines, "\nWhat goes on with a run counts in this comparison, with its dollars."] if lines else []
 
 

@@ -243,7 +243,8 @@ def fetch_or_recall(ref: JobRef) -> Status:
         problem, run, plan = error.problem, ref.run, ref.plan
     if run is None or plan is None:
         raise AssertionError(f"{ref.job_id} comes from the records of runs")
-    outcome = run.get("outcome") or {"stage": "UNKNOWN", "elapsed_s": 0.0, "done": None}
+    stage = "DELETED" if problem.code == "job_deleted" else "UNKNOWN"
+    outcome = run.get("outcome") or {"stage": stage, "elapsed_s": 0.0, "done": None}
     began = datetime.fromtimestamp(run["submitted_at"], UTC)
     ended = began + timedelta(seconds=outcome["elapsed_s"])
     job = Job(run["job_id"], outcome["stage"], problem.message, plan.model_url or "", plan.flavor, began, began, ended)
