@@ -32,7 +32,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 
 from unsloth_jobs.chat.address import is_local, look_once, token_for, wait_until_ready
 from unsloth_jobs.chat.door import Door
-from unsloth_jobs.chat.named import find_serving_job, model_of_job
+from unsloth_jobs.chat.named import find_model, find_serving_job
 from unsloth_jobs.errors import USAGE, UserError
 from unsloth_jobs.jobs import planning, starting
 from unsloth_jobs.jobs.backends import JobRef, find_job
@@ -55,7 +55,9 @@ DOOR_LOOKS_EVERY_S = 10
 def serve(
     model: Annotated[
         str,
-        typer.Argument(help="adapter or whole model (Hub id, folder, GGUF file), the job that made it, or a job that serves"),
+        typer.Argument(
+            help="adapter or whole model (Hub id, folder, GGUF file), the job or comparison that made it, or a job that serves"
+        ),
     ],
     where: Annotated[str, typer.Option(help="hf: Hugging Face Jobs; local: this machine, free")] = "hf",
     flavor: Annotated[str | None, typer.Option(help="machine to rent (default: the cheapest that holds the model)")] = None,
@@ -88,7 +90,7 @@ def serve(
 
     On Hugging Face Jobs it is planned and approved first, as a training is; who asks there needs a token that may read the
     job. With --where local it is free, and only this machine reaches it. A job's id as MODEL: of a training, to serve what it
-    made; of one that serves, to use it.
+    made; of one that serves, to use it. A comparison's id: to serve its winner.
 
     Example: serve.py you/lfm-finetuned --max-usd 1
     """
@@ -98,7 +100,7 @@ def serve(
     ref = find_serving_job(model, namespace)
     if ref is None:
         starting.require_place(where, how)
-        name = model_of_job(model, namespace)
+        name = find_model(model, namespace)
         words = [f"--model={name}", f"--idle={idle:g}", f"--port={port}"]
         words += [
             f"--{flag}={value}" for flag, value in (("base-model", base_model), ("engine", engine), ("host", host)) if value

@@ -98,7 +98,7 @@ def status(
     ceiling that needs no watcher is the job's own --timeout.
 
     --notify runs a command (the message is its last argument, and JOB_TEXT, JOB_ID, JOB_STAGE in its environment) or
-    posts to a webhook, once, whether the job is done or has failed.
+    posts to a webhook, once, whether the job is done or has failed; of a comparison once, with its winner.
 
     Example: status.py 6871f2a0b0c4d5e6f7a8b9c0 --watch --max-usd 2
     """
@@ -146,8 +146,8 @@ def status(
         raise typer.Exit(FAILED)
 
 
-def tell(target: str, job_id: str, stage: str, text: str) -> None:
-    if problem := notify(target, text, {"job_id": job_id, "job_stage": stage}):
+def tell(target: str, job_id: str, stage: str, text: str, **more: str) -> None:
+    if problem := notify(target, text, {"job_id": job_id, "job_stage": stage} | more):
         show_problem(problem)
 
 
@@ -184,7 +184,8 @@ def show_group(
         raise
     remember_group(found)
     if notify_:
-        tell(notify_, group_id, found.stage, message_of_group(found))
+        winner = found.verdict.winner if found.verdict else None
+        tell(notify_, group_id, found.stage, message_of_group(found), **({"job_winner": winner} if winner else {}))
     if picture:
         draw(found, picture)
     print_group(found, json)

@@ -157,8 +157,8 @@ HOW: dict[str, Callable[[Bench, str], None]] = {
     r"hf (?!endpoints ).*": of_hf,
     r"hf endpoints .*": flags_of_hf,  # an account that pays by the hour
     r"(mlx_lm\.\w+|pip install mlx-lm).*": elsewhere,  # Apple's own processors
-    r"serve\.py (?!JOB)\S+( --max-usd \S+)?": ours,
-    r"serve\.py (JOB.*|.* --where local.*)": of_serving,
+    r"serve\.py (?!JOB|GROUP)\S+( --max-usd \S+)?": ours,
+    r"serve\.py ((JOB|GROUP).*|.* --where local.*)": of_serving,
     r"make .*": of_make,
     r"uv run templates/\w+\.py .*": by_its_help,  # run in tests/test_training.py, tests/test_export.py
     r"python benchmarks/fit_memory\.py": elsewhere,  # run in tests/test_memory.py

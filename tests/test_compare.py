@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,17 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import Commands
+from commands import Commands, Said
 from conftest import ROOT, ROWS, SFT, python_of
 from hub import Hub
 from hubs import ADA, event
+from huggingface_hub.utils import validate_repo_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import zero_adapter
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.events import summarise
 from unsloth_jobs.jobs.halving import Track, decide, rungs_of
 from unsloth_jobs.jobs.job import Job
-from unsloth_jobs.jobs.variations import read_variations
+from unsloth_jobs.jobs.saving import saving_of
+from unsloth_jobs.jobs.variations import name_with, read_variations
 from unsloth_jobs.status.group import GroupStatus, RunStatus
 from unsloth_jobs.status.group_view import curves
 from unsloth_jobs.status.status import Status
@@ -82,8 +87,18 @@ def test_each_run_is_estimated_before_it_is_planned(hub, commands):
     sums = [sum(run["estimate"][name] for run in shown["plan"]["runs"]) for name in ("usd_low", "usd_high")]
     assert sums[1] == pytest.approx(sum(run["usd_high"] for run in priced["runs"]), abs=0.01)
     assert f"${sums[0]:.2f}–{sums[1]:.2f} in all" in shown["summary"]["estimate"]
+    assert shown["plan"]["halving_saves"] is None and "saves" not in shown["summary"]
+    halved = plan(commands, "--flavor", best["flavor"], "--timeout", f"{best['timeout_s']}s", *GRID, "--halving", "2")
+    saved = halved["plan"]["halving_saves"]
+    assert (saved["share_of_steps"], saved["of_steps"]) == (0.5, 4 * best_steps(priced))
+    assert 0 <= saved["usd_low"] <= saved["usd_high"] < sums[1]
+    assert f"${saved['usd_low']:.2f}–{saved['usd_high']:.2f} of ${sums[0]:.2f}–{sums[1]:.2f}" in halved["summary"]["saves"]
     refused = commands.json("estimate.py", "ada/tiny", "ada/docs", "--vary", "dataset=ada/docs,ada/more", code=2)
     assert refused["problems"][0]["code"] == "bad_vary"
+
+
+def best_steps(priced: dict) -> int:
+    return next(one["steps"] for one in priced["flavors"] if one["flavor"] == priced["recommended"]["flavor"])
 
 
 # ---- four runs that really train
@@ -201,6 +216,24 @@ def test_runs_can_be_listed_and_differ_in_anything(hub, commands, tmp_path):
     assert "loss_not_comparable" in [problem["code"] for problem in shown["problems"]]
 
 
+@pytest.mark.parametrize("base", ["tiny", "x" * 96, f"{'x' * 90}-.-{'y' * 40}"])
+def test_a_name_that_becomes_too_long_is_cut_to_what_the_hub_takes_and_stays_its_own(base):
+    values = ["a" * 200, "a" * 199 + "b", "q_proj,k_proj", "../../" + "ü" * 300]
+    names = [name_with(base, {"target_modules": value, "lora_r": "8"}) for value in values]
+    assert len(set(names)) == len(names)
+    for name in names:
+        validate_repo_id(f"ada/{name}")
+
+
+def test_a_repository_that_a_running_job_writes_to_is_refused_with_the_run(hub, commands):
+    jobs = approve(commands, *GRID)
+    hub.jobs.set(jobs["lr3e-4-r8"], stage="RUNNING")
+    longer = [*ARGUMENTS, "--seed", "7"]  # another plan with the same results
+    [problem] = plan(commands, *GRID, arguments=longer, code=2)["problems"]
+    assert problem["code"] == "repo_in_use" and "ada/tiny-docs-lr3e-4-r8" in problem["message"]
+    assert "The run with learning-rate 3e-4, lora-r 8" in problem["message"] and len(jobs_created(hub)) == 4
+
+
 def test_what_auto_chooses_stands_in_the_table_and_is_not_paid_twice(hub, commands):
     shown = plan(commands, "--vary", "learning-rate=auto,1e-4")
     rates = [run["learning_rate"] for run in shown["plan"]["runs"]]
@@ -273,6 +306,26 @@ def test_what_is_decided_does_not_depend_on_when_it_is_looked_at(losses, rate, d
     assert early == final[: len(early)]
     stopped = [name for one in final for name in one.stopped]
     assert len(set(stopped)) == len(stopped) == len(losses) - rungs_of(len(losses), rate)[-1].keep
+
+
+def estimated(tokens: float, steps: int) -> dict:
+    seconds = {"start": [60, 600], "training": [600, 1200], "evaluation": [60, 120], "grading": [0, 60]}
+    return {"tokens": tokens, "steps": steps, "usd_low": 1.0, "usd_high": 2.0, "seconds": seconds}
+
+
+def test_what_halving_saves_is_what_the_ended_runs_do_not_train_evaluate_and_answer():
+    """Of four runs two end at a quarter and one at half: (2 × 75% + 50%) of a run, and the answers of three."""
+    saved = saving_of([estimated(1000, 100)] * 4, [0.1] * 4, 2)
+    assert (saved.share, saved.steps, saved.of_steps) == (0.5, 200, 400)
+    assert saved.usd == pytest.approx((2 * 11 * 0.1, (2 * 22 + 3) * 0.1)) and saved.of_usd == (4.0, 8.0)
+    assert saved.line.startswith("about 50% of the steps (200 of 400) and $2.20–4.70 of $4.00–8.00")
+    # Of a short and a twice as long run one ends at half of the short one: 50 of its steps, or 150 of the other's.
+    other = saving_of([estimated(1000, 100), estimated(2000, 200)], [0.1] * 2, 2)
+    assert (other.steps, other.of_steps) == (100, 300)
+    unknown = saving_of([estimated(1000, 100), None, estimated(1000, 100), None], [0.1] * 4, 2)
+    assert (unknown.share, unknown.steps, unknown.usd) == (0.5, None, None)
+    assert "estimate.py" in saving_of([{"tokens": 9.0, "seconds": {"training": "x"}}] * 2, [0.1] * 2, 2).line  # damaged
+    assert saving_of([estimated(1000, 100)] * 4, [0.1] * 4, 0) is None
 
 
 # ---- the best, and whether it can be told
@@ -454,6 +507,7 @@ RATES = {"lr1e-4": 0.01, "lr2e-4": 0.02, "lr3e-4": 0.05, "lr4e-4": 0.04}
 def test_the_worse_runs_are_ended_once_they_have_saved(hub, commands):
     said = commands.run("submit.py", str(SFT), *HALVED, "--", *ARGUMENTS, code=3).stdout
     assert "2 after 25% of the steps, 1 after 50% of the steps" in said
+    assert "about 50% of the steps; the dollars are known once estimate.py has priced the runs" in said
     jobs = approve(commands, *HALVED)
     for name, rate in RATES.items():
         hub.jobs.set(jobs[name], stage="RUNNING", logs=log_of(rate, 4))
@@ -470,6 +524,7 @@ def test_the_worse_runs_are_ended_once_they_have_saved(hub, commands):
         "lr3e-4": "RUNNING",
         "lr4e-4": "RUNNING",
     }  # the one has not saved
+    assert "of the $3.20 approved are not needed" in commands.run("status.py", jobs["group"]).stdout
     hub.jobs.set(jobs["lr1e-4"], logs=log_of(RATES["lr1e-4"], 10))
     assert {run["name"]: run["stage"] for run in look()["runs"]}["lr1e-4"] == "CANCELED"
     for name in ("lr3e-4", "lr4e-4"):
@@ -485,6 +540,16 @@ def test_the_worse_runs_are_ended_once_they_have_saved(hub, commands):
     folded = commands.json("status.py", "--all")["groups"]
     assert [run["best_eval_loss"] for run in folded[0]["runs"]] == [3.9, 3.9, 3.0, 3.4]
     assert "lr3e-4" in commands.run("status.py", "--all").stdout
+
+
+def test_two_watchers_at_once_end_the_same_runs(hub, commands):
+    jobs = approve(commands, *HALVED)
+    for name, rate in RATES.items():
+        hub.jobs.set(jobs[name], stage="RUNNING", logs=log_of(rate, 6))
+    with ThreadPoolExecutor(2) as pool:
+        seen = list(pool.map(lambda _: commands.json("status.py", jobs["group"]), range(2)))
+    assert [one["halving"][0]["stopped"] for one in seen] == [["lr2e-4", "lr1e-4"]] * 2
+    assert sorted(hub.jobs.get(jobs[name]).stage for name in RATES) == ["CANCELED", "CANCELED", "RUNNING", "RUNNING"]
 
 
 def test_a_comparison_is_seen_from_another_machine_and_left_as_it_is(hub, commands):
@@ -510,7 +575,10 @@ def test_a_group_whose_jobs_were_deleted_or_failed_says_so_and_pays_for_none_aga
     hub.jobs.wait(jobs["r8"])
     hub.jobs.set(jobs["r8"], stage="ERROR", message="Job failed with exit code: 1")
     seen = commands.json("status.py", jobs["group"], code=1)
-    assert len(seen["runs"]) == 4
+    assert [run["stage"] for run in seen["runs"]] == ["DELETED", "DELETED", "ERROR", "COMPLETED"]
+    goes_on = re.findall(r"(?m)^(\w+) (?:was deleted|has failed).* uv run \S+/(?:submit|logs)\.py", seen["next"])
+    assert (seen["stage"], goes_on) == ("COMPLETED", ["r2", "r4", "r8"])
+    assert "without r2, r4, whose jobs were deleted" in commands.run("status.py", jobs["group"], code=1).stdout
     again = plan(commands, *approved, "--approve", jobs["group"], code=0)
     assert [job["stage"] for job in again["jobs"]][:3] == ["DELETED", "DELETED", "ERROR"]
     assert len(list(hub.jobs)) == 2 and len(jobs_created(hub)) == 4
@@ -594,6 +662,20 @@ def test_a_comparison_that_was_ended_starts_no_run_that_waits(hub, commands):
     assert [job["existed"] for job in again["jobs"]] == [True, True, False, False] and started(hub) == [1] * 4
 
 
+def test_ctrl_c_amid_a_watch_leaves_all_runs_as_they_are(hub, commands):
+    jobs = approve(commands, "--vary", "lora-r=8,16")
+    for name in ("r8", "r16"):
+        hub.jobs.set(jobs[name], stage="RUNNING", logs=log_of(0.1, 6))
+    words = [str(ROOT / "scripts" / "status.py"), jobs["group"], "--watch", "--interval", "0.2", "--max-usd", "9", "--json"]
+    how = {"cwd": commands.cwd, "env": commands.env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, *words], **how)
+    assert "2 RUNNING: r8 6, r16 6" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    said, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "The runs go on" in told
+    assert {run["stage"] for run in json.loads(said)["runs"]} == {"RUNNING"} == {job.stage for job in hub.jobs}
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 def test_the_curves_of_all_runs_fit_one_picture_in_the_terminal(columns, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
@@ -623,3 +705,82 @@ def test_the_curves_are_drawn_in_one_picture(hub, commands, tmp_path):
         commands.json("status.py", jobs["group"], "--picture", f"curves.{kind}")
         assert (tmp_path / f"curves.{kind}").read_bytes().startswith(magic)
     assert commands.json("status.py", jobs["group"], "--picture", "curves.doc", code=2)["problems"][0]["code"] == "bad_picture"
+
+
+# ---- what comes next
+
+
+def done(name: str, tuned: float) -> list[str]:
+    """The end of a run's log: what it was measured at, on twenty batches of held-out rows."""
+    batches = {"losses": [tuned + batch / 50 + len(name) * (batch % 3) / 1e4 for batch in range(20)], "weights": [10] * 20}
+    repository = f"ada/tiny-docs-{name}"
+    return [event("held_out", step=20, **batches), event("done", repo=repository, base_loss=4.0, tuned_loss=tuned)]
+
+
+RANKS = ["--vary", "lora-r=8,16", "--timeout", "1h"]
+
+
+def test_a_run_that_came_to_its_deadline_is_gone_on_with_alone_and_counted(hub, commands):
+    """By the command that `next` gives: from its checkpoint, into the same repository, with the dollars of both jobs."""
+    jobs = approve(commands, *RANKS)
+    failed = event("failed", code="deadline", message="The time is up.", fix="Longer.")
+    hub.jobs.set(jobs["r8"], stage="RUNNING", logs=[*log_of(0.1, 11), failed])
+    hub.jobs.get(jobs["r8"]).started -= 3600
+    hub.jobs.set(jobs["r8"], stage="ERROR", message="Job failed with exit code: 1")
+    hub.jobs.set(jobs["r16"], stage="RUNNING", logs=log_of(0.1, 6))
+    before = commands.json("status.py", jobs["group"], code=1)
+    [line] = [line for line in before["next"].splitlines() if line.startswith("r8 has failed (deadline)")]
+    words = shlex.split(re.search(r"uv run \S+/(submit\.py .*)", line)[1])
+    assert words[-1] == "--resume" and "--output-repo=ada/tiny-docs-r8" in words
+    resumed = commands.json(words[0], "--yes", "--max-usd", "1", *words[1:])["job_id"]
+    hub.jobs.set(resumed, stage="RUNNING", logs=log_of(0.1, 14)[12:])
+    seen = commands.json("status.py", jobs["group"])
+    run = next(one for one in seen["runs"] if one["name"] == "r8")
+    assert (run["job_id"], run["stage"], seen["stage"]) == (resumed, "RUNNING", "RUNNING")
+    assert run["earlier_usd"] == pytest.approx(0.8, abs=0.01) and seen["spent_usd"] >= 0.79
+    assert seen["at_most_usd"] == pytest.approx(0.8 + 2 * 0.8, abs=0.02) and "has failed" not in seen["next"]
+    assert "$0.80 of it beyond that" in commands.run("status.py", jobs["group"]).stdout
+    other = Commands(hub.env(token=ADA), commands.cwd, settings=commands.settings)  # on another machine
+    [there] = [one for one in other.json("status.py", jobs["group"])["runs"] if one["name"] == "r8"]
+    assert (there["job_id"], there["changes"]) == (resumed, {"lora-r": "8"})
+    assert there["earlier_usd"] == pytest.approx(0.8, abs=0.01)
+    for name, job, loss in (("r8", resumed, 2.0), ("r16", jobs["r16"], 3.0)):
+        hub.jobs.set(job, stage="COMPLETED", logs=done(name, loss))
+    assert commands.json("status.py", jobs["group"])["winner"] == "r8"
+
+
+def test_the_winner_is_served_and_named_in_what_comes_next(hub, commands, tmp_path):
+    """Also from another machine; of runs that cannot be told apart the cheapest, which is said."""
+    jobs = approve(commands, *RANKS)
+    serve = lambda who=commands, **how: who.run("serve.py", jobs["group"], "--json", **how)  # noqa: E731
+    hub.jobs.set(jobs["r16"], stage="RUNNING")
+    assert serve(code=1).problem == "not_done"
+    hub.jobs.set(jobs["r16"], stage="ERROR")
+    hub.jobs.set(jobs["r8"], stage="ERROR")
+    assert serve(code=1).problem == "no_winner"
+    for name, loss in (("r8", 3.0), ("r16", 2.0)):
+        hub.jobs.set(jobs[name], stage="COMPLETED", logs=[*log_of(0.1, 20), *done(name, loss)])
+        adapter = zero_adapter(tmp_path / name, "ada/tiny", "model.layers.0.self_attn.q_proj", 32)
+        hub.add_repo(f"ada/tiny-docs-{name}", adapter, private=True)
+    other = Commands(hub.env(token=ADA), tmp_path, settings=commands.settings)
+    for who in (commands, other):
+        said = serve(who, code=3)
+        assert " --model=ada/tiny-docs-r16@" in arguments_of(said) and "r16 is the best" in said.stderr
+        next_ = who.json("status.py", jobs["group"])["next"]
+        chat, export, evaluate = (re.search(pattern, next_) for pattern in NEXT)
+        assert (chat[1], export[1], evaluate[1]) == (jobs["r16"], "ada/tiny-docs-r16", "ada/tiny-docs-r16")
+    alike = approve(commands, "--vary", "lora-r=2,4", "--timeout", "1h")
+    for name in ("r2", "r4"):
+        hub.jobs.get(alike[name]).started = hub.jobs.get(alike[name]).started or time.time()
+        hub.jobs.get(alike[name]).started -= 600 if name == "r4" else 60
+        hub.jobs.set(alike[name], stage="COMPLETED", logs=done(name, 2.0))
+    hub.add_repo("ada/tiny-docs-r2", tmp_path / "r8", private=True)
+    said = commands.run("serve.py", alike["group"], "--json", code=3)
+    assert "Not distinguishable" in said.stderr and " --model=ada/tiny-docs-r2@" in arguments_of(said)
+
+
+def arguments_of(said: Said) -> str:
+    return " ".join(["", *said.json["plan"]["arguments"]])
+
+
+NEXT = (r"serve\.py (\w+) --chat", r"export\.py .*--adapter (\S+)", r"evaluate\.py .*--models (\S+)")

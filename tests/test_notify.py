@@ -15,6 +15,8 @@ from hubs import ADA, event
 from unsloth_jobs.errors import UserError
 from unsloth_jobs.status import notify
 
+TRAIN = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "2"]
+
 
 @pytest.fixture
 def hook():
@@ -44,8 +46,7 @@ def hook():
 
 @pytest.fixture
 def submitted(hub, commands) -> str:
-    train = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "2"]
-    job = commands.json("submit.py", str(SFT), "--flavor", "l4x1", "--yes", "--max-usd", "9", "--", *train)["job_id"]
+    job = commands.json("submit.py", str(SFT), "--flavor", "l4x1", "--yes", "--max-usd", "9", "--", *TRAIN)["job_id"]
     hub.jobs.wait(job)
     return job
 
@@ -85,18 +86,23 @@ def test_a_job_that_failed_is_told_to_a_command_which_no_shell_and_no_secret_rea
     assert not (tmp_path / "gone").exists()
 
 
-def test_a_comparison_is_told_once_when_all_its_runs_have_ended(hub, commands, hook):
-    train = ["--base-model", "ada/tiny", "--dataset", "ada/docs", "--num-epochs", "2"]
-    asked = ["submit.py", str(SFT), "--flavor", "l4x1", "--vary", "lora-r=8,16", "--yes", "--max-usd", "9", "--", *train]
-    begun = commands.json(*asked)
-    for job, loss in zip(begun["jobs"], (1.4, 1.5), strict=True):
-        hub.jobs.wait(job["job_id"])
-        hub.jobs.set(job["job_id"], stage="COMPLETED", logs=[event("done", repo="ada/x", base_loss=2.0, tuned_loss=loss)])
-    commands.run("status.py", begun["group_id"], "--watch", "--notify", hook.url)
+def test_a_comparison_is_told_once_when_its_last_run_has_ended(hub, commands, hook):
+    """With its winner, and not before."""
+    words = ["submit.py", str(SFT), "--vary", "lora-r=8,16", "--yes", "--max-usd", "9", "--", *TRAIN]
+    begun = commands.json(*words)
+    first, second = (job["job_id"] for job in begun["jobs"])
+    result = {"repo": "ada/x", "base_loss": 4.0}
+    hub.jobs.set(first, stage="COMPLETED", logs=[event("done", tuned_loss=2.0, **result)])
+    hub.jobs.set(second, stage="RUNNING")
+    ends = {"stage": "COMPLETED", "logs": [event("done", tuned_loss=3.0, **result)]}
+    threading.Timer(1.0, hub.jobs.set, (second,), ends).start()
+    watch = ["--watch", "--interval", "0.2", "--notify", f"{hook.url}/hook"]
+    found = commands.json("status.py", begun["group_id"], *watch)
     [(_, _, text)] = hook.got
     told = json.loads(text)
-    assert f"Comparison {begun['group_id']}: 2 runs, 2 COMPLETED" in told["text"] and "held-out loss: r8" in told["text"]
-    assert (told["job_id"], told["job_stage"]) == (begun["group_id"], "COMPLETED")
+    assert f"Comparison {begun['group_id']}: 2 runs, 2 COMPLETED" in told["text"]
+    assert found["verdict"]["sentence"] in told["text"] and f"ada/tiny-docs-{found['winner']}" in told["text"]
+    assert (told["job_id"], told["job_stage"], told["job_winner"]) == (begun["group_id"], "COMPLETED", found["winner"])
 
 
 def test_ntfy_is_sent_the_text_as_it_is(hook, monkeypatch):

@@ -1,17 +1,21 @@
-"""What a user names to serve: a model, the job that made one, or a job that serves already."""
+"""What a user names to serve: a model, the job or the comparison that made one, or a job that serves already."""
 
 from __future__ import annotations
 
 import re
 
 from ..errors import UserError
+from ..jobs import group, local
 from ..jobs.backends import JobRef, find_job
-from ..jobs.local import PREFIX
 from ..jobs.plan import SCRIPTS
 from ..lookup.client import IS_ID
+from ..output import diagnostics
+from ..status.group import GroupStatus, fetch_group
+from ..status.group_view import counted
 from ..status.status import fetch_status
 
-JOB_ID = re.compile(rf"(?:https?://\S+/jobs/\S+/)?(?:[0-9a-f]{{24}}|{PREFIX}[\w-]+)/?")
+JOB_ID = re.compile(rf"(?:https?://\S+/jobs/\S+/)?(?:[0-9a-f]{{24}}|{local.PREFIX}[\w-]+)/?")
+GROUP_ID = re.compile(rf"{group.PREFIX}[0-9a-f]{{16}}")
 
 
 def find_serving_job(name: str, namespace: str | None) -> JobRef | None:
@@ -24,10 +28,26 @@ def find_serving_job(name: str, namespace: str | None) -> JobRef | None:
     return ref if fetch_status(ref).served else None  # submitted from elsewhere
 
 
+def find_model(name: str, namespace: str | None) -> str:
+    """What was named, or what the job or comparison of this id has made: a Hub id, or a folder here. Raises UserError."""
+    if GROUP_ID.fullmatch(name):
+        return model_of_winner(fetch_group(name, namespace))
+    return model_of_job(name, namespace) if JOB_ID.fullmatch(name) else name
+
+
+def model_of_winner(found: GroupStatus) -> str:
+    """The best run's model; of runs that cannot be told apart, that of the cheapest, which is said. Raises UserError."""
+    look = f"uv run {SCRIPTS / 'status.py'} {found.group_id}"
+    if (verdict := found.verdict) is None:
+        raise UserError("not_done", f"It has no winner yet: {counted(found)}.", f"Wait for it: {look} --watch")
+    made = found.named(verdict.winner).made if verdict.winner else None
+    if not made:
+        raise UserError("no_winner", verdict.sentence, f"Pass the model of one of its runs: {look} shows them.")
+    diagnostics.print(f"{verdict.sentence} Served: {made}", markup=False, soft_wrap=True)
+    return made
+
+
 def model_of_job(name: str, namespace: str | None) -> str:
-    """What was named, or the model that the job of this id has made: a Hub id, or a folder here. Raises UserError."""
-    if not JOB_ID.fullmatch(name):
-        return name
     ref = find_job(name, namespace)
     status = fetch_status(ref)
     done = status.summary.event("done")

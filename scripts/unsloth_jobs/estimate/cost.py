@@ -395,5 +395,5 @@ def timeout_for(hours: float) -> int:
 
 def as_estimate(one: Candidate) -> dict[str, Any]:
     """What a run record keeps of an estimate, to be held against what the run took."""
-    times = ("hours_low", "hours_high", "usd_low", "usd_high", "basis", "seconds_per_token")
+    times = ("hours_low", "hours_high", "usd_low", "usd_high", "basis", "seconds", "seconds_per_token")
     return {name: getattr(one, name) for name in (*times, "rows", "held_out", "steps", "epochs", "tokens")}

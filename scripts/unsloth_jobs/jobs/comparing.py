@@ -18,7 +18,7 @@ from .backends import backend_for
 from .group import Group, require_group_approval, require_group_budget
 from .group_planning import Options, PreparedGroup, prepare_group
 from .group_submission import Numbered, RunStart, exit_code, number_runs, start_runs
-from .group_text import estimate_of, heading, run_as_json, runs_table, shared_lines
+from .group_text import estimate_of, halving_saves, heading, run_as_json, runs_table, shared_lines
 from .job import FAILED
 from .plan import SCRIPTS
 from .planning import RunRequest
@@ -94,6 +94,7 @@ def refuse(made: PreparedGroup, numbered: Numbered, problems: list[Problem], con
         pairs = zip(group.runs, made.prepared, strict=True)
         plan = {"runs": [run_as_json(*pair) for pair in pairs], "max_usd": numbered.most_usd, "at_once": group.at_once}
         plan |= {"halving": group.halving, "metric": group.metric, "where": group.where, "namespace": group.namespace}
+        plan |= {"halving_saves": saving.as_json() if (saving := halving_saves(group)) else None}
         shown: dict[str, Any] = {"plan_id": group.group_id, "group_id": group.group_id, "plan": plan, "approved": False}
         print_json(shown | {"summary": shared_lines(made, numbered), "problems": [asdict(one) for one in problems]})
     else:

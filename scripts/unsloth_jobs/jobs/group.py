@@ -74,6 +74,12 @@ def without_start(plan: Plan) -> Plan:
     return replace(plan, start=1)
 
 
+def has_same_result(plan: Plan, other: Plan) -> bool:
+    """Whether the one goes on with, or replaces, what the other has made. A smoke run does neither."""
+    places = [(one.where, one.output_repo, one.output_dir) for one in (plan, other)]
+    return places[0] == places[1] and not (plan.smoke or other.smoke)
+
+
 def require_group_approval(group: Group, approve: str, earlier: Group | None) -> None:
     """Raises UserError (approval) unless `approve` is this group's id, and says what has changed since it was shown."""
     if approve == group.group_id:

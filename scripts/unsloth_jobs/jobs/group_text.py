@@ -16,6 +16,7 @@ from .group_submission import Numbered
 from .halving import rungs_of
 from .plan_text import summarise
 from .planning import PreparedPlan
+from .saving import Saving, saving_of
 from .variations import flag_of
 
 OF_EACH = ("result", "model card", "costs at most", "estimate", "timeout", "uploaded")  # what the table and the sums say
@@ -49,6 +50,7 @@ def group_lines(group: Group, prepared: tuple[PreparedPlan, ...], numbered: Numb
         "uploaded": ", ".join(sorted({name for run in group.runs for name in run.plan.files})),
         "compared by": METRIC_LINES[group.metric],
         "ends early": halving_line(group),
+        "saves": saving.line if (saving := halving_saves(group)) else "",
         "at once": at_once_line(group),
         "estimate": sum_line(group),
         "there already": ", ".join(f"{name} ({job.job_id}, {job.stage})" for name, job in numbered.there.items()),
@@ -82,6 +84,12 @@ def halving_line(group: Group) -> str:
         return ""
     shown = ", ".join(f"{rung.keep} after {rung.share:.0%} of the steps" for rung in rungs_of(len(group.runs), group.halving))
     return f"by held-out loss at equal tokens; these go on: {shown}. The others are ended after they have saved, by status.py"
+
+
+def halving_saves(group: Group) -> Saving | None:
+    """Against all runs to their end, by their estimates."""
+    plans = [run.plan for run in group.runs]
+    return saving_of([estimate_of(one) for one in plans], [one.usd_per_minute for one in plans], group.halving)
 
 
 def sum_line(group: Group) -> str:

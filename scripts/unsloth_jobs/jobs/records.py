@@ -20,7 +20,7 @@ from huggingface_hub import constants
 
 from ..errors import APPROVAL, UserError
 from ..values import is_amount, number, shaped
-from .group import Group
+from .group import Group, has_same_result
 from .plan import Plan, Submission
 
 ESTIMATE_KEYS = ("usd_low", "usd_high", "hours_low", "hours_high")
@@ -164,6 +164,12 @@ def groups() -> list[Group]:
     found = [(group_facts(path.stem), recall_group(path.stem)) for path in folder("groups").glob("*.json")]
     approved = [(facts["made_at"], group) for facts, group in found if group and facts["approved"]]
     return [group for _, group in sorted(approved, key=lambda one: -one[0])]
+
+
+def run_that_ends_in(plan: Plan) -> tuple[str, str]:
+    """The id of the newest comparison with a run whose result this plan goes on with, and the run's name; else "" twice."""
+    found = ((group.group_id, run.name) for group in groups() for run in group.runs if has_same_result(run.plan, plan))
+    return next(found, ("", ""))
 
 
 def remember_estimate(run_key: str, flavors: dict[str, dict[str, Any]]) -> None:

@@ -67,7 +67,7 @@ def start_approved(api: HfApi, prepared: PreparedPlan, how: Approval) -> tuple[P
         else:
             people.print(f"\nNot started. To start exactly this:\n{escape(approving_command(made.plan_id))}", soft_wrap=True)
         raise typer.Exit(APPROVAL)
-    return (made, *submission.start(backend, Submission(made, approved, estimate)))
+    return (made, *submission.start(backend, Submission(made, approved, estimate, *records.run_that_ends_in(made))))
 
 
 def approving_command(plan_id: str) -> str:

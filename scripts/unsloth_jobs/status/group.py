@@ -16,12 +16,13 @@ from ..errors import UserError
 from ..events import Point, Summary
 from ..jobs import records, submission
 from ..jobs.backends import JobRef, find_job
-from ..jobs.group import Group, GroupRun, without_start
+from ..jobs.group import Group, GroupRun, has_same_result, without_start
 from ..jobs.halving import Decision, Track, decide
 from ..jobs.hf import GROUP_LABEL, PLAN_LABEL, RUN_LABEL, as_job, asking_jobs
 from ..jobs.plan import Plan, Submission
 from ..jobs.variations import flag_of, setting_name
 from ..lookup import client
+from ..lookup.client import IS_ID
 from ..lookup.identity import whoami
 from ..values import number
 from .status import Status, as_json, fetch_or_recall, fetch_status, remember
@@ -60,6 +61,12 @@ class RunStatus:
         return self.status is not None and not self.is_over
 
     @property
+    def is_approved_alone(self) -> bool:
+        """Whether its newest job was planned by itself, to go on with what had ended."""
+        own, newest = self.plan, self.status.plan if self.status else None
+        return own is not None and newest is not None and without_start(newest) != without_start(own)
+
+    @property
     def summary(self) -> Summary | None:
         return self.status.summary if self.status else None
 
@@ -85,10 +92,24 @@ class RunStatus:
 
     @property
     def ceiling_usd(self) -> float:
-        """The most that this run can cost, as far as it has come."""
-        if self.is_over:
+        """The most that this run can cost, as far as it has come. Its newest job may have been approved by itself."""
+        if self.is_over and not self.is_cost_unknown:
             return self.spent_usd
-        return self.earlier_usd + (self.plan.max_usd if self.plan else 0.0)
+        plan = (self.status and self.status.plan) or self.plan
+        return self.earlier_usd + (plan.max_usd if plan else 0.0)
+
+    @property
+    def is_cost_unknown(self) -> bool:
+        """Whether nothing says how long its newest job ran: it was deleted before anybody looked."""
+        return self.stage == "DELETED" and bool(self.status and not self.status.spent_usd)
+
+    @property
+    def made(self) -> str | None:
+        """Its result: a repository, or a folder here. Of a run that was submitted elsewhere its own word."""
+        if self.plan:
+            return self.plan.output_repo or self.plan.output_dir
+        said = str(self.summary.event("done").get("repo")) if self.summary else ""
+        return said if IS_ID.fullmatch(said) else None
 
 
 @dataclass(frozen=True)
@@ -249,8 +270,7 @@ def is_of(record: dict[str, Any], plan: Plan, made_at: float) -> bool:
     other = Plan.from_json(record["plan"])
     if record.get("plan_id") == plan.plan_id or without_start(other) == without_start(plan):
         return True
-    place = (other.where, other.output_repo, other.output_dir)
-    return record["submitted_at"] >= made_at and not other.smoke and place == (plan.where, plan.output_repo, plan.output_dir)
+    return record["submitted_at"] >= made_at and has_same_result(other, plan)
 
 
 def fetch_or_before(ref: JobRef, before: Status | None) -> Status:
@@ -276,14 +296,15 @@ def fetch_from_elsewhere(group_id: str, namespace: str | None) -> GroupStatus:
             f"{group_id} was not submitted from here, and {owner} has no job of it.",
             "See status.py --all. Of an organisation: --namespace ORGANISATION.",
         )
-    newest: dict[str, Any] = {}
+    by_run: dict[str, list[Any]] = {}
     for job in jobs:  # newest first
-        newest.setdefault(str((job.labels or {}).get(RUN_LABEL) or job.id), job)
-    arguments = {name: flags_in(job) for name, job in newest.items()}
-    runs = [
-        RunStatus(name, changes_among(arguments, name), None, fetch_or_recall_elsewhere(job.id, owner))
-        for name, job in reversed(newest.items())
-    ]
+        by_run.setdefault(str((job.labels or {}).get(RUN_LABEL) or job.id), []).append(job)
+    arguments = {name: flags_in(of_run[0]) for name, of_run in by_run.items()}
+    runs = []
+    for name, of_run in sorted(by_run.items(), key=lambda one: jobs.index(one[1][-1]), reverse=True):  # as they were begun
+        newest, *older = (fetch_status(find_job(job.id, owner)) for job in of_run)
+        spent = round(sum(one.spent_usd or 0.0 for one in older), 4)
+        runs.append(RunStatus(name, changes_among(arguments, name), None, newest, spent))
     return GroupStatus(group_id, None, tuple(runs))
 
 
@@ -291,10 +312,6 @@ def jobs_labelled(api: HfApi, owner: str, group_id: str) -> list[Any]:
     with asking_jobs(f"the jobs of {owner}"):
         found = list(api.list_jobs(namespace=owner, labels={GROUP_LABEL: group_id}))
     return [job for job in found if (job.labels or {}).get(GROUP_LABEL) == group_id]  # a Hub may overlook the label
-
-
-def fetch_or_recall_elsewhere(job_id: str, owner: str) -> Status:
-    return fetch_status(find_job(job_id, owner))
 
 
 def flags_in(job: Any) -> dict[str, str]:
@@ -308,7 +325,7 @@ def flags_in(job: Any) -> dict[str, str]:
     return found
 
 
-OWN = ("output_repo", "run_name")  # what each run has of its own anyway
+OWN = ("output_repo", "run_name", "resume")  # what each run has of its own anyway
 
 
 def changes_among(flags: Mapping[str, dict[str, str]], name: str) -> dict[str, str]:

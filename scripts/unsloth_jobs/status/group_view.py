@@ -68,7 +68,7 @@ def folded_cells(status: GroupStatus) -> list[list[str]]:
 def stage_cell(status: GroupStatus, run: RunStatus) -> str:
     if run.status is None:
         return "never started" if status.is_ended else "waits" if status.approved else "not approved"
-    if (decision := status.stopped.get(run.name)) and run.stage != "COMPLETED":
+    if (decision := status.stopped.get(run.name)) and run.stage != "COMPLETED" and not run.is_approved_alone:
         return f"ended at rung {decision.rung}" if run.is_over else f"to be ended at rung {decision.rung}"
     return run.stage
 
@@ -97,12 +97,14 @@ def money(status: GroupStatus) -> str:
     if status.group.where == "local":
         return "spent: nothing, it runs on this machine"
     approved, most = status.group.max_usd, status.ceiling_usd or 0.0
+    more = f"; {dollars(most - approved)} of it beyond that, for runs that were gone on with" if most - approved >= 0.01 else ""
+    unknown = ", ".join(run.name for run in status.runs if run.is_cost_unknown)
     if status.ended:
-        return f"spent: {dollars(status.spent_usd)} of at most {dollars(approved)}"
-    unspent = (
-        f" ({dollars(approved - most)} of the {dollars(approved)} approved are not needed)" if approved - most >= 0.01 else ""
-    )
-    return f"spent: {dollars(status.spent_usd)}; at most {dollars(most)} in all{unspent}"
+        without = f", without {unknown}, whose jobs were deleted before anybody looked" if unknown else ""
+        return f"spent: {dollars(status.spent_usd)} of at most {dollars(approved)}{without}{more}"
+    least = f"{dollars(approved - most)} of the {dollars(approved)} approved are not needed"
+    beside = f"{dollars(approved)} approved{more}" if more else least if approved - most >= 0.01 else ""
+    return f"spent: {dollars(status.spent_usd)}; at most {dollars(most)} in all" + (f" ({beside})" if beside else "")
 
 
 def halving_lines(status: GroupStatus) -> list[str]:
@@ -120,11 +122,11 @@ def warning_lines(status: GroupStatus) -> list[str]:
     found: dict[str, list[str]] = {}
     for run in status.runs:
         for warning in run.status.warnings if run.status else ():
-            found.setdefault(f"{warning.message} {warning.fix}", []).append(run.name)
+            fix = "" if run.stage == "DELETED" else warning.fix  # which is what comes next
+            found.setdefault(f"{warning.message} {fix}".rstrip(), []).append(run.name)
         if run.status and run.status.diagnosis and run.stage in ("ERROR", "DELETED"):
             diagnosis = run.status.diagnosis
-            again = f"{diagnosis.fix} {diagnosis.command}".strip()
-            found.setdefault(f"{diagnosis.code}: {diagnosis.message} {again}", []).append(run.name)
+            found.setdefault(f"{diagnosis.code}: {diagnosis.message}", []).append(run.name)
     return [f"warning ({', '.join(names)}): {text}" for text, names in found.items()]
 
 
@@ -133,13 +135,28 @@ def next_of(status: GroupStatus) -> str:
     look = shlex.join(["uv", "run", str(SCRIPTS / "status.py"), status.group_id])
     verdict = status.verdict
     if verdict:
-        return " ".join([verdict.sentence, *after(status, verdict)])
+        return " ".join([verdict.sentence, *after(status, verdict), *going_on(status)])
     waiting = [run.name for run in status.runs if run.status is None]
     if status.stage == "WAITING":
-        return f"Not submitted: {', '.join(waiting)}. The command that was approved goes on: it pays for none twice."
+        rest = f"Not submitted: {', '.join(waiting)}. The command that was approved goes on: it pays for none twice."
+        return " ".join([rest, *going_on(status)])
     left = [run.summary.eta_s for run in status.runs if run.is_running and run.summary and run.summary.eta_s]
     again = duration(min(max([*left, 60.0]), 1800.0))
-    return f"Look again in {again}: {look}" + (f" Not submitted yet: {', '.join(waiting)}." if waiting else "")
+    soon = f"Look again in {again}: {look}" + (f" Not submitted yet: {', '.join(waiting)}." if waiting else "")
+    return " ".join([soon, *going_on(status)])
+
+
+def going_on(status: GroupStatus) -> list[str]:
+    """What goes on with each run that has failed or come to its deadline: its own command, which asks for its own approval."""
+    lines = []
+    for run in status.runs:
+        if run.status is None or not run.is_over or run.name in status.stopped:
+            continue
+        if found := run.status.diagnosis:
+            lines.append(f"\n{run.name} has failed ({found.code}). {found.fix} {found.command}".rstrip())
+        elif run.stage == "DELETED":
+            lines += [f"\n{run.name} was deleted. {warning.fix}" for warning in run.status.warnings]
+    return [*lines, "\nWhat goes on with a run counts in this comparison, with its dollars."] if lines else []
 
 
 def after(status: GroupStatus, verdict: Verdict) -> list[str]:
@@ -148,6 +165,8 @@ def after(status: GroupStatus, verdict: Verdict) -> list[str]:
         return []
     winner = status.named(verdict.winner)
     lines = [winner.status.after] if winner.status else []
+    if winner.status and winner.plan is None and winner.made:  # submitted elsewhere
+        lines += ["\n" + "\n".join(winner.status.wishes(winner.made))]
     losers = [run for run in status.runs if run.name != verdict.winner and run.plan and run.plan.output_repo and run.status]
     if losers:
         commands = "; ".join(f"hf repos delete {run.plan.output_repo}" for run in losers if run.plan)

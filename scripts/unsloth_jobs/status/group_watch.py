@@ -37,9 +37,9 @@ def see_to(status: GroupStatus, room_usd: float = math.inf) -> GroupStatus:
 
 
 def is_to_be_ended(status: GroupStatus, run: RunStatus) -> bool:
-    """Whether a run that was found worse has saved what it had learned by then."""
+    """Whether a run that was found worse has saved what it had learned by then. One that was gone on with afterwards stays."""
     decision, summary = status.stopped.get(run.name), run.summary
-    if decision is None or not run.is_running or summary is None:
+    if decision is None or not run.is_running or summary is None or run.is_approved_alone:
         return False
     pushes = run.plan is None or bool(run.plan.output_repo)
     saved = summary.saves[-1].step if pushes and summary.saves else None if pushes else summary.kept

@@ -18,7 +18,7 @@ from ..output import dollars, duration, visible
 from ..redaction import plain
 from ..training.secrets import redacted
 from .group import GroupStatus
-from .group_view import counted
+from .group_view import counted, money
 from .status import Status
 
 COMMAND_S, REQUEST_S = 60.0, 10.0  # as long as each may take
@@ -69,9 +69,14 @@ def message_of(status: Status) -> str:
 
 
 def message_of_group(status: GroupStatus) -> str:
-    """The same of a comparison: how its runs ended, what all have cost, and which is the best."""
-    ended = f"Comparison {status.group_id}: {counted(status)}, {dollars(status.spent_usd)} in all."
-    return clean("\n".join([ended, *([status.verdict.sentence] if status.verdict else [])]))
+    """What is told of a comparison: how its runs ended, what all cost, which is the best and where it lies."""
+    parts = [f"Comparison {status.group_id}: {counted(status)}; {money(status)}."]
+    if (verdict := status.verdict) is None:
+        return clean("\n".join([*parts, "Nothing runs, and what waits was not started: see status.py."]))
+    parts.append(verdict.sentence)
+    if verdict.winner and (made := status.named(verdict.winner).status) and made.result:
+        parts.append(f"Result of {verdict.winner}: {made.result}")
+    return clean("\n".join(parts))
 
 
 def clean(text: str) -> str:

@@ -130,8 +130,11 @@ class Status:
         result = f"The tuned model: {self.result}"
         if not (self.plan and self.plan.model and self.plan.dataset):
             return result  # no training of a template's
-        adapter = str(self.plan.output_repo or self.plan.output_dir)
-        here = self.plan.where == "local"
+        return "\n".join([result, *self.wishes(str(self.plan.output_repo or self.plan.output_dir))])
+
+    def wishes(self, adapter: str) -> list[str]:
+        """What people want of a tuned model, and the commands for it. adapter: its repository, or its folder here."""
+        here = self.plan is not None and self.plan.where == "local"
         serve = shlex.join(["uv", "run", str(SCRIPTS / "serve.py"), self.job.job_id, *(["--where", "local"] if here else [])])
         laptop = laptop_line(whole(self.summary.event("done").get("parameters")))
         wishes = {
@@ -146,7 +149,7 @@ class Status:
         wishes["To compare it with its base, given your best prompt"] = self.command(
             "evaluate.py", "l4x1", "1h", "--models", adapter, "--system-prompt", "YOUR PROMPT"
         )
-        return "\n".join([result, *(f"{wish}: {command}" for wish, command in wishes.items())])
+        return [f"{wish}: {command}" for wish, command in wishes.items()]
 
     def command(self, template: str, flavor: str, timeout: str, *arguments: str) -> str:
         """The command that submits another template, to where this run was."""
@@ -240,7 +243,8 @@ def fetch_or_recall(ref: JobRef) -> Status:
         problem, run, plan = error.problem, ref.run, ref.plan
     if run is None or plan is None:
         raise AssertionError(f"{ref.job_id} comes from the records of runs")
-    outcome = run.get("outcome") or {"stage": "UNKNOWN", "elapsed_s": 0.0, "done": None}
+    stage = "DELETED" if problem.code == "job_deleted" else "UNKNOWN"
+    outcome = run.get("outcome") or {"stage": stage, "elapsed_s": 0.0, "done": None}
     began = datetime.fromtimestamp(run["submitted_at"], UTC)
     ended = began + timedelta(seconds=outcome["elapsed_s"])
     job = Job(run["job_id"], outcome["stage"], problem.message, plan.model_url or "", plan.flavor, began, began, ended)
