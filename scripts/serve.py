@@ -97,6 +97,8 @@ def serve(
     how = Approval(approve, yes or where == "local", max_usd, json, verbose)
     if chat and json:
         raise UserError("bad_arguments", "--chat is for a person at a terminal.", "Leave --json out.", USAGE)
+    if wait is False and (chat or page):
+        raise UserError("bad_arguments", "--chat and --page wait until the model answers.", "Leave --no-wait out.", USAGE)
     ref = find_serving_job(model, namespace)
     if ref is None:
         starting.require_place(where, how)

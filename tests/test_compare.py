@@ -188,6 +188,8 @@ def test_a_grid_is_counted_before_it_is_made():
         (["--vary", "output-repo=ada/x", "--vary", "lora-r=8,16"], "same_repository", "ada/x"),
         (["--vary", f"seed={','.join(map(str, range(200)))}"], "too_many_runs", "$160.00"),
         (["--vary", "seed=1,2", "--metric", "loss"], "not_comparable", "seed"),
+        (["--vary", "grader=exact,contains", "--metric", "graded"], "not_comparable", "graded by another grader"),
+        (["--vary", "eval-split=0", "--vary", "lora-r=8,16", "--halving", "2"], "not_comparable", "no held-out loss"),
         (["--vary", "lora-r=2,4,8", "--halving", "2", "--at-once", "2"], "bad_halving", "wait"),
         (["--vary", "lora-r=8,16", "--max-usd", "1"], "over_budget", "$1.60 in all"),
         (["--at-once", "2"], "bad_vary", "missing"),
@@ -199,6 +201,12 @@ def test_what_cannot_be_compared_is_refused_with_what_to_correct(hub, commands, 
     assert problem["code"] == code
     assert said in problem["message"] + problem["fix"], problem
     assert not jobs_created(hub)
+
+
+def test_answers_that_are_graded_by_other_rules_do_not_decide(commands):
+    shown = plan(commands, "--vary", "grader=exact,contains")
+    assert shown["plan"]["metric"] == "loss"
+    assert [problem["code"] for problem in shown["problems"]].count("not_comparable") == 1
 
 
 def test_runs_can_be_listed_and_differ_in_anything(hub, commands, tmp_path):

@@ -39,6 +39,8 @@ SAME_FOR_QUESTIONS = (
     "num_samples",
     "seed",
 )
+SAME_FOR_GRADES = ("grader",)  # the rule that says what is right
+SAME_FOR_REWARDED_GRADES = ("answer_format", "reward", "reward_file")  # by which a run on rewards is graded, too
 SAME_RESULT = ("output_repo", "save_local", "run_name")  # what two runs that learn the same may differ in
 ASKED_ONCE = (
     "whoami", "list_jobs_hardware", "model_info", "dataset_info", "list_jobs", "get_safetensors_metadata", "hf_hub_download",
@@ -103,12 +105,13 @@ def prepare_group(
     prepared = [naming(one.changes, lambda one=one: prepare(asking, one)) for one in named]  # type: ignore[misc]
     require_own_results(prepared, listed)
     require_unlike(prepared, listed)
+    unlike = *differing(prepared, SAME_FOR_LOSS), *["script"] * (len({one.plan.script_sha256 for one in prepared}) > 1)
     group = Group(
         tuple(GroupRun(one.name, one.changes, made.plan) for one, made in zip(named, prepared, strict=True)),
         at_once=1 if request.where == "local" else min(options.at_once or count, count),
         halving=options.halving,
-        metric=options.metric,
-        unlike=(*differing(prepared, SAME_FOR_LOSS), *["script"] * (len({one.plan.script_sha256 for one in prepared}) > 1)),
+        metric=decided_by(options, prepared, unlike),
+        unlike=unlike,
     )
     problems = dict.fromkeys(problem for one in prepared for problem in one.problems)
     return PreparedGroup(group, tuple(prepared), (*problems, *comparison_problems(group, prepared)))
@@ -247,6 +250,36 @@ def differing(prepared: list[PreparedPlan], names: Iterable[str]) -> list[str]:
     return [name for name in names if len({repr(getattr(one.settings, name, None)) for one in prepared}) > 1]
 
 
+def decided_by(options: Options, prepared: list[PreparedPlan], unlike: Iterable[str]) -> str:
+    """The metric of the comparison: loss in the place of auto where other rules grade. Raises UserError where none can decide."""
+    rules = differing_rules(prepared)
+    has_loss = all(has_held_out_loss(one.settings) for one in prepared)
+    if not has_loss and (options.halving or options.metric == "loss"):
+        message = "These runs have no held-out loss: one on rewards has none, and without --eval-split nothing is held out."
+        raise UserError("not_comparable", message, "Leave --halving and --metric loss out: graded answers decide.", USAGE)
+    if not rules or options.metric == "loss":
+        return options.metric
+    if options.metric == "graded" or not has_loss or [*unlike]:
+        message = f"Right answers cannot be compared between runs that are graded by another {', '.join(rules)}."
+        raise UserError("not_comparable", message, "Pass --grader G after `--`: the same rule for all.", USAGE)
+    return "loss"
+
+
+def differing_rules(prepared: list[PreparedPlan]) -> list[str]:
+    """The settings by which the runs' answers are graded unlike."""
+    found = differing(prepared, SAME_FOR_GRADES)
+    settings = prepared[0].settings
+    if hasattr(settings, "num_generations"):
+        # The format is taken off before any grader sees an answer; rewards grade where no grader is named.
+        names = SAME_FOR_REWARDED_GRADES if settings.grader == "auto" else SAME_FOR_REWARDED_GRADES[:1]
+        found += differing(prepared, names)
+    return found
+
+
+def has_held_out_loss(settings: Any) -> bool:
+    return not hasattr(settings, "num_generations") and bool(getattr(settings, "eval_split", 0))
+
+
 def comparison_problems(group: Group, prepared: list[PreparedPlan]) -> list[Problem]:
     """What of the comparison is in doubt before it is paid for."""
     problems = []
@@ -268,9 +301,20 @@ def comparison_problems(group: Group, prepared: list[PreparedPlan]) -> list[Prob
         )
         fix = "Pass --eval-dataset TEST after `--`: then all answer the same questions."
         problems.append(Problem("not_comparable", "warning", message, fix))
-    elif group.unlike:
+    elif group.metric == "loss" and differing_rules(prepared):
+        message = (
+            f"Runs with another {', '.join(differing_rules(prepared))} are graded by other rules: held-out loss decides alone."
+        )
+        fix = "Pass --grader G after `--`, the same for all, to compare by right answers."
+        problems.append(Problem("not_comparable", "warning", message, fix))
+    elif group.unlike and has_held_out_loss(prepared[0].settings):
         message = f"Held-out losses cannot be compared between runs with another {', '.join(group.unlike)}: graded answers decide alone."
         problems.append(
-            Problem("loss_not_comparable", "warning", message, "Right where answers can be graded; check.py says so.")
+            Problem(
+                "loss_not_comparable",
+                "warning",
+                message,
+                "Pass --eval-dataset TEST and --grader G after `--`, so that all are graded.",
+            )
         )
     return problems
