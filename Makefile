@@ -2,8 +2,8 @@
 # Both set up what they need inside this folder (.venv, .cache), uv included, and nothing twice; make setup does that alone.
 
 PYTHON ?= python3
-# At once: tests wait more than they compute, so two cores carry four.
-WORKERS ?= 4
+# At once: tests wait as well as compute, so two cores carry three. Each takes up to 3 GB.
+WORKERS ?= 3
 VENV := .venv
 BEGAN := $(shell date +%s)
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)

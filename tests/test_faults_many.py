@@ -14,19 +14,8 @@ from commands import Said
 from conftest import ROOT
 from hub import Hub
 from hubs import ADA
-from test_faults import (  # noqa: F401
-    ARTIFACTS,
-    JOB,
-    Impatient,
-    approved_anew,
-    hub,
-    job,
-    jobs_of,
-    new_plan,
-    no_fault_is_left,
-    progress,
-    server,
-)
+from test_faults import ARTIFACTS, JOB, Impatient, approved_anew, hub, job, jobs_of, new_plan, no_fault_is_left, server  # noqa: F401
+from test_faults_running import progress
 
 CYCLES, SEED = 200, 7
 ANYWHERE = [
