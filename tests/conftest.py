@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Files that take minutes come first, so that all workers end together. The rest is in the order of the alphabet.
 LONGEST = (
-    "faults_many", "compare", "export", "packing", "several", "kept", "evals", "grpo", "dpo_runs", "adapters", "evaluate",
+    "faults_many", "export", "compare", "packing", "several", "kept", "evals", "grpo", "dpo_runs", "adapters", "evaluate",
     "training", "serve", "installed", "faults", "data", "check", "faults_local", "estimate", "evidence", "faults_job", "money",
     "evaluation", "serve_faults", "trust", "masks", "submit", "status", "properties", "commands",
 )  # fmt: skip

@@ -13,6 +13,8 @@ from hub import Hub
 from test_submit import ARGUMENTS, EXPORT, adapter, hub, jobs_created, plan, rows  # noqa: F401
 from unsloth_jobs.jobs.arguments import is_file
 
+pytestmark = pytest.mark.hub(model="shape")
+
 
 def uploaded(hub: Hub) -> set[str]:
     return {Path(path).name for path in hub.files("ada/jobs-artifacts", type="bucket")}
