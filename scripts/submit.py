@@ -27,7 +27,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 
 from unsloth_jobs.errors import USAGE, UserError
 from unsloth_jobs.jobs import plan, planning, starting
-from unsloth_jobs.jobs.comparing import Consent, compare
+from unsloth_jobs.jobs.comparing import compare
 from unsloth_jobs.jobs.group import PREFIX
 from unsloth_jobs.jobs.group_planning import MAX_RUNS, Options
 from unsloth_jobs.jobs.job import FAILED, Job
@@ -89,8 +89,7 @@ def submit(
     api = client.connect()
     request = planning.RunRequest(script, list(arguments or []), where, flavor, timeout, namespace, attempts, smoke)
     if vary or vary_file:
-        consent = Consent(approve, yes, max_usd, lambda: starting.confirm_start(json), starting.approving_command)
-        return compare(api, request, vary or [], vary_file, Options(at_once, halving, metric, max_runs), consent, json)
+        return compare(api, request, vary or [], vary_file, Options(at_once, halving, metric, max_runs), how)
     require_compared(at_once, halving, approve)
     prepared = planning.prepare(api, request)
     if smoke and max_usd is None:

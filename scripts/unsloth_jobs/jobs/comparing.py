@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +21,34 @@ from .group_text import estimate_of, halving_saves, heading, run_as_json, runs_t
 from .job import FAILED
 from .plan import SCRIPTS
 from .planning import RunRequest
+from .starting import Approval, approved_by, approving_command, show_lines
 from .variations import read_variations
 
 
-@dataclass(frozen=True)
-class Consent:
-    """approve: the id of a group that was agreed to; ask: asks a person, True for a yes; command: what approves a group."""
-
-    approve: str | None
-    yes: bool
-    max_usd: float | None
-    ask: Callable[[], bool]
-    command: Callable[[str], str]
-
-
-def compare(
-    api: HfApi, request: RunRequest, vary: list[str], file: Path | None, options: Options, consent: Consent, json: bool
-) -> None:
+def compare(api: HfApi, request: RunRequest, vary: list[str], file: Path | None, options: Options, how: Approval) -> None:
     """Show the plan of a comparison and, once it is approved, start its runs. Raises typer.Exit where not all were."""
     count, variations = read_variations(vary, file)
     made = prepare_group(api, request, count, variations, options)
     backend = backend_for(api, made.group.runs[0].plan)
-    numbered = number_runs(backend, made.group, consent.approve, consent.yes)
+    numbered = number_runs(backend, made.group, how.approve, how.yes)
     group = numbered.group
     made = made.with_group(group)
-    if not json and not consent.approve:
+    if not how.json and not how.approve:
         show(made, numbered)
     problems = [*made.problems, *time_problems(group), *numbered.problems]
     for problem in problems:
         show_problem(problem)
-    require_group_budget(group, numbered.most_usd, consent.max_usd)
-    if consent.approve:
-        require_group_approval(group, consent.approve, records.recall_group(consent.approve))
+    require_group_budget(group, numbered.most_usd, how.max_usd)
+    if how.approve:
+        require_group_approval(group, how.approve, records.recall_group(how.approve))
     records.remember_group(group)
     for run in group.runs:
         records.remember_plan(run.plan)
-    approved = "--approve" if consent.approve else "--yes" if consent.yes else "asked" if consent.ask() else ""
+    approved = approved_by(how)
     if not approved:
-        refuse(made, numbered, problems, consent, json)
+        refuse(made, numbered, problems, how)
     starts = start_runs(backend, group, approved)
-    report(group, starts, json)
+    report(group, starts, how.json)
     if code := exit_code(starts):
         raise typer.Exit(code)
 
@@ -81,16 +68,13 @@ def time_problems(group: Group) -> list[Problem]:
 
 
 def show(made: PreparedGroup, numbered: Numbered) -> None:
-    people.print(f"[bold]{heading(made.group)}[/]")
-    for name, value in shared_lines(made, numbered).items():
-        for number, line in enumerate(value.split("\n")):
-            people.print(f"  {'' if number else name:14} {escape(line)}", soft_wrap=True)
+    show_lines(heading(made.group), shared_lines(made, numbered))
     people.print(runs_table(made))
 
 
-def refuse(made: PreparedGroup, numbered: Numbered, problems: list[Problem], consent: Consent, json: bool) -> None:
+def refuse(made: PreparedGroup, numbered: Numbered, problems: list[Problem], how: Approval) -> None:
     group = made.group
-    if json:
+    if how.json:
         pairs = zip(group.runs, made.prepared, strict=True)
         plan = {"runs": [run_as_json(*pair) for pair in pairs], "max_usd": numbered.most_usd, "at_once": group.at_once}
         plan |= {"halving": group.halving, "metric": group.metric, "where": group.where, "namespace": group.namespace}
@@ -98,7 +82,7 @@ def refuse(made: PreparedGroup, numbered: Numbered, problems: list[Problem], con
         shown: dict[str, Any] = {"plan_id": group.group_id, "group_id": group.group_id, "plan": plan, "approved": False}
         print_json(shown | {"summary": shared_lines(made, numbered), "problems": [asdict(one) for one in problems]})
     else:
-        command = escape(consent.command(group.group_id))
+        command = escape(approving_command(group.group_id))
         people.print(f"\nNot started. To start exactly these {len(group.runs)} runs:\n{command}", soft_wrap=True)
     raise typer.Exit(APPROVAL)
 

@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from .. import template
 from ..errors import USAGE, Problem, UserError
 from ..estimate.flavors import fetch_flavor
+from ..estimate.rewards import rewarded
 from ..lookup.identity import whoami, writable_namespace
 from ..training.flags import as_flag_name
 from . import planning, preflight
@@ -49,7 +50,7 @@ ASKED_ONCE = (
 
 @dataclass(frozen=True)
 class Options:
-    """What submit.py is told of a comparison."""
+    """submit.py's options for a comparison."""
 
     at_once: int | None = None
     halving: int = 0
@@ -269,7 +270,7 @@ def differing_rules(prepared: list[PreparedPlan]) -> list[str]:
     """The settings by which the runs' answers are graded unlike."""
     found = differing(prepared, SAME_FOR_GRADES)
     settings = prepared[0].settings
-    if hasattr(settings, "num_generations"):
+    if rewarded(settings):
         # The format is taken off before any grader sees an answer; rewards grade where no grader is named.
         names = SAME_FOR_REWARDED_GRADES if settings.grader == "auto" else SAME_FOR_REWARDED_GRADES[:1]
         found += differing(prepared, names)
@@ -277,7 +278,7 @@ def differing_rules(prepared: list[PreparedPlan]) -> list[str]:
 
 
 def has_held_out_loss(settings: Any) -> bool:
-    return not hasattr(settings, "num_generations") and bool(getattr(settings, "eval_split", 0))
+    return not rewarded(settings) and bool(getattr(settings, "eval_split", 0))
 
 
 def comparison_problems(group: Group, prepared: list[PreparedPlan]) -> list[Problem]:

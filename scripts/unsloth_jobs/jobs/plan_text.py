@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..estimate.other_jobs import EVALUATION_BASIS, EXPORT_BASIS
+from ..estimate.rewards import rewarded
 from ..estimate.serving import VLLM
 from ..lookup import client
 from ..output import duration, span
@@ -63,7 +64,7 @@ def training(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, s
         "data set": pinned(plan.dataset, plan.dataset_revision),
         "rows": rows(settings, estimate),
         "training": lengths(plan, settings, estimate),
-        "reward": rewarded(settings) if hasattr(settings, "num_generations") else "",
+        "reward": reward_text(settings) if rewarded(settings) else "",
         "method": f"LoRA r {rank_of(settings)}, alpha {alpha_of(settings)}, {'from that adapter ' if made.parent else ''}on the model's weights in {bits}",
         "result": "\n".join(described(one, made.plan.public) for one in made.repositories) or f"the folder {plan.output_dir}",
         "model card": card(settings) if settings.output_repo else "",
@@ -72,7 +73,7 @@ def training(made: PreparedPlan, estimate: dict[str, Any] | None) -> dict[str, s
     return {name: value for name, value in lines.items() if value}
 
 
-def rewarded(settings: Any) -> str:
+def reward_text(settings: Any) -> str:
     """What is rewarded, of how many completions, and what of this machine's files goes along."""
     parts = "as the answers are" if settings.reward == AUTO and not settings.reward_file else settings.reward
     parts = "file" if settings.reward == AUTO and settings.reward_file else parts

@@ -58,7 +58,7 @@ def start_approved(api: HfApi, prepared: PreparedPlan, how: Approval) -> tuple[P
     if how.approve:
         approval.require_approval(made, how.approve, records.recall_plan(how.approve))
     records.remember_plan(made)
-    approved = how.approve and "--approve" or how.yes and "--yes" or confirm_start(how.json) and "asked"
+    approved = approved_by(how)
     if not approved:
         if how.json:
             shown = {"plan_id": made.plan_id, "plan": asdict(made), "estimate": estimate, "approved": False}
@@ -75,14 +75,21 @@ def approving_command(plan_id: str) -> str:
     return shlex.join(["uv", "run", sys.argv[0], "--approve", plan_id, *sys.argv[1:]])
 
 
-def confirm_start(json: bool) -> bool:
-    """Whether a person at a terminal said yes."""
-    return not json and sys.stdin.isatty() and typer.confirm("\nStart it?", default=False)
+def approved_by(how: Approval) -> str:
+    """What approves: a flag, or the person at a terminal, who is asked; "" where nothing does."""
+    if how.approve or how.yes:
+        return "--approve" if how.approve else "--yes"
+    is_asked = not how.json and sys.stdin.isatty()
+    return "asked" if is_asked and typer.confirm("\nStart it?", default=False) else ""
 
 
 def show(prepared: PreparedPlan, estimate: dict[str, Any] | None, verbose: bool) -> None:
-    people.print(f"[bold]{plan_text.heading(prepared.plan)}[/]")
     lines = plan_text.summarise(prepared, estimate) | (plan_text.details(prepared.plan) if verbose else {})
+    show_lines(plan_text.heading(prepared.plan), lines)
+
+
+def show_lines(heading: str, lines: dict[str, str]) -> None:
+    people.print(f"[bold]{heading}[/]")
     for name, value in lines.items():
         for number, line in enumerate(value.split("\n")):
             people.print(f"  {'' if number else name:14} {escape(line)}", soft_wrap=True)

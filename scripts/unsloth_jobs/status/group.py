@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,6 @@ from .status import Status, as_json, fetch_or_recall, fetch_status, remember
 from .winner import Result, Verdict, judge
 
 AT_ONCE = 8  # jobs that are asked about
-ENDED = ("COMPLETED", "ERROR", "CANCELED", "DELETED")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RunStatus:
 
     @property
     def is_over(self) -> bool:
-        return self.stage in ENDED
+        return self.status is not None and self.status.job.ended
 
     @property
     def is_running(self) -> bool:
@@ -158,7 +158,7 @@ class GroupStatus:
         """Which runs were found worse, and where."""
         return {name: decision for decision in self.decisions for name in decision.stopped}
 
-    @property
+    @cached_property
     def verdict(self) -> Verdict | None:
         """None until all runs have ended."""
         if not self.ended:
