@@ -6584,6 +6584,17 @@ def add_fused_head(model: Any, temperature: float = 1.0, outputs: tuple[str, ...
     add_fused_lm_head(model.get_base_model(), temperature=temperature, outputs=outputs)
 
 
+def fused_outputs(model: Any, batch: Mapping[str, Any]) -> Any:
+    """What the fused head says of a batch (padding.padded), whose labels are the tokens that completion_mask marks."""
+    return model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE),
+        use_cache=False,
+        fused_lm_head=True,
+    )
+
+
 def compute_head_without_gpu() -> None:
     """TRL's fused head is a kernel for GPUs; Unsloth brings one for processors, and without Unsloth this is it."""
     from trl.trainer import utils
@@ -7641,14 +7652,7 @@ class FusedForward:
 
     def concatenated_forward(self, model, batch):
         mask = batch["completion_mask"][:, 1:]
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
-        outputs = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,
-        )
+        outputs = fused_outputs(model, batch)
         log_probs = outputs.log_probs[:, -mask.shape[1] :]
         chosen, rejected = (log_probs.sum(1) / mask.sum(1)).chunk(2)
         chosen_mask, rejected_mask = mask.bool().chunk(2)

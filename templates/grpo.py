@@ -6552,6 +6552,17 @@ def add_fused_head(model: Any, temperature: float = 1.0, outputs: tuple[str, ...
     add_fused_lm_head(model.get_base_model(), temperature=temperature, outputs=outputs)
 
 
+def fused_outputs(model: Any, batch: Mapping[str, Any]) -> Any:
+    """What the fused head says of a batch (padding.padded), whose labels are the tokens that completion_mask marks."""
+    return model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE),
+        use_cache=False,
+        fused_lm_head=True,
+    )
+
+
 def compute_head_without_gpu() -> None:
     """TRL's fused head is a kernel for GPUs; Unsloth brings one for processors, and without Unsloth this is it."""
     from trl.trainer import utils
@@ -7798,14 +7809,7 @@ class RewardTrainer(StepTrainer):
         """Log-probability of each written token (sequences × tokens, the first column is the second token's), and which these are."""
         batch = padded([rollout.sequence(place) for place in places], self.filler, self.multiple)
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
-        found = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,
-        )
+        found = fused_outputs(model, batch)
         mask = batch["completion_mask"][:, 1:]
         return found.log_probs[:, -mask.shape[1] :].float(), mask
 

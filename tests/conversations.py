@@ -9,6 +9,11 @@ import json
 import re
 from typing import Any
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 def user(text: str) -> dict:
     return {"role": "user", "content": text}

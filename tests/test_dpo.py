@@ -9,22 +9,11 @@ import evaluate
 import pytest
 import sft
 from conftest import ROOT, make_tokenizer
+from conversations import CHATML, answer, user
 from datasets import Dataset
 from unsloth_jobs.estimate import preferences
 
 DPO = ROOT / "templates" / "dpo.py"
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def bot(text: str) -> dict:
-    return {"role": "assistant", "content": text}
 
 
 def read(row: dict, **settings: str) -> dpo.Preference:
@@ -51,15 +40,15 @@ GOOD, BAD = [("user", "[Hi]"), ("assistant", "Hello")], [("user", "[Hi]"), ("ass
     [
         {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"},
         {"question": "Hi", "chosen": "Hello", "rejected": "Go away", "score": 4},
-        {"prompt": [user("Hi")], "chosen": [bot("Hello")], "rejected": [bot("Go away")]},
-        {"prompt": "Hi", "chosen": [bot("Hello")], "rejected": [bot("Go away")]},
-        {"prompt": [user("Hi")], "chosen": "Hello", "rejected": bot("Go away")},
-        {"chosen": [user("Hi"), bot("Hello")], "rejected": [user("Hi"), bot("Go away")]},
-        {"prompt": "Hi", "chosen": [user("Hi"), bot("Hello")], "rejected": [user("Hi"), bot("Go away")]},
+        {"prompt": [user("Hi")], "chosen": [answer("Hello")], "rejected": [answer("Go away")]},
+        {"prompt": "Hi", "chosen": [answer("Hello")], "rejected": [answer("Go away")]},
+        {"prompt": [user("Hi")], "chosen": "Hello", "rejected": answer("Go away")},
+        {"chosen": [user("Hi"), answer("Hello")], "rejected": [user("Hi"), answer("Go away")]},
+        {"prompt": "Hi", "chosen": [user("Hi"), answer("Hello")], "rejected": [user("Hi"), answer("Go away")]},
         {
             "input": {"messages": [user("Hi")], "tools": [], "parallel_tool_calls": True},
-            "preferred_output": [bot("Hello")],
-            "non_preferred_output": [bot("Go away")],
+            "preferred_output": [answer("Hello")],
+            "non_preferred_output": [answer("Go away")],
         },
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: Go away"},
         {"prompt": '\x1e[{"role": "user", "content": "Hi"}]', "chosen": "Hello", "rejected": "Go away"},
@@ -79,8 +68,8 @@ def test_a_single_answer_is_good_or_bad_by_its_label(label, place):
 
 
 def test_what_the_assistant_said_in_the_prompt_is_not_compared():
-    turns = [user("Hi"), bot("Hello"), user("And?")]
-    pair = read({"prompt": turns, "chosen": [bot("Well")], "rejected": [bot("No")], "system": "Be kind"})
+    turns = [user("Hi"), answer("Hello"), user("And?")]
+    pair = read({"prompt": turns, "chosen": [answer("Well")], "rejected": [answer("No")], "system": "Be kind"})
     read_only = [("system", "[Be kind]"), ("user", "[Hi]"), ("assistant", "[Hello]"), ("user", "[And?]")]
     assert said(pair.chosen) == [*read_only, ("assistant", "Well")]
     assert said(pair.rejected) == [*read_only, ("assistant", "No")]
@@ -90,8 +79,8 @@ def test_tools_belong_to_both_answers():
     tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
     row = {
         "input": {"messages": [user("Hi")], "tools": tools},
-        "preferred_output": [bot("a")],
-        "non_preferred_output": [bot("b")],
+        "preferred_output": [answer("a")],
+        "non_preferred_output": [answer("b")],
     }
     assert [answer["tools"] for answer in read(row)] == [tools, tools]
 
@@ -119,7 +108,7 @@ def test_a_script_reads_its_own_rows(monkeypatch):
     ("row", "why"),
     [
         ({"chosen": "Hello", "rejected": "Go away"}, "no prompt"),
-        ({"chosen": [user("Hi"), bot("a")], "rejected": [user("Ho"), bot("b")]}, "the same question"),
+        ({"chosen": [user("Hi"), answer("a")], "rejected": [user("Ho"), answer("b")]}, "the same question"),
         ({"prompt": "Hi", "completion": "Hello", "label": "maybe"}, "neither true nor false"),
         ({"prompt": [{"role": "wizard", "content": "x"}], "chosen": "a", "rejected": "b"}, "unknown role"),
         ({"prompt": "Hi", "chosen": "a" * 6_000_000, "rejected": "b"}, "longer than 5 MB"),
@@ -146,7 +135,7 @@ def test_columns_without_a_preference_stop_with_what_to_do(columns, settings, co
 
 
 def test_the_better_answer_is_what_questions_are_made_of():
-    row = {"prompt": "Hi", "chosen": [bot("Hello")], "rejected": [bot("Go away")]}
+    row = {"prompt": "Hi", "chosen": [answer("Hello")], "rejected": [answer("Go away")]}
     layout = dpo.find_format(dpo.Settings(dataset="rows"), list(row), row, ())
     assert said(dpo.normalise_row(row, layout)) == GOOD
     plain = dpo.find_test_format(dpo.Settings(dataset="rows"), ["messages"], {}, ())
@@ -154,7 +143,7 @@ def test_the_better_answer_is_what_questions_are_made_of():
 
 
 def test_an_evaluation_asks_for_the_better_answer():
-    row = {"prompt": "Hi", "chosen": [bot("Hello")], "rejected": [bot("Go away")]}
+    row = {"prompt": "Hi", "chosen": [answer("Hello")], "rejected": [answer("Go away")]}
     layout = evaluate.find_format(evaluate.Settings(models="ada/polite"), list(row), row, ())
     assert said(evaluate.normalise_row(row, layout)) == GOOD
     with pytest.raises(evaluate.Stop):
@@ -192,16 +181,16 @@ def learned(tokenizer, ids: list[int], labels: list[int]) -> str:
 
 
 def test_the_answers_and_their_ends_are_compared_and_nothing_else(tokenizer):
-    turns = [user("Hi"), bot("Hello"), user("And?")]
-    rows = [{"prompt": turns, "chosen": [bot("Six.")], "rejected": [bot("It is 4.")]}]
+    turns = [user("Hi"), answer("Hello"), user("And?")]
+    rows = [{"prompt": turns, "chosen": [answer("Six.")], "rejected": [answer("It is 4.")]}]
     tokens, summary = encoded(tokenizer, rows)
     [row] = tokens
     assert learned(tokenizer, row["chosen_ids"], row["chosen_labels"]) == "Six.<|im_end|>"
     assert learned(tokenizer, row["rejected_ids"], row["rejected_labels"]) == "It is 4.<|im_end|>"
     assert row["length"] == len(row["chosen_ids"]) + len(row["rejected_ids"]) == summary["tokens"]
     # A tool's result within an answer is read, not compared.
-    called = [bot("Let me see"), {"role": "tool", "content": "4"}, bot("It is 4.")]
-    [row] = encoded(tokenizer, [{"prompt": "2+2?", "chosen": called, "rejected": [bot("Six.")]}])[0]
+    called = [answer("Let me see"), {"role": "tool", "content": "4"}, answer("It is 4.")]
+    [row] = encoded(tokenizer, [{"prompt": "2+2?", "chosen": called, "rejected": [answer("Six.")]}])[0]
     assert learned(tokenizer, row["chosen_ids"], row["chosen_labels"]) == "Let me see<|im_end|>It is 4.<|im_end|>"
 
 

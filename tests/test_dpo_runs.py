@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from commands import Commands
 from conftest import ROOT, SFT
+from conversations import answer, user
 from hub import Hub
 from hubs import ADA
 from runs import Run
-from test_dpo import DPO, bot, pair, user
+from test_dpo import DPO, pair
 
 NICE = ["Yes, of course.", "Certainly, here it is.", "With pleasure."]
 RUDE = ["No.", "I do not know that at all.", "Ask somebody else."]
@@ -37,8 +38,8 @@ def data(tmp_path_factory) -> Path:
     openai = [
         {
             "input": {"messages": [user(one["prompt"])]},
-            "preferred_output": [bot(one["chosen"])],
-            "non_preferred_output": [bot(one["rejected"])],
+            "preferred_output": [answer(one["chosen"])],
+            "non_preferred_output": [answer(one["rejected"])],
         }
         for one in pairs
     ]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import grpo
 import pytest
 from conftest import make_tokenizer
+from conversations import CHATML, answer, user
 from unsloth_jobs.estimate import history
 from unsloth_jobs.estimate import rewards as pricing
 from unsloth_jobs.events import summarise
@@ -16,20 +17,6 @@ from unsloth_jobs.jobs.job import Job
 from unsloth_jobs.status.status import Status, as_json
 from unsloth_jobs.status.view import reward_line
 from unsloth_jobs.status.warnings import warnings
-
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def bot(text: str) -> dict:
-    return {"role": "assistant", "content": text}
-
 
 # ---- rows
 
@@ -51,7 +38,7 @@ def read(renderer, row: dict, system: str = "", **settings: str) -> tuple[str, g
         {"question": "What is 2+2?", "answer": "4", "id": 7},
         {"prompt": [user("What is 2+2?")], "solution": 4},
         {"prompt": '[{"role": "user", "content": "What is 2+2?"}]', "reference": "4"},
-        {"messages": [user("What is 2+2?"), bot("4")]},
+        {"messages": [user("What is 2+2?"), answer("4")]},
         {"conversations": [{"from": "human", "value": "What is 2+2?"}, {"from": "gpt", "value": "4"}]},
         {"problem": "What is 2+2?", "ground_truth": "\x1e4"},
     ],
@@ -68,7 +55,7 @@ def test_a_prompt_needs_no_reference_and_columns_can_be_named(renderer):
     assert read(renderer, {"prompt": "Sing.", "style": "loud"})[1].reference == ""
     row = {"ask": "What is 2+2?", "result": "4", "prompt": "other"}
     assert read(renderer, row, prompt_column="ask", completion_column="result")[1].reference == "4"
-    earlier = {"prompt": [user("Hi"), bot("Hello"), user("And?")], "answer": "4"}
+    earlier = {"prompt": [user("Hi"), answer("Hello"), user("And?")], "answer": "4"}
     assert read(renderer, earlier)[0].count("<|im_start|>") == 4
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from .masks import IGNORE
 
 
 def add_fused_head(model: Any, temperature: float = 1.0, outputs: tuple[str, ...] = ("log_probs", "mean_logits")) -> None:
@@ -10,6 +13,17 @@ def add_fused_head(model: Any, temperature: float = 1.0, outputs: tuple[str, ...
     from trl.trainer.utils import add_fused_lm_head
 
     add_fused_lm_head(model.get_base_model(), temperature=temperature, outputs=outputs)
+
+
+def fused_outputs(model: Any, batch: Mapping[str, Any]) -> Any:
+    """What the fused head says of a batch (padding.padded), whose labels are the tokens that completion_mask marks."""
+    return model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        labels=batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE),
+        use_cache=False,
+        fused_lm_head=True,
+    )
 
 
 def compute_head_without_gpu() -> None:

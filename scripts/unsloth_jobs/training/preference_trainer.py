@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .batching import Batching
+from .fused_head import fused_outputs
 from .masks import IGNORE
 from .padding import padded
 from .preference_losses import LOSSES
@@ -118,14 +119,7 @@ class FusedForward:
 
     def concatenated_forward(self, model, batch):
         mask = batch["completion_mask"][:, 1:]
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
-        outputs = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,
-        )
+        outputs = fused_outputs(model, batch)
         log_probs = outputs.log_probs[:, -mask.shape[1] :]
         chosen, rejected = (log_probs.sum(1) / mask.sum(1)).chunk(2)
         chosen_mask, rejected_mask = mask.bool().chunk(2)

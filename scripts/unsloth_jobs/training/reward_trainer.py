@@ -15,6 +15,7 @@ from typing import Any
 
 from .adapter_weights import as_it_began
 from .batching import Batching
+from .fused_head import fused_outputs
 from .masks import IGNORE
 from .padding import padded
 from .questions import Question
@@ -149,14 +150,7 @@ class RewardTrainer(StepTrainer):
         """Log-probability of each written token (sequences × tokens, the first column is the second token's), and which these are."""
         batch = padded([rollout.sequence(place) for place in places], self.filler, self.multiple)
         batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE)
-        found = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            labels=labels,
-            use_cache=False,
-            fused_lm_head=True,
-        )
+        found = fused_outputs(model, batch)
         mask = batch["completion_mask"][:, 1:]
         return found.log_probs[:, -mask.shape[1] :].float(), mask
 
