@@ -12,12 +12,13 @@ way to train:
     article     its settings as the article has them: learning rate 2e-4, 4 bits, one epoch
     lr…         the grid: learning rate × precision × effective batch size, else the defaults
     epochs-N    the defaults with N epochs and no early stopping
+    seed-2      the defaults again, by another seed: how far two runs of the same are apart
     trl         TRL's own trainer and completion mask, 16-bit LoRA on as many rows a step and epochs as the default, at 2e-4
     trl-auto    the same at the learning rate that the default chooses
 
 All are measured alike, by plain transformers, on rows that no training saw: mean loss of an answer's token in nats, and
 the share of greedy answers that are the right one to the letter. Runs that are in --out are not run again. --only takes
-a regular expression over TASK/POINT.
+regular expressions over TASK/POINT; what fits the first of them is run first.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ MODEL = ROOT / ".cache" / "demo" / "SmolLM2-135M-Instruct"
 GYM = "reasoning-gym==0.1.25"
 TASKS = ("chain_sum", "letter_counting", "spell_backward", "word_sorting", "docs")
 SEED, TRAIN_ROWS, TEST_ROWS, DOCS_TEST_ROWS = 1, 2000, 250, 60
-RATES, BITS, ROWS_A_STEP = (2e-4, 5e-4, 1e-3, 2e-3), (16, 4), (8, 16, 32)
+RATES, BITS, ROWS_A_STEP = (2e-4, 5e-4, 1e-3, 2e-3, 3e-3), (16, 4), (8, 16, 32)
 EPOCHS = (1, 2, 3, 5)
 LENGTH, ANSWER_TOKENS = 512, 96
 FIELDS = (
@@ -71,6 +72,7 @@ def points() -> dict[str, list[str] | None]:
         found[f"lr{rate:g}-{bits}bit-{rows}rows"] = [*flags, "--batch-size", "4", "--gradient-accumulation", str(rows // 4)]
     for epochs in EPOCHS:
         found[f"epochs-{epochs}"] = ["--num-epochs", str(epochs), "--early-stopping", "0"]
+    found["seed-2"] = ["--seed", "2"]
     return found
 
 
@@ -308,9 +310,10 @@ def run_all(options: argparse.Namespace) -> None:
             if not row.get("note"):
                 add_row(options.out, row, FIELDS)
 
-    wanted = [(task, point) for point in points() for task in TASKS if re.search(options.only, f"{task}/{point}")]
+    pairs = [(task, point) for point in points() for task in TASKS]
+    wanted = [pair for pattern in options.only for pair in pairs if re.search(pattern, "/".join(pair))]
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda pair: one(*pair), wanted))
+        list(pool.map(lambda pair: one(*pair), dict.fromkeys(wanted)))
 
 
 def show(rows: list[dict[str, str]]) -> None:
@@ -323,21 +326,23 @@ def show(rows: list[dict[str, str]]) -> None:
         limit = f", {steps} steps" if steps != "0" else ""
         print(f"\n{task}: {trained} rows{limit}, {found[0]['test_rows']} test rows, {model}, {found[0]['device']}")
         print(f"{'point':22} {'loss':>7} {'exact':>6} {'train s':>8} {'rate':>8} {'epochs':>6} {'steps':>6}")
-        ours = [row for row in found if row["point"] not in ("base", "trl", "trl-auto")]
         for row in sorted(found, key=lambda row: float(row["loss"])):
             print(f"{row['point']:22} {float(row['loss']):7.4f} {float(row['exact']):6.3f} {row['train_s']:>8} "
                   f"{row['learning_rate']:>8} {row['epochs']:>6} {row['steps']:>6}")  # fmt: skip
-        best = min(ours, key=lambda row: float(row["loss"]), default=None)
-        for row in ours:
-            behind[row["point"]].append(float(row["loss"]) - float(best["loss"]))
-        default = next((row for row in ours if row["point"] == "default"), None)
-        if default:
-            print(f"default: {float(default['loss']) - float(best['loss']):+.4f} nats from the best, {best['point']}")
-    print("\nMean distance from each task's best, in nats, of points that were run on most tasks:")
+        grid = [row for row in found if row["point"].startswith("lr")]
+        best = min(grid, key=lambda row: float(row["loss"]), default=None)
+        if best is None:
+            continue
+        gaps = {row["point"]: float(row["loss"]) / float(best["loss"]) - 1 for row in found}
+        for point, gap in gaps.items():
+            behind[point].append(gap)
+        if "default" in gaps:
+            print(f"default: {gaps['default']:+.1%} from the grid's best, {best['point']}")
+    print("\nMean distance from the best of each task's grid, of points that were run on most tasks:")
     most = max(map(len, behind.values()), default=0)
     for point, gaps in sorted(behind.items(), key=lambda item: sum(item[1]) / len(item[1])):
         if len(gaps) == most:
-            print(f"{point:22} {sum(gaps) / len(gaps):.4f}")
+            print(f"{point:22} {sum(gaps) / len(gaps):+7.1%}")
 
 
 CHILDREN = {"data": lambda folder: make_data(Path(folder)), "trl": train_trl, "measure": measure}
@@ -355,7 +360,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=WORK / "data", help="folder of the rows")
     parser.add_argument("--work", type=Path, default=WORK / "runs", help="folder of the runs, emptied after each")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "quality.csv", help="CSV to add to")
-    parser.add_argument("--only", default="", help="regular expression over TASK/POINT")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="PATTERN", help="regular expressions over TASK/POINT, in order"
+    )
     parser.add_argument("--rows", type=int, default=0, help="use only the first N rows of each file (0: all)")
     parser.add_argument("--steps", type=int, default=0, help="train at most N steps (0: as the epochs say)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once on the one machine")

@@ -198,7 +198,7 @@ def compared(events: list[dict], error: str, options: argparse.Namespace) -> dic
     """A contender's row, from the steps after the first two, which compile."""
     steps, done = [one for one in events if one["event"] == "progress"], event(events, "done")
     timed = steps[min(options.warmup, len(steps) - 1) :] if steps else []
-    if not done or len(timed) < 2:
+    if len(timed) < 2:
         return {"note": error or "too few steps"}
     seconds = (timed[-1]["elapsed_s"] - timed[0]["elapsed_s"]) / (len(timed) - 1)
     completions, length = options.prompts * options.group, mean([one["length"] for one in timed])
@@ -206,7 +206,7 @@ def compared(events: list[dict], error: str, options: argparse.Namespace) -> dic
         "step_s": seconds, "completions_per_s": completions / seconds, "tokens_per_s": completions * length / seconds,
         "peak_gb": done.get("peak_gb"), "first_step_s": steps[0]["elapsed_s"], "reward_first": mean([one["reward"] for one in steps[:2]]),
         "reward_last": mean([one["reward"] for one in steps[-2:]]), "steps": len(steps), "completions_per_step": completions,
-        "completion_tokens": length, "writing_s": mean([one.get("writing_s") or 0 for one in timed]), "note": done.get("note", "its defaults"),
+        "completion_tokens": length, "writing_s": mean([one.get("writing_s") or 0 for one in timed]), "note": done.get("note", "its defaults") if done else "cut before its end",
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import subprocess
@@ -13,6 +14,7 @@ from commands import Commands
 from conftest import ROOT, ROWS, SFT
 from hub import Hub
 from unsloth_jobs.estimate import cost, other_jobs
+from unsloth_jobs.estimate.decoding import writing_seconds
 from unsloth_jobs.estimate.flavors import Flavor, snapshot_flavors
 from unsloth_jobs.estimate.history import History, Range, entries
 from unsloth_jobs.jobs.pricing import Priced, export_misfit, ranked, recommend
@@ -115,6 +117,16 @@ def test_what_was_measured_on_a_gpu_lies_within_the_estimated_range(training_pyt
     assert len(found) == 7 + 4
     for case in found:
         assert case["slowest"] <= case["measured"] <= case["fastest"], case
+
+
+def test_the_time_in_which_answers_were_written_on_a_gpu_lies_within_the_range():
+    with (ROOT / "benchmarks" / "rewards-speed.csv").open(newline="") as file:
+        written = [row for row in csv.DictReader(file) if row["what"] == "write"]
+    assert {row["shape"] for row in written} == {"lfm2-1.2b", "llama-1b", "qwen3-4b"}
+    for row in written:
+        tokens = int(row["tokens"])
+        estimated = writing_seconds(int(row["layers"]), Range(tokens, tokens), int(row["at_once"]))
+        assert estimated.low <= float(row["seconds"]) <= estimated.high, row
 
 
 def test_a_number_of_steps_is_what_is_estimated_whatever_the_rows(hub, commands):

@@ -22,6 +22,7 @@ from ..training.models import needs_bf16
 from ..training.precision import Chosen, fits_in_16bit, with_precision
 from ..training.settings import TrainingSettings
 from . import memory, preferences, rewards
+from .decoding import writing_seconds
 from .flavors import Flavor
 from .history import History, Range
 
@@ -37,8 +38,6 @@ FILLED = 0.99  # of a packed pass: steps have nearly as many tokens each
 SHORT = 0.75  # of the passes' length: where most need less than that, they are computed in a shape of their own
 EVALUATIONS, WATCHED_EVALUATIONS = 5, 11  # at the start, then at each quarter or, to stop early, at each tenth
 CONTENDERS = 2  # that answer: base and tuned model
-# Seconds per decoder layer and token of a batch: best, worst. Assumed, not measured; --grading-seconds bounds the whole.
-DECODING_S = (0.0005, 0.003)
 # Between the GPUs of one machine: worst (over its main memory, as on L4 and A10G), best (NVLink); and what GPUs that share a
 # step hold for that.
 LINK_BYTES_S = (3e9, 100e9)
@@ -341,12 +340,10 @@ def grading(model: Model, run: Run, settings: TrainingSettings) -> Range:
     An answer is as long as its reference at best, and at the limit of tokens at worst, as a base model's often is.
     """
     limit = getattr(settings, "max_completion_length", 0) or max(2 * run.answer_tokens, SHORTEST_LIMIT)
-    batches = CONTENDERS * math.ceil(run.questions / MOST_ROWS)
-    low, high = (
-        batches * tokens * memory.layers(model) * pace
-        for tokens, pace in zip((run.answer_tokens, limit), DECODING_S, strict=True)
-    )
-    return Range(min(low, settings.grading_seconds), min(high, settings.grading_seconds))
+    batches = math.ceil(run.questions / MOST_ROWS)
+    rows = run.questions / max(batches, 1)
+    whole = writing_seconds(memory.layers(model), Range(run.answer_tokens, limit), rows).times(CONTENDERS * batches)
+    return Range(min(whole.low, settings.grading_seconds), min(whole.high, settings.grading_seconds))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 from ..lookup.model_info import Model
 from ..training.generation import LONGEST_ANSWER, MOST_ROWS, SHORTEST_LIMIT
 from ..training.gguf_sizes import gguf_bytes
-from .cost import DECODING_S, DOWNLOAD_BYTES_S, STARTUP
+from .cost import DOWNLOAD_BYTES_S, STARTUP
+from .decoding import writing_seconds
 from .flavors import Flavor
 from .history import Range
 from .memory import layers
@@ -86,14 +87,13 @@ def estimate_evaluation(flavor: Flavor, model: Model, size: EvaluationSize) -> d
     slow, fast = DOWNLOAD_BYTES_S
     carried = model.file_bytes * size.models
     batches = math.ceil(size.questions / MOST_ROWS)
-    answering = [
-        min(batches * tokens * layers(model) * pace, size.grading_seconds)
-        for tokens, pace in zip((SHORTEST_LIMIT, LONGEST_ANSWER), DECODING_S, strict=True)
-    ]
+    answers = Range(SHORTEST_LIMIT, LONGEST_ANSWER)
+    whole = writing_seconds(layers(model), answers, size.questions / max(batches, 1)).times(batches)
+    answering = Range(min(whole.low, size.grading_seconds), min(whole.high, size.grading_seconds))
     parts = {
         "start": Range(STARTUP.low / 2 + carried / fast, STARTUP.high + carried / slow),
         "loading": LOADING_S.times(size.contenders),
-        "answers": Range(*answering).times(size.contenders),
+        "answers": answering.times(size.contenders),
     }
     if size.items:
         parts["benchmarks"] = ITEM_S.times(size.items * size.contenders)

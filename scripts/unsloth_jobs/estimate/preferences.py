@@ -1,4 +1,4 @@
-"""What learning preferences costs beside imitation. By floating-point operations and bytes, held against two
+"""What learning preferences costs beside imitation. By floating-point operations and bytes, held against three
 shapes on one GPU (benchmarks/preferences.csv).
 """
 
@@ -14,7 +14,7 @@ from ..training.preference_losses import LOSSES, Loss
 FORWARD = 2  # floating-point operations per weight and token
 PADDED = 1.3  # times the tokens are computed: rows of like length stand together, but their two answers differ in length
 HELD = 1.09  # times the activations of imitation: 8 to 9% more were measured, for what a loss of pairs holds beside them
-MEASURED = ", for preferences held against two shapes on an H200"
+MEASURED = ", for preferences held against three shapes on an H200"
 WHY = {  # by --backend
     "unsloth": "TRL's trainers of preferences on Unsloth's model; benchmarks/preferences.py compares them with plain TRL",
     "trl": "chosen with --backend trl: for a model that Unsloth does not support",

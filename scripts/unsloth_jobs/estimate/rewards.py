@@ -13,11 +13,10 @@ from ..training.reward_trainer import KL_ROWS
 from ..training.rollouts import MOST_AT_ONCE, SHARE_OF_FREE, sequence_bytes
 from ..training.steps import effective_batch_size
 from . import memory
+from .decoding import writing_seconds
 from .flavors import Flavor
 from .history import Range
 
-# Seconds per decoder layer and token of a batch: best, worst. Assumed until benchmarks/rewards.py speed has measured them.
-WRITING_S = (0.0005, 0.0025)
 WRITING_START_S = (0.05, 0.5)  # of a batch, however short: an H200 took 0.4 to 0.6 s in all for five tokens of 512 completions
 # Share of the peak arithmetic that a batch's next tokens reach: best, worst. They are few, and wait for memory.
 WRITING_UTILISATION = (0.20, 0.05)
@@ -71,13 +70,13 @@ def step_seconds(flavor: Flavor, model: Model, settings: Any, prompt: float, bat
     """Seconds of an optimizer step. prompt: mean tokens of a prompt; together: completions that are written at once."""
     completions, limit = completions_per_step(settings), settings.max_completion_length
     batches, layers = math.ceil(completions / together), memory.layers(model)
+    launching = writing_seconds(layers, Range(*WRITTEN).times(limit), together)
     ends = []
-    for best in (True, False):
-        at = 0 if best else 1
-        written, length = WRITTEN[at] * limit, prompt + LEARNED[at] * limit
-        per_token = WRITING_S[at] * layers
-        arithmetic = FORWARD * model.parameters * together / (flavor.bf16_flops * WRITING_UTILISATION[at])
-        writing = batches * written * (max(per_token, arithmetic) if best else per_token + arithmetic)
+    for at, launched in enumerate((launching.low, launching.high)):
+        length = prompt + LEARNED[at] * limit
+        arithmetic = FORWARD * model.parameters * together * WRITTEN[at] * limit
+        arithmetic /= flavor.bf16_flops * WRITING_UTILISATION[at]
+        writing = batches * (launched + arithmetic if at else max(launched, arithmetic))
         flops = (PASSES * FORWARD + FORWARD * (2 * KL_ROWS / completions + (settings.beta > 0))) * model.parameters
         learning = flops * completions * length / (flavor.bf16_flops * LEARNING_UTILISATION[at])
         launches = LEARNING_LAUNCH_S[at] * layers * math.ceil(completions * length / batching.tokens)
