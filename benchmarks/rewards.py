@@ -313,7 +313,7 @@ def write_and_learn(model_folder: str, at_once: str, tokens: str) -> None:
     accelerator, on_gpu = accelerate.Accelerator(), torch.cuda.is_available()
     shape = {"layers": layers, "parameters": parameters, "prompt_tokens": 128}
     prompts = [[5 + (row * 7 + place) % 900 for place in range(128)] for row in range(max(map(int, at_once.split(","))))]
-    writer = grpo.Writer(tokenizer, int(tokens), 1.0, SEED)
+    sampler = grpo.Sampler(tokenizer, int(tokens), 1.0, SEED)
 
     def timed(work: Any) -> float:
         if on_gpu:
@@ -332,7 +332,7 @@ def write_and_learn(model_folder: str, at_once: str, tokens: str) -> None:
             try:
                 for _ in range(2):
                     with grpo.writing(model, accelerator) as writing:
-                        seconds = timed(lambda count=count, writing=writing: writer.write_batch(writing, prompts[:count]))
+                        seconds = timed(lambda count=count, writing=writing: sampler.write_batch(writing, prompts[:count]))
                 row = {
                     "seconds": seconds,
                     "tokens_per_s": count * int(tokens) / seconds,

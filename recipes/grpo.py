@@ -92,7 +92,7 @@ from unsloth_jobs.training.reward_rows import (
 from unsloth_jobs.training.reward_trainer import RewardTrainer, reward_options
 from unsloth_jobs.training.reward_watch import RewardWatch, usd_per_point, watch_callback
 from unsloth_jobs.training.rewards import Rewards, make_rewards, reward_problems
-from unsloth_jobs.training.rollouts import Writer, writing
+from unsloth_jobs.training.rollouts import Sampler, writing
 from unsloth_jobs.training.run import StopSignal
 from unsloth_jobs.training.setting import setting
 from unsloth_jobs.training.setting_problems import training_problems
@@ -220,8 +220,8 @@ def train(settings: Settings) -> None:
         return trainer
 
     trainer, limit = make_trainer(batching, kept), settings.max_completion_length
-    with writing(model, trainer.accelerator) as writer:
-        known = grade_start(writer, tokenizer, chosen, limit, min(settings.grading_seconds / 2, stop_signal.seconds_left()))
+    with writing(model, trainer.accelerator) as ready:
+        known = grade_start(ready, tokenizer, chosen, limit, min(settings.grading_seconds / 2, stop_signal.seconds_left()))
     ways = lambda: batchings(whole, steps.spread_length, False)  # noqa: E731
     trainer, _ = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
     trained_steps, history = count_trained_steps(trainer, checkpoint), trainer.state.log_history
@@ -329,7 +329,7 @@ def build_trainer(
         settings.beta,
     )
     trainer.began_with, trainer.figures, trainer.eval_dataset = began_with or {}, [], None
-    trainer.writer = Writer(tokenizer, settings.max_completion_length, settings.temperature, settings.seed)
+    trainer.sampler = Sampler(tokenizer, settings.max_completion_length, settings.temperature, settings.seed)
     trainer.filler, trainer.multiple = tokenizer.pad_token_id, 64 if torch.cuda.is_available() else 8
     # A step is one batch of the trainer's, whatever its passes are.
     trainer.timer, trainer.passes, trainer.batching, trainer.curves = (

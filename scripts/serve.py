@@ -40,7 +40,7 @@ from unsloth_jobs.jobs.plan import SCRIPTS
 from unsloth_jobs.jobs.starting import Approval
 from unsloth_jobs.lookup import client
 from unsloth_jobs.output import application, diagnostics, dollars, ends_clearly, people, print_json, run
-from unsloth_jobs.status.served import Served
+from unsloth_jobs.status.served import ServingState
 from unsloth_jobs.status.status import Status, fetch_status
 
 app = application("Serve a tuned model and its base side by side.")
@@ -160,7 +160,7 @@ def report(status: Status, here: bool, json: bool) -> None:
         people.print(escape(line), soft_wrap=True)
 
 
-def examples(served: Served, here: bool) -> list[str]:
+def examples(served: ServingState, here: bool) -> list[str]:
     """How to ask it from elsewhere: in a shell, and in Python."""
     body = '{"model": "tuned", "messages": [{"role": "user", "content": "Hello"}]}'
     words = ["curl", f"{served.address}/v1/chat/completions", "-H", "Content-Type: application/json"]

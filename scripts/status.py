@@ -15,7 +15,10 @@ import sys
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports leaves no traceback
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +31,7 @@ if not sys.dont_write_bytecode:  # the skill's folder stays as it was installed
 from unsloth_jobs.errors import FAILED, USAGE, Problem, UserError
 from unsloth_jobs.jobs import records, submission
 from unsloth_jobs.jobs.approval import require_amount
-from unsloth_jobs.jobs.backends import find_job
+from unsloth_jobs.jobs.backends import JobRef, find_job
 from unsloth_jobs.jobs.group import PREFIX
 from unsloth_jobs.jobs.plan import SCRIPTS
 from unsloth_jobs.output import (
@@ -106,62 +109,81 @@ def status(
         return show_all(json)
     if job is None:
         raise UserError("no_job", "No job was named.", "Pass a job id, or --all.", USAGE)
-    if max_usd is not None and not watch_:
+    look = Look(watch_, interval, max_usd, notify_, json)
+    require_sound(look)
+    if job.startswith(PREFIX):
+        return show_group(job, namespace, look, cancel, picture)
+    if picture:
+        raise UserError("no_group", f"{job} is no comparison.", "Its own curves: dashboard_url, and loss.png beside it.", USAGE)
+    show_job(find_job(job, namespace), look, cancel)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a job or a comparison is looked at: once or until it ends, up to which cost, who is told of its end."""
+
+    watched: bool
+    interval: float | None
+    max_usd: float | None
+    notify: str | None
+    json: bool
+
+    def every(self, where: str) -> float:
+        """Seconds between two updates."""
+        return self.interval or EVERY_S[where]
+
+    def tell(self, job_id: str, stage: str, text: str, **more: str) -> None:
+        if not self.notify:
+            return
+        if problem := notify(self.notify, text, {"job_id": job_id, "job_stage": stage} | more):
+            show_problem(problem)
+
+    @contextmanager
+    def telling(self, what: str, job_id: str) -> Iterator[None]:
+        """Tells, too, that nobody looks any more."""
+        try:
+            yield
+        except UserError as error:
+            self.tell(job_id, "UNKNOWN", f"{what} {job_id} is no longer watched: {error.problem.message}")
+            raise
+
+
+def require_sound(look: Look) -> None:
+    """Raises UserError."""
+    if look.max_usd is not None and not look.watched:
         raise UserError(
             "no_watch", "Only --watch can end a job at --max-usd.", "Add --watch, or --cancel to end it now.", USAGE
         )
-    require_amount(max_usd)
-    if notify_ is not None and not watch_:
+    require_amount(look.max_usd)
+    if look.notify is not None and not look.watched:
         raise UserError("no_watch", "Only --watch sees the job end.", "Add --watch to --notify.", USAGE)
-    if notify_ is not None:
-        require_target(notify_)
-    if interval is not None and not math.isfinite(interval):
-        raise UserError(
-            "bad_interval", f"--interval must be above 0, not {interval}.", "Pass seconds, such as --interval 10.", USAGE
-        )
-    if job.startswith(PREFIX):
-        return show_group(job, namespace, interval if watch_ else None, watch_, max_usd, notify_, cancel, picture, json)
-    if picture:
-        raise UserError("no_group", f"{job} is no comparison.", "Its own curves: dashboard_url, and loss.png beside it.", USAGE)
-    ref = find_job(job, namespace)
+    if look.notify is not None:
+        require_target(look.notify)
+    if look.interval is not None and not math.isfinite(look.interval):
+        fix = "Pass seconds, such as --interval 10."
+        raise UserError("bad_interval", f"--interval must be above 0, not {look.interval}.", fix, USAGE)
+
+
+def show_job(ref: JobRef, look: Look, cancel: bool) -> None:
     if cancel and (before := ref.inspect()).ended:
         diagnostics.print(f"Nothing to cancel: {ref.job_id} has ended already ({before.stage}).", markup=False)
     elif cancel:
         end_job(ref, END_WITHIN_S)
+    every = look.every("local" if ref.job_id.startswith("local-") else "hf")
     try:
-        every = interval or EVERY_S["local" if ref.job_id.startswith("local-") else "hf"]
-        found = watch(ref, every, max_usd) if watch_ else fetch_status(ref)
+        with look.telling("Job", ref.job_id):
+            found = watch(ref, every, look.max_usd) if look.watched else fetch_status(ref)
     except WatchInterrupted as left:
-        leave(left.status, max_usd, json)
+        leave(left.status, look)
         raise typer.Exit(LEFT) from left
-    except UserError as error:
-        if notify_:
-            tell(notify_, ref.job_id, "UNKNOWN", f"Job {ref.job_id} is no longer watched: {error.problem.message}")
-        raise
     remember(found)
-    if notify_:
-        tell(notify_, ref.job_id, found.job.stage, message_of(found))
-    print_json(as_json(found)) if json else people.print(as_table(found))
+    look.tell(ref.job_id, found.job.stage, message_of(found))
+    print_job(found, look.json)
     if found.job.stage in ("ERROR", "DELETED"):
         raise typer.Exit(FAILED)
 
 
-def tell(target: str, job_id: str, stage: str, text: str, **more: str) -> None:
-    if problem := notify(target, text, {"job_id": job_id, "job_stage": stage} | more):
-        show_problem(problem)
-
-
-def show_group(
-    group_id: str,
-    namespace: str | None,
-    interval: float | None,
-    watch_: bool,
-    max_usd: float | None,
-    notify_: str | None,
-    cancel: bool,
-    picture: Path | None,
-    json: bool,
-) -> None:
+def show_group(group_id: str, namespace: str | None, look: Look, cancel: bool, picture: Path | None) -> None:
     """A comparison: its runs, seen to as its plan says, and at the end the best of them."""
     recover()
     found = fetch_group(group_id, namespace)
@@ -169,28 +191,27 @@ def show_group(
         cancel_group(found)
         found = fetch_group(group_id, namespace)
     try:
-        if watch_:
-            every = interval or EVERY_S[found.group.where if found.group else "hf"]
-            found = watch_group(found, every, max_usd)
-        elif not cancel:
-            found = see_to(found)
+        with look.telling("Comparison", group_id):
+            if look.watched:
+                found = watch_group(found, look.every(found.group.where if found.group else "hf"), look.max_usd)
+            elif not cancel:
+                found = see_to(found)
     except GroupWatchInterrupted as left:
-        print_group(left.status, json)
+        print_group(left.status, look.json)
         diagnostics.print("\nThe runs go on; none is ended or started until you look again.", markup=False)
         raise typer.Exit(LEFT) from left
-    except UserError as error:
-        if notify_:
-            tell(notify_, group_id, "UNKNOWN", f"Comparison {group_id} is no longer watched: {error.problem.message}")
-        raise
     remember_group(found)
-    if notify_:
-        winner = found.verdict.winner if found.verdict else None
-        tell(notify_, group_id, found.stage, message_of_group(found), **({"job_winner": winner} if winner else {}))
+    winner = found.verdict.winner if found.verdict else None
+    look.tell(group_id, found.stage, message_of_group(found), **({"job_winner": winner} if winner else {}))
     if picture:
         draw(found, picture)
-    print_group(found, json)
+    print_group(found, look.json)
     if any(run.stage in ("ERROR", "DELETED") for run in found.runs):
         raise typer.Exit(FAILED)
+
+
+def print_job(found: Status, json: bool) -> None:
+    print_json(as_json(found)) if json else people.print(as_table(found))
 
 
 def print_group(found: GroupStatus, json: bool) -> None:
@@ -204,10 +225,10 @@ def recover() -> None:
         diagnostics.print(f"It is not known whether an interrupted submission has started a job: {error}", markup=False)
 
 
-def leave(status: Status, max_usd: float | None, json: bool) -> None:
-    print_json(as_json(status)) if json else people.print(as_table(status))
+def leave(status: Status, look: Look) -> None:
+    print_job(status, look.json)
     command = f"uv run {SCRIPTS / 'status.py'} {status.job.job_id}"
-    unguarded = f", and no longer ends at ${max_usd:g}" if max_usd is not None else ""
+    unguarded = f", and no longer ends at ${look.max_usd:g}" if look.max_usd is not None else ""
     message = f"\nThe job goes on{unguarded}. To look again: {command} --watch\nTo end it: {command} --cancel"
     diagnostics.print(message, markup=False, soft_wrap=True)
 

@@ -319,8 +319,8 @@ def train(settings: Settings) -> None:
         return trainer
 
     trainer, limit = make_trainer(batching, kept), settings.max_completion_length
-    with writing(model, trainer.accelerator) as writer:
-        known = grade_start(writer, tokenizer, chosen, limit, min(settings.grading_seconds / 2, stop_signal.seconds_left()))
+    with writing(model, trainer.accelerator) as ready:
+        known = grade_start(ready, tokenizer, chosen, limit, min(settings.grading_seconds / 2, stop_signal.seconds_left()))
     ways = lambda: batchings(whole, steps.spread_length, False)  # noqa: E731
     trainer, _ = train_with_oom_retry(trainer, make_trainer, checkpoint, stop_signal, kept, ways)
     trained_steps, history = count_trained_steps(trainer, checkpoint), trainer.state.log_history
@@ -428,7 +428,7 @@ def build_trainer(
         settings.beta,
     )
     trainer.began_with, trainer.figures, trainer.eval_dataset = began_with or {}, [], None
-    trainer.writer = Writer(tokenizer, settings.max_completion_length, settings.temperature, settings.seed)
+    trainer.sampler = Sampler(tokenizer, settings.max_completion_length, settings.temperature, settings.seed)
     trainer.filler, trainer.multiple = tokenizer.pad_token_id, 64 if torch.cuda.is_available() else 8
     # A step is one batch of the trainer's, whatever its passes are.
     trainer.timer, trainer.passes, trainer.batching, trainer.curves = (
@@ -7399,7 +7399,7 @@ SHARE_OF_FREE = 0.5  # of the memory that is free, which a batch's keys and valu
 PER_LOGIT = 24  # bytes: the logits of a batch's next tokens, in 32 bits, sorted and as probabilities
 
 
-class Writer:
+class Sampler:
     """Samples completions. at_once: sequences of a batch at most, lowered where memory does not hold them."""
 
     def __init__(self, tokenizer: Any, most_tokens: int, temperature: float, seed: int):
@@ -7501,8 +7501,8 @@ def writing(model: Any, accelerator: Any) -> Iterator[Any]:
     """The model as it writes: as TRL's GRPOTrainer has it, which Unsloth on a GPU makes fast, and back to training after."""
     from trl.trainer import grpo_trainer
 
-    with grpo_trainer.unwrap_model_for_generation(model, accelerator) as writer:
-        yield writer
+    with grpo_trainer.unwrap_model_for_generation(model, accelerator) as ready:
+        yield ready
 
 
 # ---- training/step_trainer.py ---------------------------------------------------------------------------------
@@ -7729,7 +7729,7 @@ class RewardTrainer(StepTrainer):
 
     questions: list[Question]
     rewards: Rewards
-    writer: Writer
+    sampler: Sampler
     group: int
     beta: float
     began_with: Mapping[str, Any]  # weights of the adapter that training goes on from, which is the reference
@@ -7772,8 +7772,8 @@ class RewardTrainer(StepTrainer):
         """The completions of these rows by the model as it is now."""
         began = time.monotonic()
         questions = [self.questions[row] for row in rows for _ in range(self.group)]
-        with writing(model, self.accelerator) as writer:
-            completions = self.writer.write(writer, [question.prompt for question in questions], self.state.global_step)
+        with writing(model, self.accelerator) as ready:
+            completions = self.sampler.write(ready, [question.prompt for question in questions], self.state.global_step)
         seconds = time.monotonic() - began
         scores = self.rewards.of(completions, questions)
         return Rollout(questions, completions, scores, advantages_of(scores.rewards, self.group), seconds)

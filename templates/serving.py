@@ -595,7 +595,7 @@ class Usage:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": whole}
 
 
-class Writer:
+class ChatCompletion:
     """Puts the parts of one answer into the shape that clients read."""
 
     def __init__(self, model: str):
@@ -1959,7 +1959,7 @@ MOST_AT_ONCE = 8  # answers that are written at the same time: each holds a cach
 LAST = object()  # ends a queue of pieces
 
 
-class Turns:
+class FairLock:
     """Lets threads take turns in the order in which they came: a plain lock may let the same one in again and again."""
 
     def __init__(self) -> None:
@@ -1988,7 +1988,7 @@ class Weights:
         self.take_turns()
 
     def take_turns(self) -> None:
-        plain, turns = self.model.forward, Turns()
+        plain, turns = self.model.forward, FairLock()
 
         @functools.wraps(plain)  # generate reads its signature
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -2194,26 +2194,26 @@ class SpeakerEngine:
 
     def stream(self, body: dict[str, Any], tally: Tally, given_up: threading.Event) -> Iterator[dict[str, Any]]:
         request = read_request(body, self.speakers)
-        writer, began = Writer(request.model), time.monotonic()
+        completion, began = ChatCompletion(request.model), time.monotonic()
         pieces = self.speakers[request.model].stream(request, given_up)
         first = next(pieces)  # raises BadRequest before anything is sent
-        yield writer.chunk({"role": "assistant", "content": ""})
+        yield completion.chunk({"role": "assistant", "content": ""})
         for piece in itertools.chain([first], pieces):
             if isinstance(piece, Usage):
                 tally.count(piece.prompt_tokens, piece.tokens, time.monotonic() - began)
-                yield writer.chunk({}, piece.finish)
+                yield completion.chunk({}, piece.finish)
                 if request.with_usage:
-                    yield writer.usage_chunk(piece)
+                    yield completion.usage_chunk(piece)
             else:
-                yield writer.chunk({"content": piece})
+                yield completion.chunk({"content": piece})
 
     def complete(self, body: dict[str, Any], tally: Tally) -> dict[str, Any]:
         request = read_request(body, self.speakers)
-        writer, began = Writer(request.model), time.monotonic()
+        completion, began = ChatCompletion(request.model), time.monotonic()
         *parts, usage = self.speakers[request.model].stream(request, threading.Event())
         assert isinstance(usage, Usage)
         tally.count(usage.prompt_tokens, usage.tokens, time.monotonic() - began)
-        return writer.whole("".join(map(str, parts)), usage)
+        return completion.whole("".join(map(str, parts)), usage)
 
     def close(self) -> None:
         """Its threads end with the process."""
@@ -2243,7 +2243,7 @@ class LlamaEngine:
         }
         asked = {name: value for name, value in how.items() if value is not None}
         with self.turns[request.model]:
-            began, writer, tokens, finish = time.monotonic(), Writer(request.model), 0, "stop"
+            began, completion, tokens, finish = time.monotonic(), ChatCompletion(request.model), 0, "stop"
             llama = self.models[request.model]
             try:
                 chunks = llama.create_chat_completion(list(request.messages), stop=list(request.stop), stream=True, **asked)
@@ -2251,7 +2251,7 @@ class LlamaEngine:
                     [choice] = chunk["choices"]
                     tokens += bool(choice["delta"].get("content"))
                     finish = choice["finish_reason"] or finish
-                    yield writer.chunk(choice["delta"], choice["finish_reason"])
+                    yield completion.chunk(choice["delta"], choice["finish_reason"])
                     if given_up.is_set():
                         return
             except ValueError as error:  # its own word for a question that is too long
@@ -2259,14 +2259,14 @@ class LlamaEngine:
             usage = Usage(finish, max(llama.n_tokens - tokens, 0), tokens)
             tally.count(usage.prompt_tokens, usage.tokens, time.monotonic() - began)
             if request.with_usage:
-                yield writer.usage_chunk(usage)
+                yield completion.usage_chunk(usage)
 
     def complete(self, body: dict[str, Any], tally: Tally) -> dict[str, Any]:
         *chunks, last = self.stream(body | {"stream_options": {"include_usage": True}}, tally, threading.Event())
         choices = [chunk["choices"][0] for chunk in chunks]
         finish = next((choice["finish_reason"] for choice in reversed(choices) if choice["finish_reason"]), "stop")
         usage = Usage(finish, last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"])
-        return Writer(body["model"]).whole("".join(choice["delta"].get("content") or "" for choice in choices), usage)
+        return ChatCompletion(body["model"]).whole("".join(choice["delta"].get("content") or "" for choice in choices), usage)
 
     def close(self) -> None:
         """It ends with the process."""

@@ -93,7 +93,7 @@ def out_of_memory_of_pairs(most: int, step: int) -> None:
 
 def out_of_memory_of_completions(most: int) -> None:
     """Memory holds so many completions that are written at once, and fails at the first pass that is learned from."""
-    write, whole, failed = grpo.Writer.write_batch, grpo.RewardTrainer.log_probs, []
+    write, whole, failed = grpo.Sampler.write_batch, grpo.RewardTrainer.log_probs, []
 
     def write_batch(self, model, prompts):
         if len(prompts) > most:
@@ -106,7 +106,7 @@ def out_of_memory_of_completions(most: int) -> None:
             raise torch.OutOfMemoryError(FULL)
         return whole(self, model, rollout, places)
 
-    grpo.Writer.write_batch, grpo.RewardTrainer.log_probs = write_batch, log_probs
+    grpo.Sampler.write_batch, grpo.RewardTrainer.log_probs = write_batch, log_probs
 
 
 def soon_flat() -> None:
@@ -141,7 +141,7 @@ def loss_of_trl(trainer, model) -> float:
 
     rollout, filler, beta = trainer.rollout, trainer.filler, trainer.beta
     config = GRPOConfig(
-        output_dir="trl", temperature=trainer.writer.temperature, beta=beta, loss_type="dapo", num_generations=trainer.group,
+        output_dir="trl", temperature=trainer.sampler.temperature, beta=beta, loss_type="dapo", num_generations=trainer.group,
         per_device_train_batch_size=len(rollout.completions), report_to="none", gradient_checkpointing=False, bf16=False,
     )  # fmt: skip
     other = GRPOTrainer(

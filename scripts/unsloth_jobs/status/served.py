@@ -21,7 +21,7 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingState:
     """What a serving job's newest event says. address: None until it answers; of a job on the Hub, as the Hub states it."""
 
     address: str | None
@@ -53,7 +53,7 @@ class Served:
         return ", ".join(parts)
 
 
-def served_of(job: Job, summary: Summary) -> Served | None:
+def served_of(job: Job, summary: Summary) -> ServingState | None:
     """None for a job that serves nothing."""
     listening, said = summary.event("listening"), summary.event("serving")
     if not (listening or said):
@@ -61,7 +61,7 @@ def served_of(job: Job, summary: Summary) -> Served | None:
     event = said or listening
     names = event.get("models")
     is_local = job.flavor == "local"
-    return Served(
+    return ServingState(
         address=(str(event["url"]) if is_local and event.get("url") else job.address),
         models=tuple(name for name in ("base", "tuned") if isinstance(names, list) and name in names),
         requests=whole(event.get("requests")) or 0,
@@ -80,7 +80,7 @@ def after_serving(done: dict[str, Any], plan: Plan | None, cost: float | None) -
     return " ".join(part for part in parts if part)
 
 
-def while_serving(served: Served, job: Job) -> str:
+def while_serving(served: ServingState, job: Job) -> str:
     """How to use one that answers."""
     command = ["uv", "run", str(SCRIPTS / "serve.py"), job.job_id]
     end = shlex.join(["uv", "run", str(SCRIPTS / "status.py"), job.job_id, "--cancel"])

@@ -23,7 +23,7 @@ from ..training.secrets import quotation
 from ..values import whole
 from .causes import Diagnosis
 from .diagnosis import describe_saved, diagnose
-from .served import Served, after_serving, served_of, while_serving
+from .served import ServingState, after_serving, served_of, while_serving
 from .warnings import LONG_S, Alternative, alternatives, wait_warning, waited_s, warnings
 
 MEASURED = ("held_out", "scores")  # events by which a run is compared to others
@@ -61,7 +61,7 @@ class Status:
         return None if self.usd_per_minute is None else round(self.job.elapsed_s / 60 * self.usd_per_minute, 4)
 
     @property
-    def served(self) -> Served | None:
+    def served(self) -> ServingState | None:
         """What it serves; None for a job that serves nothing."""
         return served_of(self.job, self.summary)
 

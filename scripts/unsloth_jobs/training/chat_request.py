@@ -148,7 +148,7 @@ class Usage:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": whole}
 
 
-class Writer:
+class ChatCompletion:
     """Puts the parts of one answer into the shape that clients read."""
 
     def __init__(self, model: str):

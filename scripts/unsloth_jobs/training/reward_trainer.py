@@ -20,7 +20,7 @@ from .masks import IGNORE
 from .padding import padded
 from .questions import Question
 from .rewards import Completion, Rewards, Scores
-from .rollouts import Writer, writing
+from .rollouts import Sampler, writing
 from .settings import TrainingSettings
 from .step_trainer import StepTrainer
 from .trainer_options import trainer_options
@@ -70,7 +70,7 @@ class RewardTrainer(StepTrainer):
 
     questions: list[Question]
     rewards: Rewards
-    writer: Writer
+    sampler: Sampler
     group: int
     beta: float
     began_with: Mapping[str, Any]  # weights of the adapter that training goes on from, which is the reference
@@ -113,8 +113,8 @@ class RewardTrainer(StepTrainer):
         """The completions of these rows by the model as it is now."""
         began = time.monotonic()
         questions = [self.questions[row] for row in rows for _ in range(self.group)]
-        with writing(model, self.accelerator) as writer:
-            completions = self.writer.write(writer, [question.prompt for question in questions], self.state.global_step)
+        with writing(model, self.accelerator) as ready:
+            completions = self.sampler.write(ready, [question.prompt for question in questions], self.state.global_step)
         seconds = time.monotonic() - began
         scores = self.rewards.of(completions, questions)
         return Rollout(questions, completions, scores, advantages_of(scores.rewards, self.group), seconds)

@@ -18,7 +18,7 @@ SHARE_OF_FREE = 0.5  # of the memory that is free, which a batch's keys and valu
 PER_LOGIT = 24  # bytes: the logits of a batch's next tokens, in 32 bits, sorted and as probabilities
 
 
-class Writer:
+class Sampler:
     """Samples completions. at_once: sequences of a batch at most, lowered where memory does not hold them."""
 
     def __init__(self, tokenizer: Any, most_tokens: int, temperature: float, seed: int):
@@ -120,5 +120,5 @@ def writing(model: Any, accelerator: Any) -> Iterator[Any]:
     """The model as it writes: as TRL's GRPOTrainer has it, which Unsloth on a GPU makes fast, and back to training after."""
     from trl.trainer import grpo_trainer
 
-    with grpo_trainer.unwrap_model_for_generation(model, accelerator) as writer:
-        yield writer
+    with grpo_trainer.unwrap_model_for_generation(model, accelerator) as ready:
+        yield ready

@@ -24,7 +24,7 @@ MOST_AT_ONCE = 8  # answers that are written at the same time: each holds a cach
 LAST = object()  # ends a queue of pieces
 
 
-class Turns:
+class FairLock:
     """Lets threads take turns in the order in which they came: a plain lock may let the same one in again and again."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Weights:
         self.take_turns()
 
     def take_turns(self) -> None:
-        plain, turns = self.model.forward, Turns()
+        plain, turns = self.model.forward, FairLock()
 
         @functools.wraps(plain)  # generate reads its signature
         def forward(*args: Any, **kwargs: Any) -> Any:
