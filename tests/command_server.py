@@ -14,6 +14,7 @@ skill's modules: {"lookup.client:PATIENCE_S": 0.3}.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import io
 import json
@@ -37,7 +38,7 @@ FIRST = """
     fsspec jinja2 numpy pandas pyarrow.dataset pyarrow.parquet dill multiprocess xxhash regex tokenizers safetensors
 """
 THEN = "huggingface_hub.file_download huggingface_hub.utils.tqdm huggingface_hub._buckets"
-OF_CHECKS = "datasets transformers transformers.models.auto.tokenization_auto"
+OF_CHECKS = "datasets transformers transformers.models.auto.tokenization_auto transformers.models.auto.modeling_auto"
 
 
 def serve() -> None:
@@ -65,12 +66,13 @@ def serve_environment(calls: socket.socket) -> None:
     sys.pycache_prefix = f"{sys.prefix}/pycache"
     for name in (*THEN.split(), *(script.stem for script in SCRIPTS.glob("*.py"))):
         importlib.import_module(name)
+    gc.freeze()  # a collection would touch all that was imported, and copy it for each command
     while True:
         message, files, *_ = socket.recv_fds(calls, LONGEST, 4)
         if not message:
             return
         call = json.loads(message)
-        if Path(call["script"]).name == "check.py":
+        if Path(call["script"]).name in ("check.py", "estimate.py"):
             import_for_checks()
         if not os.fork():
             calls.close()
@@ -81,13 +83,14 @@ def serve_environment(calls: socket.socket) -> None:
 
 @functools.cache
 def import_for_checks() -> None:
-    """As check.py does when it comes to rows and tokenizers; no variable that it sets for that stays."""
+    """As check.py and estimate.py do when they come to rows and tokenizers; no variable that they set for that stays."""
     before = dict(os.environ)
     importlib.import_module("unsloth_jobs.template").quiet_libraries()
     for name in OF_CHECKS.split():
         importlib.import_module(name)
     os.environ.clear()
     os.environ.update(before)
+    gc.freeze()
 
 
 def wait_for(call: dict[str, Any], stdin: int, stdout: int, stderr: int, answer: int) -> None:

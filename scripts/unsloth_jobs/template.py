@@ -173,14 +173,24 @@ def method_of(module: Template) -> str:
     return getattr(module, "METHOD", "sft")
 
 
-def holds_token(text: str, in_code: bool = False) -> bool:
-    """Whether a text holds a secret: the Hub's own token, or one that any service's tokens look like.
+def holds_token(text: str) -> bool:
+    """Whether a text holds a secret: the Hub's own token, or one that any service's tokens look like."""
+    return holds_hub_token(text) or any(match.lastgroup != "hub" for match in SECRETS.finditer(text))
 
-    In code `password: str` is no password: there only what a token's own shape tells counts.
-    """
+
+def holds_hub_token(text: str) -> bool:
     token = get_token()
-    others = (match for match in SECRETS.finditer(text) if match.lastgroup != "hub" and not (in_code and match.lastgroup))
-    return bool(TOKEN.search(text) or (token and token in text) or next(others, None))
+    return bool(TOKEN.search(text) or (token and token in text))
+
+
+# Of code: the patterns are slow on a text as long as a template, and no token is shorter.
+LONG_WORD = re.compile(r"[A-Za-z0-9_.+/~-]{12,}")
+
+
+def code_holds_token(code: str) -> bool:
+    """As holds_token; but `password: str` is no password in code, where only what a token's own shape tells counts."""
+    words = " ".join(LONG_WORD.findall(code))
+    return holds_hub_token(code) or any(not match.lastgroup for match in SECRETS.finditer(words))
 
 
 def require_harmless(arguments: list[str]) -> None:
@@ -213,7 +223,7 @@ def require_no_token(script: Path) -> None:
 @functools.lru_cache(maxsize=8)
 def script_holds_token(script: Path, changed: int) -> bool:
     """changed: see load_as_it_is."""
-    return holds_token(script.read_text("utf-8"), in_code=True)
+    return code_holds_token(script.read_text("utf-8"))
 
 
 def settings(module: Template, arguments: list[str]) -> Any:
