@@ -3673,10 +3673,13 @@ def data_source(
     revision = settings.dataset_revision or None
     names = get_dataset_config_names(settings.dataset, revision=revision)
     config = choose("config", settings.dataset_config, names, "default")
-    built = load_dataset_builder(settings.dataset, config, revision=revision).config
-    by_split = (getattr(built, "data_files", None) or {}).values()
-    require_sound([str(file) for file in files if re.search(r"\.jsonl?(\.\w+)?$", str(file))] for files in by_split)
-    splits = get_dataset_split_names(settings.dataset, config, revision=revision)
+    builder = load_dataset_builder(settings.dataset, config, revision=revision)
+    by_split = getattr(builder.config, "data_files", None) or {}
+    json_files = lambda files: [str(file) for file in files if re.search(r"\.jsonl?(\.\w+)?$", str(file))]  # noqa: E731
+    require_sound(map(json_files, by_split.values()))
+    # As get_dataset_split_names finds them, which would resolve all files a third time.
+    splits = list(map(str, builder.info.splits or by_split))
+    splits = splits or get_dataset_split_names(settings.dataset, config, revision=revision)
     split = choose("split", settings.dataset_split, splits, "train")
     return {"path": settings.dataset, "name": config, "split": split, "revision": revision}
 

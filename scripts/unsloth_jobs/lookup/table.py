@@ -175,7 +175,7 @@ def read_table(api: HfApi, template: Template, settings: TrainingSettings, limit
     columns = list(stream.features or taken[0])
     layout = find_format(template, settings, columns, taken[0], media)
     split, alone = str(stream.split), Path(os.path.expanduser(settings.dataset)).is_file()
-    files = files_of(template, settings, split)
+    files = [settings.dataset] if alone else files_of(settings, stream.info.config_name, split)
     size = bytes_of(api, settings, files)
     count, source = (len(taken), "counted") if len(taken) <= limit else count_rows(api, settings, stream, files, size, taken)
     config = stream.info.config_name or "default"
@@ -229,12 +229,12 @@ def count_rows(
     return round(size / statistics.fmean(map(stored_bytes, taken))), "estimated"
 
 
-def files_of(template: Template, settings: TrainingSettings, split: str) -> list[str]:
-    """Paths or URLs of the files that a split is read from."""
+def files_of(settings: TrainingSettings, config: str | None, split: str) -> list[str]:
+    """Paths or URLs of the files that a split of a data set is read from."""
     from datasets import load_dataset_builder
 
-    source = {name: value for name, value in template.data_source(settings).items() if name != "split"}
-    return [str(file) for file in (load_dataset_builder(**source).config.data_files or {}).get(split, ())]
+    builder = load_dataset_builder(settings.dataset, config, revision=settings.dataset_revision or None)
+    return [str(file) for file in (builder.config.data_files or {}).get(split, ())]
 
 
 def bytes_of(api: HfApi, settings: TrainingSettings, files: list[str]) -> int | None:
