@@ -19,7 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,13 +130,14 @@ def estimate(
     """
     quiet_libraries()
     require_amount(max_usd)
+    choice = Choice(flavor, more_than_gb)
     wish = cost.Wish(faster, seconds(within) if within else math.inf, math.inf if max_usd is None else max_usd)
     api, module = client.connect(client.LOOKUP_TIMEOUT_S), template.load(script)
     if not template.trains(module):
         words = [dataset, *context.args] if dataset else context.args  # a flag's value may stand in its place
         if vary:
             raise UserError("bad_vary", "Only trainings are compared, and this trains nothing.", "Leave --vary out.", USAGE)
-        return estimate_other(api, module, model, words, flavor, wish, json)
+        return estimate_other(api, module, template.settings(module, as_named(module, model, words)), choice, wish, json)
     if dataset is None:
         raise UserError("no_dataset", "No data set was named.", "Pass the id or the file of one after the model.", USAGE)
     passes = [f"--num-epochs={epochs}"] if epochs is not None else []
@@ -158,14 +159,7 @@ def estimate(
         raise typer.Exit(found.exit_code)
     settings = found.settings
     flavors, source = current_flavors(api)
-    chosen = [find_flavor(flavors, flavor)] if flavor else flavors
-    chosen = [one for one in chosen if not more_than_gb or one.vram_gb / max(one.gpus, 1) > more_than_gb]
-    if not chosen:
-        raise UserError(
-            "nothing_fits",
-            f"No GPU to choose from has more than {more_than_gb:g} GB.",
-            "Lower --batch-size or --max-seq-length, or choose a smaller model.",
-        )
+    chosen = choice.among(flavors)
     rows = counted.rows if counted.rows is not None else settings.num_samples
     if not rows and not settings.max_steps:
         raise UserError(
@@ -222,14 +216,35 @@ def estimate(
         raise typer.Exit(FAILED)
 
 
-def estimate_other(
-    api: HfApi, module: template.Template, model: str, words: list[str], flavor: str | None, wish: cost.Wish, json: bool
-) -> None:
+@dataclass(frozen=True)
+class Choice:
+    """Which flavors are looked at: one alone, or those whose GPUs have more memory each than did not suffice."""
+
+    flavor: str | None
+    more_than_gb: float
+
+    def among(self, flavors: list[Flavor]) -> list[Flavor]:
+        """Raises UserError where none is left."""
+        chosen = [find_flavor(flavors, self.flavor)] if self.flavor else flavors
+        chosen = [one for one in chosen if not self.more_than_gb or one.vram_gb / max(one.gpus, 1) > self.more_than_gb]
+        if not chosen:
+            raise UserError(
+                "nothing_fits",
+                f"No GPU to choose from has more than {self.more_than_gb:g} GB.",
+                "Lower --batch-size or --max-seq-length, or choose a smaller model.",
+            )
+        return chosen
+
+
+def as_named(module: template.Template, model: str, words: list[str]) -> list[str]:
+    """The arguments of a template that trains nothing, with what it is asked of first."""
+    return [f"{'--models' if template.evaluates(module) else '--adapter'}={model}", *words]
+
+
+def estimate_other(api: HfApi, module: template.Template, settings: Any, choice: Choice, wish: cost.Wish, json: bool) -> None:
     """What an export or an evaluation costs: they train nothing, so there are no rows to count."""
-    named = "--models" if template.evaluates(module) else "--adapter"
     flavors, source = current_flavors(api)
-    chosen = [find_flavor(flavors, flavor)] if flavor else flavors
-    found, sizes = price_job(api, module, template.settings(module, [f"{named}={model}", *words]), chosen)
+    found, sizes = price_job(api, module, settings, choice.among(flavors))
     best = recommend(found, wish)
     hours = {one.flavor.name: span(one.estimate["hours_low"], one.estimate["hours_high"]) for one in found}
     misfit = Problem("nothing_fits", "error", "The job fits on no flavor that was asked for.", nothing(found))

@@ -170,6 +170,7 @@ def test_a_grid_is_counted_before_it_is_made():
         (["--vary", "packing=true,perhaps"], "bad_vary", "neither true nor false"),
         (["--vary", "target-modules=q_proj,z_proj"], "unknown_target", "The run with target-modules z_proj"),
         (["--vary", "learning-rate=1e-4,0.0001"], "same_runs", "paid for twice"),
+        (["--vary", "num-epochs=1,2", "--vary", "max-steps=20"], "same_runs", "whatever its epochs"),
         (["--vary", "output-repo=ada/x", "--vary", "lora-r=8,16"], "same_repository", "ada/x"),
         (["--vary", f"seed={','.join(map(str, range(200)))}"], "too_many_runs", "$160.00"),
         (["--vary", "seed=1,2", "--metric", "loss"], "not_comparable", "seed"),

@@ -233,16 +233,20 @@ def require_own_results(prepared: list[PreparedPlan], listed: list[Changes]) -> 
 
 
 def require_unlike(prepared: list[PreparedPlan], listed: list[Changes]) -> None:
-    """Raises UserError where two runs are one: 1e-4 and 0.0001, or auto and what it chooses for this model."""
+    """Raises UserError where two runs are one: 1e-4 and 0.0001, auto and what it chooses for this model, or another number
+    of epochs where a number of steps decides.
+    """
     seen: dict[str, Changes] = {}
     for made, changes in zip(prepared, listed, strict=True):
-        values = {
-            item.name: getattr(made.settings, item.name) for item in fields(made.settings) if item.name not in SAME_RESULT
-        }
+        by_steps = bool(getattr(made.settings, "max_steps", 0))
+        ignored = (*SAME_RESULT, "num_epochs") if by_steps else SAME_RESULT
+        values = {item.name: getattr(made.settings, item.name) for item in fields(made.settings) if item.name not in ignored}
         key = repr((made.plan.script_sha256, made.plan.flavor, sorted(values.items(), key=lambda one: one[0])))
         if key in seen:
             message = f"The runs with {title_of(seen[key])} and with {title_of(changes)} are the same run: it would be paid for twice."
-            raise UserError("same_runs", message, "Leave one of the values out.", USAGE)
+            fix = "Leave one of the values out."
+            fix = f"--max-steps decides how long each trains, whatever its epochs. {fix}" if by_steps else fix
+            raise UserError("same_runs", message, fix, USAGE)
         seen[key] = changes
 
 
