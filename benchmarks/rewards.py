@@ -40,9 +40,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("templates", "demo", "benchmarks")]
 
+from gym_rows import gym_rows, prepare  # noqa: E402
+
 WORK = ROOT / ".cache" / "rewards"
 MODEL = ROOT / ".cache" / "demo" / "SmolLM2-135M-Instruct"
-GYM = "reasoning-gym==0.1.25"
 TASKS = {  # what of reasoning-gym, with its difficulty
     "chain_sum": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 2},
     "letter_counting": {"min_words": 3, "max_words": 6},
@@ -71,24 +72,12 @@ COMMON = ("model", "gpu", "versions", "date")
 # ---- rows, where there is a registry
 
 
-def prepare(options: argparse.Namespace) -> None:
-    import demo
-
-    if not options.model.exists():
-        demo.make_model(options.model)
-    command = [demo.UV, "run", "--no-project", "--with", GYM, "python", __file__, "--child", "data", str(options.data)]
-    subprocess.run(command, check=True)
-
-
 def make_data(folder: Path) -> None:
     """TASK-sft.jsonl, TASK-rl.jsonl and TASK-test.jsonl, rows of question and answer, none in two of them."""
-    import reasoning_gym
-
     folder.mkdir(parents=True, exist_ok=True)
     for task, difficulty in TASKS.items():
         wanted = SFT_ROWS + RL_ROWS + TEST_ROWS
-        made = reasoning_gym.create_dataset(task, size=4 * wanted, seed=SEED, **difficulty)
-        rows = list({row["question"]: {"question": row["question"], "answer": str(row["answer"])} for row in made}.values())
+        rows = gym_rows(task, 4 * wanted, SEED, **difficulty)
         random.Random(SEED).shuffle(rows)
         ends = (TEST_ROWS, TEST_ROWS + SFT_ROWS, wanted)
         cut = rows[: ends[0]], rows[ends[0] : ends[1]], rows[ends[1] : ends[2]]
@@ -471,7 +460,7 @@ def parse_args() -> Options:
 def main() -> None:
     options = parse_args()
     if options.data_only:
-        return prepare(options)
+        return prepare(__file__, options.model, options.data)
     return {"learn": learn, "compare": compare, "speed": speed}[options.part](options)
 
 
