@@ -28,13 +28,8 @@ ASKED = "What does bisect.insort do?"
 
 @pytest.fixture(scope="module")
 def export_python() -> str:
-    """The interpreter of the template's own environment. The first time, llama.cpp is built for it: minutes.
-
-    Here its C++ is optimised less, which takes a quarter off the build; what computes on weights is mostly C.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CMAKE_ARGS", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
-        return python_of(EXPORT)
+    """The interpreter of the template's own environment. The first time, llama.cpp is built for it: minutes."""
+    return python_of(EXPORT)
 
 
 @pytest.fixture(scope="module")
