@@ -240,7 +240,7 @@ def test_after_running_out_of_memory_the_same_run_is_estimated_on_larger_gpus(hu
     assert commands.json("estimate.py", *RUN, "--more-than-gb", "9999", code=1)["problems"][0]["code"] == "nothing_fits"
     evaluation = ["ada/tiny", "--script", str(ROOT / "templates" / "evaluate.py"), "--dataset", "ada/docs"]
     larger = commands.json("estimate.py", *evaluation, "--more-than-gb", "24")
-    by_name = {one.name: one for one in snapshot_flavors()}
+    by_name = {one.name: one for one in snapshot_flavors()[0]}
     assert larger["flavors"] and all(by_name[one["flavor"]].vram_gb > 24 for one in larger["flavors"])
 
 
