@@ -120,7 +120,7 @@ def status(
 
 @dataclass(frozen=True)
 class Look:
-    """How a job or a comparison is looked at: once or until it ends, up to which cost, who is told of its end."""
+    """The options that jobs and comparisons share: --watch, --interval, --max-usd, --notify, --json."""
 
     watched: bool
     interval: float | None

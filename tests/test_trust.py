@@ -273,8 +273,9 @@ def test_a_secret_of_another_service_is_kept_out_of_arguments_and_scripts(hub, c
     refused = commands.run("submit.py", str(SFT), "--", *words, code=2)
     assert "token_in_arguments" in refused.stderr and secret not in refused.stdout + refused.stderr
     if secret in SERVICES:
-        (tmp_path / "mine.py").write_text(f"API_KEY = {secret!r}\n")
-        assert "token_in_script" in commands.run("submit.py", "mine.py", "--where", "local", code=2).stderr
+        for name in ("KEY", "API_KEY"):
+            (tmp_path / "mine.py").write_text(f"{name} = {secret!r}\n")
+            assert "token_in_script" in commands.run("submit.py", "mine.py", "--where", "local", code=2).stderr
     (tmp_path / "fine.py").write_text('def log_in(password: str, api_key=None, url="https://{user}:{password}@host"): ...\n')
     commands.run("submit.py", "fine.py", "--where", "local", code=3)
 

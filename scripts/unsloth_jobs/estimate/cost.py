@@ -17,12 +17,12 @@ from ..lookup.model_info import Model, text_config
 from ..training.batching import Batching, choose_batching
 from ..training.dataset import held_out_of
 from ..training.epochs import epochs_for, patience_for
-from ..training.generation import MOST_ROWS, SHORTEST_LIMIT
+from ..training.generation import SHORTEST_LIMIT
 from ..training.models import needs_bf16
 from ..training.precision import Chosen, fits_in_16bit, with_precision
 from ..training.settings import TrainingSettings
 from . import memory, preferences, rewards
-from .decoding import writing_seconds
+from .decoding import answering_seconds
 from .flavors import Flavor
 from .history import History, Range
 
@@ -340,10 +340,8 @@ def grading(model: Model, run: Run, settings: TrainingSettings) -> Range:
     An answer is as long as its reference at best, and at the limit of tokens at worst, as a base model's often is.
     """
     limit = getattr(settings, "max_completion_length", 0) or max(2 * run.answer_tokens, SHORTEST_LIMIT)
-    batches = math.ceil(run.questions / MOST_ROWS)
-    rows = run.questions / max(batches, 1)
-    whole = writing_seconds(memory.layers(model), Range(run.answer_tokens, limit), rows).times(CONTENDERS * batches)
-    return Range(min(whole.low, settings.grading_seconds), min(whole.high, settings.grading_seconds))
+    each = answering_seconds(memory.layers(model), Range(run.answer_tokens, limit), run.questions)
+    return each.times(CONTENDERS).at_most(settings.grading_seconds)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ class Range:
     def times(self, factor: float) -> Range:
         return Range(self.low * factor, self.high * factor)
 
+    def at_most(self, limit: float) -> Range:
+        return Range(min(self.low, limit), min(self.high, limit))
+
     def widened(self, error: float) -> Range:
         """With a relative uncertainty of the quantity that it was multiplied by."""
         return Range(self.low * max(1 - error, 0), self.high * (1 + error))

@@ -5,15 +5,14 @@ Assumed rates, best and worst, in bytes or passes a second: nobody has measured 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from ..lookup.model_info import Model
-from ..training.generation import LONGEST_ANSWER, MOST_ROWS, SHORTEST_LIMIT
+from ..training.generation import LONGEST_ANSWER, SHORTEST_LIMIT
 from ..training.gguf_sizes import gguf_bytes
 from .cost import DOWNLOAD_BYTES_S, STARTUP
-from .decoding import writing_seconds
+from .decoding import answering_seconds
 from .flavors import Flavor
 from .history import Range
 from .memory import layers
@@ -86,14 +85,11 @@ def estimate_evaluation(flavor: Flavor, model: Model, size: EvaluationSize) -> d
     """Hours and dollars on a flavor, for answers of any length. No contender answers for longer than grading_seconds."""
     slow, fast = DOWNLOAD_BYTES_S
     carried = model.file_bytes * size.models
-    batches = math.ceil(size.questions / MOST_ROWS)
-    answers = Range(SHORTEST_LIMIT, LONGEST_ANSWER)
-    whole = writing_seconds(layers(model), answers, size.questions / max(batches, 1)).times(batches)
-    answering = Range(min(whole.low, size.grading_seconds), min(whole.high, size.grading_seconds))
+    answering = answering_seconds(layers(model), Range(SHORTEST_LIMIT, LONGEST_ANSWER), size.questions)
     parts = {
         "start": Range(STARTUP.low / 2 + carried / fast, STARTUP.high + carried / slow),
         "loading": LOADING_S.times(size.contenders),
-        "answers": answering.times(size.contenders),
+        "answers": answering.at_most(size.grading_seconds).times(size.contenders),
     }
     if size.items:
         parts["benchmarks"] = ITEM_S.times(size.items * size.contenders)
