@@ -11,8 +11,8 @@ way to train:
     default     templates/sft.py with no flag but its rows
     article     its settings as the article has them: learning rate 2e-4, 4 bits, one epoch
     lr…         the grid: learning rate × precision × effective batch size, else the defaults
-    epochs-N    the defaults with N epochs and no early stopping
-    seed-2      the defaults again, by another seed: how far two runs of the same are apart
+    epochs-N    the defaults with N epochs and no early stopping; epochs-N-stopped: with that of the defaults
+    seed-N      the defaults again, by another seed: how far runs of the same are apart
     trl         TRL's own trainer and completion mask, 16-bit LoRA on as many rows a step and epochs as the default, at 2e-4
     trl-auto    the same at the learning rate that the default chooses
 
@@ -52,7 +52,7 @@ MODEL = ROOT / ".cache" / "demo" / "SmolLM2-135M-Instruct"
 TASKS = ("chain_sum", "letter_counting", "spell_backward", "word_sorting", "docs")
 SEED, TRAIN_ROWS, TEST_ROWS, DOCS_TEST_ROWS = 1, 2000, 250, 60
 RATES, BITS, ROWS_A_STEP = (2e-4, 5e-4, 1e-3, 2e-3, 3e-3), (16, 4), (8, 16, 32)
-EPOCHS = (1, 2, 3, 5)
+EPOCHS, MORE_EPOCHS, SEEDS = (1, 2, 3, 5), (4, 5), (2, 3)
 LENGTH, ANSWER_TOKENS = 512, 96
 FIELDS = (
     "task", "point", "loss", "exact", "train_s", "wall_s", "learning_rate", "precision", "rows_per_step", "epochs", "steps",
@@ -73,7 +73,10 @@ def points() -> dict[str, list[str] | None]:
         found[f"lr{rate:g}-{bits}bit-{rows}rows"] = [*flags, "--batch-size", "4", "--gradient-accumulation", str(rows // 4)]
     for epochs in EPOCHS:
         found[f"epochs-{epochs}"] = ["--num-epochs", str(epochs), "--early-stopping", "0"]
-    found["seed-2"] = ["--seed", "2"]
+    for epochs in MORE_EPOCHS:
+        found[f"epochs-{epochs}-stopped"] = ["--num-epochs", str(epochs), "--early-stopping", "3"]
+    for seed in SEEDS:
+        found[f"seed-{seed}"] = ["--seed", str(seed)]
     return found
 
 

@@ -5,9 +5,9 @@
 
 Run it in the environment of templates/sft.py. A case is SHAPE:ROWS:GPUS, ROWS being the effective batch size; it is a run
 of the template with QLoRA on so many of the machine's GPUs, as a user starts it. Models have random weights and the real
-shape (memory.py), rows are of mixed length (speed.py). One runs after the other, or with --beside as many
-at once as there are GPUs for; those of one shape share what they compile. `tokens_per_s` is of the median step, but in the rows of 2026-11-27, which ran
-beside each other: there it is of all steps after the warm-up. `scaling` is tokens_per_s over GPUS times the tokens_per_s of one;
+shape (memory.py), rows are of mixed length (speed.py). One runs after the other, or with --beside as many at once as there
+are GPUs for; those of one shape share what they compile. `tokens_per_s` is of the median step after the warm-up; `scaling` is
+tokens_per_s over GPUS times the tokens_per_s of one, which beside others is a little slow: the rows of 2026-11-27 are so made;
 `loss_difference` the largest difference of a step's loss to one GPU's. A case that the CSV has is left out: cut, it goes on.
 
 SHAPE:fsdp2:GPUS is Unsloth's own FSDP2 with QLoRA and TRL's trainer, on full rows of 2,048 tokens: what a GPU holds where a

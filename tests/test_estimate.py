@@ -114,7 +114,7 @@ def test_what_was_measured_on_a_gpu_lies_within_the_estimated_range(training_pyt
     """Tokens a second of the template's whole runs in benchmarks/speed.csv and several.csv, against the range for that GPU."""
     script = [training_python, str(ROOT / "tests" / "pace.py")]
     found = json.loads(subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-    assert len(found) == 7 + 4
+    assert len(found) == 7 + 8
     for case in found:
         assert case["slowest"] <= case["measured"] <= case["fastest"], case
 

@@ -27,7 +27,7 @@ from .flavors import Flavor
 from .history import History, Range
 
 UTILISATION = (0.45, 0.20)  # share of peak arithmetic that a step reaches: best, worst
-LAUNCH_S = (0.006, 0.014)  # seconds per decoder layer and micro-batch: best, worst, as in benchmarks/speed.csv
+LAUNCH_S = (0.0055, 0.014)  # seconds per decoder layer and micro-batch: best, worst, as in benchmarks/speed.csv and several.csv
 TRL_SLOWER = Range(1.2, 2.0)  # times as long without Unsloth, as in benchmarks/speed.csv
 STARTUP = Range(180, 600)  # seconds: machine, installation, rows to tokens, compilation, final push
 # From the Hub's storage onto a rented machine's disk, and from there to the GPU: worst, best. Assumed, not measured: a
