@@ -66,6 +66,7 @@ def serve_environment(calls: socket.socket) -> None:
     sys.pycache_prefix = f"{sys.prefix}/pycache"
     for name in (*THEN.split(), *(script.stem for script in SCRIPTS.glob("*.py"))):
         importlib.import_module(name)
+    read_certificates_once()
     gc.freeze()  # a collection would touch all that was imported, and copy it for each command
     while True:
         message, files, *_ = socket.recv_fds(calls, LONGEST, 4)
@@ -79,6 +80,13 @@ def serve_environment(calls: socket.socket) -> None:
             wait_for(call, *files)
         for file in files:
             os.close(file)
+
+
+def read_certificates_once() -> None:
+    """This machine's, which each command would read anew: half of the time that a status takes."""
+    library = importlib.import_module("httpcore2")
+    library.default_ssl_context = functools.cache(library.default_ssl_context)
+    library.default_ssl_context(_trust_env=True)
 
 
 @functools.cache

@@ -73,15 +73,23 @@ def training_python() -> str:
 def python_of(script: Path) -> str:
     """The interpreter of a script's own environment, made where it is missing.
 
-    Of what is in the cache, where that suffices: some registries' answers may not be kept, and what they lead to would be
-    built again. llama.cpp's C++ is optimised less than for users, which takes a quarter off its build; what computes on
-    weights is mostly C.
+    llama.cpp's C++ is optimised less than for users, which takes a quarter off its build; what computes on weights is mostly C.
     """
-    sync = [UV, "sync", "--quiet", "--script", str(script)]
-    if subprocess.run([*sync, "--offline"], capture_output=True).returncode:
-        subprocess.run(sync, check=True, env=os.environ | {"CMAKE_ARGS": "-DCMAKE_CXX_FLAGS_RELEASE=-O1"})
+    made = uv_of_cache("sync", "--quiet", "--script", str(script), CMAKE_ARGS="-DCMAKE_CXX_FLAGS_RELEASE=-O1")
+    assert made.returncode == 0, made.stderr
     found = subprocess.run([UV, "python", "find", "--script", str(script)], check=True, capture_output=True, text=True)
     return found.stdout.strip()
+
+
+def uv_of_cache(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """What uv says, of what is in its cache where that suffices, with env where it does not.
+
+    Some registries' answers may not be kept: asked again, they count as new, and what was built of them is built again.
+    """
+    offline = subprocess.run([UV, *words, "--offline"], capture_output=True, text=True)
+    if offline.returncode == 0:
+        return offline
+    return subprocess.run([UV, *words], capture_output=True, text=True, env=os.environ | env)
 
 
 def once(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -19,7 +19,7 @@ import serving
 import sft
 import tables
 import yaml
-from conftest import ROOT, UV
+from conftest import ROOT, uv_of_cache
 from datasets import Dataset
 from documents import COMMANDS, DOCUMENTS, OURS, flags
 from unsloth_jobs.jobs import plan
@@ -210,7 +210,7 @@ def test_every_script_pins_what_it_needs_and_that_resolves(script, tmp_path):
     assert said["tool"]["uv"]["exclude-newer"] < date.today().isoformat()  # what these need in turn is pinned by this day
     copy = tmp_path / script.name
     copy.write_text(script.read_text())
-    locked = subprocess.run([UV, "lock", "--script", str(copy)], capture_output=True, text=True)
+    locked = uv_of_cache("lock", "--script", str(copy))
     assert locked.returncode == 0, locked.stderr
 
 

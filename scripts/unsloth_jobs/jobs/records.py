@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -272,8 +273,12 @@ def plan_of(data: Any) -> Plan | None:
         plan = Plan.from_json(data)
     except (KeyError, TypeError, AttributeError, ValueError):
         return None
-    kinds = get_type_hints(Plan)
-    return plan if all(fits(getattr(plan, item.name), kinds[item.name]) for item in fields(Plan)) else None
+    return plan if all(fits(getattr(plan, name), kind) for name, kind in kinds_of_a_plan().items()) else None
+
+
+@functools.cache
+def kinds_of_a_plan() -> dict[str, Any]:
+    return get_type_hints(Plan)
 
 
 def fits(value: Any, kind: Any) -> bool:
