@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Many processes import the same libraries: where none may keep what it has compiled, that takes longer than all else.
 sys.dont_write_bytecode = False
+# A shell that starts tests in the background has Ctrl-C ignored, by them and by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in ("HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "CC", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
 

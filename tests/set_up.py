@@ -43,7 +43,8 @@ def installed_scripts() -> None:
 
 def compiled_libraries() -> None:
     """The bytecode of what each run imports: these import it, and end where nothing is asked of them."""
-    for server, template in (("run_server.py", "sft.py"), ("run_server.py", "dpo.py"), ("evaluation_server.py", "evaluate.py")):
+    for template in ("sft.py", "dpo.py", "grpo.py", "evaluate.py"):
+        server = "evaluation_server.py" if template == "evaluate.py" else "run_server.py"
         python = python_of(ROOT / "templates" / template)
         with tempfile.TemporaryDirectory() as folder:
             nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

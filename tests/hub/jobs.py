@@ -241,15 +241,16 @@ class Jobs:
     def _execute_command(self, job: Job, mounts: list["Mount"]) -> tuple[str, str | None]:
         """Run the command to its end, its timeout or its cancellation."""
         spec = job.spec
-        command = [own_template(rewrite(part, mounts)) for part in [*spec["command"], *spec.get("arguments", [])]]
+        command = [rewrite(part, mounts) for part in [*spec["command"], *spec.get("arguments", [])]]
         for port in job.ports:
             command = [port.rewrite(word) for word in command]
         work = job.folder / "work"
         work.mkdir(parents=True, exist_ok=True)
+        command, environment = in_own_environment(command, self._environment(job, mounts))
         process = subprocess.Popen(
             command,
             cwd=work,
-            env=self._environment(job, mounts),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -390,15 +391,20 @@ class Mount:
                 bucket.files.pop(prefix + name, None)
 
 
-def own_template(word: str) -> str:
-    """The path of a template of this repository in the place of an unchanged copy's.
+def in_own_environment(command: list[str], environment: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """`uv run` of an unchanged copy of a template, in the environment that the template itself has here.
 
-    uv makes an environment for each path of a script, and Python compiles its libraries anew in each: half a minute a job.
+    uv makes one for each path of a script, and Python compiles the libraries anew in each: half a minute a job.
     """
-    own, copy = TEMPLATES / Path(word).name, Path(word)
-    if own.suffix == ".py" and own.is_file() and copy.is_file() and own.read_bytes() == copy.read_bytes():
-        return str(own)
-    return word
+    script = Path(next((word for word in command if word.endswith(".py")), ""))
+    own = TEMPLATES / script.name
+    if command[:2] != ["uv", "run"] or not script.is_file() or not own.is_file() or script.read_bytes() != own.read_bytes():
+        return command, environment
+    find = ["uv", "python", "find", "--script", str(own)]
+    folder = Path(subprocess.run(find, env=environment, capture_output=True, text=True).stdout.strip()).parent.parent
+    if not folder.parent.name.startswith("environments-"):  # there is none yet
+        return command, environment
+    return ["uv", "run", "--active", *command[2:]], environment | {"VIRTUAL_ENV": str(folder)}
 
 
 def rewrite(text: str, mounts: list[Mount]) -> str:
