@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "demo")]
 
 import tiny_model  # noqa: E402
-from conftest import Commands, python_of  # noqa: E402
+from commands import Commands  # noqa: E402
+from conftest import python_of  # noqa: E402
 from hub import Hub  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.terminal_theme import MONOKAI  # noqa: E402
