@@ -25,8 +25,9 @@ from test_documents import help_of
 from unsloth_jobs.events import summarise
 from unsloth_jobs.jobs.job import Job
 from unsloth_jobs.jobs.plan import Plan
-from unsloth_jobs.status.causes import CAUSES, LOGIN, STOPS, WRAPPERS
+from unsloth_jobs.status.causes import CAUSES, LOGIN
 from unsloth_jobs.status.diagnosis import diagnose
+from unsloth_jobs.status.remedies import STOPS, WRAPPERS
 
 LOGS = sorted((ROOT / "tests" / "logs").glob("*.txt"))
 

@@ -14,23 +14,9 @@ from ..jobs.job import Job
 from ..jobs.plan import SCRIPTS, Plan
 from ..redaction import plain
 from ..training.secrets import quotation
-from .causes import (
-    AGAIN,
-    AT_END,
-    CHECK,
-    ESTIMATE,
-    IN_ERROR,
-    IN_MESSAGE,
-    LOGIN,
-    LOGS,
-    RESUME,
-    STOPS,
-    WRAPPERS,
-    Cause,
-    Diagnosis,
-    no_change,
-)
+from .causes import AGAIN, AT_END, CHECK, ESTIMATE, IN_ERROR, IN_MESSAGE, LOGIN, LOGS, RESUME, Cause, Diagnosis, no_change
 from .log_end import LAST_LINES, exceptions, informative_lines, key_line, recent
+from .remedies import STOPS, WRAPPERS
 
 
 def describe_saved(summary: Summary, repository: str | None) -> str:
