@@ -89,7 +89,7 @@ def uv_of_cache(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
 
     Some registries' answers may not be kept: asked again, they count as new, and what was built of them is built again.
     """
-    offline = subprocess.run([UV, *words, "--offline"], capture_output=True, text=True)
+    offline = subprocess.run([UV, *words], capture_output=True, text=True, env=os.environ | {"UV_OFFLINE": "1"})
     if offline.returncode == 0:
         return offline
     return subprocess.run([UV, *words], capture_output=True, text=True, env=os.environ | env)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ROOT, UV, python_of
+from conftest import ROOT, python_of, uv_of_cache
 
 TESTS = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
@@ -43,20 +43,25 @@ def installed_scripts() -> None:
 
 def compiled_libraries() -> None:
     """The bytecode of what each run imports: these import it, and end where nothing is asked of them."""
+    pinned = ROOT / "recipes" / "versions.toml"
     for template in ("sft.py", "dpo.py", "grpo.py", "evaluate.py"):
         server = "evaluation_server.py" if template == "evaluate.py" else "run_server.py"
         python = python_of(ROOT / "templates" / template)
+        compiled = Path(python).parents[1] / pinned.name  # in the environment, which it is for
+        if compiled.exists() and compiled.read_text() == pinned.read_text():
+            continue
         with tempfile.TemporaryDirectory() as folder:
             nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             subprocess.run([python, str(TESTS / server)], check=True, cwd=folder, **nothing)
+        shutil.copy(pinned, compiled)
 
 
 def packages() -> None:
     """In uv's cache."""
     for names in OTHER_PACKAGES:
         words = [word for name in names for word in ("--with", name)]
-        subprocess.run([UV, "run", "--quiet", "--no-project", *words, "python", "-c", ""], check=True)
-    subprocess.run([UV, "tool", "run", "--quiet", "hf", "version"], check=True, stdout=subprocess.DEVNULL)
+        uv_of_cache("run", "--quiet", "--no-project", *words, "python", "-c", "").check_returncode()
+    uv_of_cache("tool", "run", "--quiet", "hf", "version").check_returncode()
 
 
 def assistants() -> Path:

@@ -198,9 +198,7 @@ def test_a_grader_that_fails_is_told_and_counts_as_wrong(evaluations, models, te
 # ---- on the Hub
 
 
-def test_a_job_evaluates_on_the_rows_held_out_and_puts_its_report_beside_the_adapter(hub, tmp_path, monkeypatch):
-    # Of the cache that python_of filled: some registries' answers may not be kept, and all would be asked for again.
-    monkeypatch.setenv("UV_OFFLINE", "1")
+def test_a_job_evaluates_on_the_rows_held_out_and_puts_its_report_beside_the_adapter(hub, tmp_path):
     commands, before = Commands(hub.env(token=ADA), tmp_path), contents(hub, "ada/tuned")
     words = ["submit.py", str(EVALUATE), "--flavor", "cpu-upgrade", "--timeout", "20m"]
     arguments = ["--", "--models", "ada/tuned", "--grader", "exact"]

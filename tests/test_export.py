@@ -85,11 +85,7 @@ def commit(hub: Hub, name: str) -> str:
     return hub.store.repos["model", name].head.sha
 
 
-def test_a_job_makes_a_merged_model_and_gguf_files_that_answer_like_the_adapter(
-    hub, llama, export_python, tmp_path, monkeypatch
-):
-    # Of the cache that export_python filled: some registries' answers may not be kept, and llama.cpp would be built again.
-    monkeypatch.setenv("UV_OFFLINE", "1")
+def test_a_job_makes_a_merged_model_and_gguf_files_that_answer_like_the_adapter(hub, llama, export_python, tmp_path):
     commands, adapter = Commands(hub.env(token=ADA), tmp_path), commit(hub, "ada/tuned")
     words = ["submit.py", str(EXPORT), "--flavor", "cpu-upgrade", "--timeout", "30m"]
     arguments = ["--", "--adapter", "ada/tuned", "--quantizations", "q4_k_m,q8_0", *LENIENT]

@@ -75,13 +75,11 @@ def live(models, tiny_model, tmp_path_factory) -> Iterator[Hub]:
     on_hub = shutil.copytree(models.folder, folder / "tuned")
     config = json.loads((on_hub / "adapter_config.json").read_text())
     (on_hub / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "ada/tiny"}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UV_OFFLINE", "1")  # of the cache that python_of filled
-        with hub_of_ada(folder / "hub", execute_jobs=True, model=tiny_model) as hub:
-            hub.add_user("bob", token=BOB)
-            hub.add_repo("ada/tiny", private=True)
-            hub.add_repo("ada/tuned", on_hub, private=True)
-            yield hub
+    with hub_of_ada(folder / "hub", execute_jobs=True, model=tiny_model) as hub:
+        hub.add_user("bob", token=BOB)
+        hub.add_repo("ada/tiny", private=True)
+        hub.add_repo("ada/tuned", on_hub, private=True)
+        yield hub
 
 
 @pytest.fixture(scope="module")
