@@ -44,6 +44,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("templates", "demo", "benchmarks")]
 
+import sft  # noqa: E402
 from gym_rows import gym_rows, prepare, unlike  # noqa: E402
 
 SFT = ROOT / "templates" / "sft.py"
@@ -52,7 +53,7 @@ MODEL = ROOT / ".cache" / "demo" / "SmolLM2-135M-Instruct"
 TASKS = ("chain_sum", "letter_counting", "spell_backward", "word_sorting", "docs")
 SEED, TRAIN_ROWS, TEST_ROWS, DOCS_TEST_ROWS = 1, 2000, 250, 60
 RATES, BITS, ROWS_A_STEP = (2e-4, 5e-4, 1e-3, 2e-3, 3e-3), (16, 4), (8, 16, 32)
-EPOCHS, MORE_EPOCHS, SEEDS = (1, 2, 3, 5), (4, 5), (2, 3)
+EPOCHS, STOPPED_EPOCHS, SEEDS = (1, 2, 3, 5), (4, 5), (2, 3)
 LENGTH, ANSWER_TOKENS = 512, 96
 FIELDS = (
     "task", "point", "loss", "exact", "train_s", "wall_s", "learning_rate", "precision", "rows_per_step", "epochs", "steps",
@@ -73,8 +74,8 @@ def points() -> dict[str, list[str] | None]:
         found[f"lr{rate:g}-{bits}bit-{rows}rows"] = [*flags, "--batch-size", "4", "--gradient-accumulation", str(rows // 4)]
     for epochs in EPOCHS:
         found[f"epochs-{epochs}"] = ["--num-epochs", str(epochs), "--early-stopping", "0"]
-    for epochs in MORE_EPOCHS:
-        found[f"epochs-{epochs}-stopped"] = ["--num-epochs", str(epochs), "--early-stopping", "3"]
+    for epochs in STOPPED_EPOCHS:
+        found[f"epochs-{epochs}-stopped"] = ["--num-epochs", str(epochs), "--early-stopping", str(sft.PATIENCE)]
     for seed in SEEDS:
         found[f"seed-{seed}"] = ["--seed", str(seed)]
     return found
@@ -160,7 +161,6 @@ def child(kind: str, *words: Any) -> dict[str, Any]:
 
 def train_trl(model_folder: str, train: str, out: str, steps: str, point: str) -> dict[str, Any]:
     """TRL as its documentation trains a LoRA, on the rows that the template trains on."""
-    import sft
     import torch
     import transformers
     from peft import LoraConfig
@@ -200,7 +200,6 @@ def train_trl(model_folder: str, train: str, out: str, steps: str, point: str) -
 
 def measure(model_folder: str, adapter: str, test: str, most: str, precision: str) -> dict[str, Any]:
     """Loss and exact answers on the test rows, of the model at the precision that it was trained with."""
-    import sft
     import torch
     from peft import PeftModel
     from transformers import AutoTokenizer

@@ -245,11 +245,8 @@ def require_unlike(prepared: list[PreparedPlan], listed: list[Changes]) -> None:
         if key in seen:
             message = f"The runs with {title_of(seen[key])} and with {title_of(changes)} are the same run: it would be paid for twice."
             fix = "Leave one of the values out."
-            fix = (
-                f"--max-steps decides how long each trains, whatever its epochs. {fix}"
-                if by_steps and "num_epochs" in changes
-                else fix
-            )
+            if by_steps and "num_epochs" in changes:
+                fix = f"--max-steps decides how long each trains, whatever its epochs. {fix}"
             raise UserError("same_runs", message, fix, USAGE)
         seen[key] = changes
 
