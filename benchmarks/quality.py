@@ -12,7 +12,7 @@ way to train:
     article     its settings as the article has them: learning rate 2e-4, 4 bits, one epoch
     lr…         the grid: learning rate × precision × effective batch size, else the defaults
     epochs-N    the defaults with N epochs and no early stopping; epochs-N-stopped: with that of the defaults
-    seed-N      the defaults again, by another seed: how far runs of the same are apart
+    seed-N      the defaults again, by another seed: how far runs of the same are apart; lr…-seed-N: a point of the grid again
     trl         TRL's own trainer and completion mask, 16-bit LoRA on as many rows a step and epochs as the default, at 2e-4
     trl-auto    the same at the learning rate that the default chooses
 
@@ -52,8 +52,11 @@ WORK = ROOT / ".cache" / "quality"
 MODEL = ROOT / ".cache" / "demo" / "SmolLM2-135M-Instruct"
 TASKS = ("chain_sum", "letter_counting", "spell_backward", "word_sorting", "docs")
 SEED, TRAIN_ROWS, TEST_ROWS, DOCS_TEST_ROWS = 1, 2000, 250, 60
-RATES, BITS, ROWS_A_STEP = (2e-4, 5e-4, 1e-3, 2e-3, 3e-3), (16, 4), (8, 16, 32)
+RATES, BITS, ROWS_A_STEP = (2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 4e-3), (16, 4), (8, 16, 32)
 EPOCHS, STOPPED_EPOCHS, SEEDS = (1, 2, 3, 5), (4, 5), (2, 3)
+SEEDED = re.compile(
+    r"lr0\.00[1-4]-16bit-16rows|lr0\.002-16bit-8rows"
+)  # the grid's best points, which other seeds confirm or not
 LENGTH, ANSWER_TOKENS = 512, 96
 FIELDS = (
     "task", "point", "loss", "exact", "train_s", "wall_s", "learning_rate", "precision", "rows_per_step", "epochs", "steps",
@@ -78,6 +81,10 @@ def points() -> dict[str, list[str] | None]:
         found[f"epochs-{epochs}-stopped"] = ["--num-epochs", str(epochs), "--early-stopping", str(sft.PATIENCE)]
     for seed in SEEDS:
         found[f"seed-{seed}"] = ["--seed", str(seed)]
+        again = {
+            f"{name}-seed-{seed}": [*flags, "--seed", str(seed)] for name, flags in found.items() if SEEDED.fullmatch(name)
+        }
+        found |= again
     return found
 
 
@@ -299,7 +306,7 @@ def run_all(options: argparse.Namespace) -> None:
 
 
 def show(rows: list[dict[str, str]]) -> None:
-    """Loss, exact answers and seconds by task and point, and how far the default is from the best that was measured."""
+    """Loss, exact answers and seconds by task and point; how far the default is from the best, of single runs and of means."""
     sets = defaultdict(list)
     for row in rows:
         sets[row["model"], row["train_rows"], row["max_steps"], row["task"]].append(row)
@@ -311,7 +318,8 @@ def show(rows: list[dict[str, str]]) -> None:
         for row in sorted(found, key=lambda row: float(row["loss"])):
             print(f"{row['point']:22} {float(row['loss']):7.4f} {float(row['exact']):6.3f} {row['train_s']:>8} "
                   f"{row['learning_rate']:>8} {row['epochs']:>6} {row['steps']:>6}")  # fmt: skip
-        grid = [row for row in found if row["point"].startswith("lr")]
+        show_means(found)
+        grid = [row for row in found if re.fullmatch(r"lr[^-]+-\d+bit-\d+rows", row["point"])]
         best = min(grid, key=lambda row: float(row["loss"]), default=None)
         if best is None:
             continue
@@ -325,6 +333,19 @@ def show(rows: list[dict[str, str]]) -> None:
     for point, gaps in sorted(behind.items(), key=lambda item: sum(item[1]) / len(item[1])):
         if len(gaps) == most:
             print(f"{point:22} {sum(gaps) / len(gaps):+7.1%}")
+
+
+def show_means(found: list[dict[str, str]]) -> None:
+    """Points that several seeds trained: the best of many single runs is the luckiest, the best of means is less so."""
+    seeds = defaultdict(list)
+    for row in found:
+        name = re.sub(r"-?seed-\d+$", "", row["point"]) or "default"
+        seeds[name].append(float(row["loss"]))
+    means = {name: sum(losses) / len(losses) for name, losses in seeds.items() if len(losses) > len(SEEDS)}
+    best = min(means.values(), default=0.0)
+    for name, mean in sorted(means.items(), key=lambda item: item[1]):
+        spread = f"{min(seeds[name]):.4f} to {max(seeds[name]):.4f}"
+        print(f"mean of {len(seeds[name])} seeds: {name:22} {mean:7.4f} ({spread}), {mean / best - 1:+.1%} from the best mean")
 
 
 CHILDREN = {"data": lambda folder: make_data(Path(folder)), "trl": train_trl, "measure": measure}

@@ -28,9 +28,11 @@ import argparse
 import csv
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -59,8 +61,8 @@ LEARN = (
     "steps", "completions_per_step", "learning_rate", "kl", "step_s", "sft_right_steps", "sft_s", "grpo_s", "note",
 )  # fmt: skip
 COMPARE = (
-    "shape", "contender", "step_s", "completions_per_s", "tokens_per_s", "peak_gb", "first_step_s", "reward_first", "reward_last",
-    "writing_s", "steps", "completions_per_step", "completion_tokens", "note",
+    "shape", "contender", "step_s", "completions_per_s", "tokens_per_s", "peak_gb", "first_step_s", "all_steps_s", "reward_first",
+    "reward_last", "writing_s", "steps", "completions_per_step", "completion_tokens", "note",
 )  # fmt: skip
 SPEED = (
     "shape", "what", "graphs", "at_once", "prompt_tokens", "tokens", "seconds", "tokens_per_s", "step_ms", "peak_gb", "layers",
@@ -184,16 +186,17 @@ def make_prompts(work: Path, options: argparse.Namespace) -> None:
 
 
 def compared(events: list[dict], error: str, options: argparse.Namespace) -> dict[str, Any]:
-    """A contender's row, from the steps after the first two, which compile."""
+    """A contender's row. step_s is the median of the steps after the first two, which compile; all_steps_s has all of them."""
     steps, done = [one for one in events if one["event"] == "progress"], event(events, "done")
-    timed = steps[min(options.warmup, len(steps) - 1) :] if steps else []
-    if len(timed) < 2:
+    timed = steps[max(options.warmup, 1) :]
+    if not timed:
         return {"note": error or "too few steps"}
-    seconds = (timed[-1]["elapsed_s"] - timed[0]["elapsed_s"]) / (len(timed) - 1)
+    ended = [one["elapsed_s"] for one in steps[-len(timed) - 1 :]]
+    seconds = statistics.median(end - begin for begin, end in itertools.pairwise(ended))
     completions, length = options.prompts * options.group, mean([one["length"] for one in timed])
     return {
         "step_s": seconds, "completions_per_s": completions / seconds, "tokens_per_s": completions * length / seconds,
-        "peak_gb": done.get("peak_gb"), "first_step_s": steps[0]["elapsed_s"], "reward_first": mean([one["reward"] for one in steps[:2]]),
+        "peak_gb": done.get("peak_gb"), "first_step_s": steps[0]["elapsed_s"], "all_steps_s": steps[-1]["elapsed_s"], "reward_first": mean([one["reward"] for one in steps[:2]]),
         "reward_last": mean([one["reward"] for one in steps[-2:]]), "steps": len(steps), "completions_per_step": completions,
         "completion_tokens": length, "writing_s": mean([one.get("writing_s") or 0 for one in timed]), "note": done.get("note", "its defaults") if done else "cut before its end",
     }  # fmt: skip
@@ -370,10 +373,11 @@ def mean(values: list[float]) -> float | None:
 
 
 def execute(command: list[str], folder: Path, options: argparse.Namespace) -> tuple[list[dict], str]:
-    """The events of a process that ends at the limit at the latest, and what its log ends with."""
+    """The events of a process that ends at the limit at the latest, and why it has too few of them: what its log ends with."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     environment = os.environ | {"TRACKIO_DIR": str(folder / "trackio"), "HF_HUB_OFFLINE": "1"}
+    ended = ""
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=environment)
         try:
@@ -381,10 +385,11 @@ def execute(command: list[str], folder: Path, options: argparse.Namespace) -> tu
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            ended = "cut before its end"
     lines = log.read_text("utf-8", errors="replace").splitlines()
     events = [json.loads(line.split("EVENT ", 1)[1]) for line in lines if line.startswith("EVENT {")]
     failed = event(events, "failed").get("message")
-    return events, str(failed or next((line for line in reversed(lines) if line.strip()), "")).replace("\n", " ")[:300]
+    return events, str(failed or ended or next((line for line in reversed(lines) if line.strip()), "")).replace("\n", " ")[:300]
 
 
 class Options(argparse.Namespace):

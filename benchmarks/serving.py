@@ -83,6 +83,7 @@ def serve_and_measure(given: argparse.Namespace) -> dict[str, Any]:
             return {"load_s": load_s} | measure(said["url"], "none", given.rounds)
         finally:
             server.terminate()
+            server.communicate()
 
 
 def events(server: subprocess.Popen) -> Any:
@@ -126,6 +127,8 @@ def answer(client: openai.OpenAI, name: str) -> tuple[float, float]:
         if chunk.choices and chunk.choices[0].delta.content:
             first = first or time.monotonic()
         tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+    if not first:
+        sys.exit(f"{name} wrote {tokens} tokens that are no text. Random weights may: measure a model that is trained.")
     return first - began, (tokens - 1) / (time.monotonic() - first)
 
 

@@ -280,3 +280,17 @@ def test_the_benchmark_tells_how_far_the_default_is_from_the_best(quality, tmp_p
     said = capsys.readouterr().out
     assert "default: +10.0% from the grid's best, lr0.001-16bit-8rows" in said  # of the template's own
     assert said.index("trl ") < said.index("lr0.001") < said.index("default ") < said.index("base ")
+
+
+def test_the_benchmark_compares_means_of_several_seeds(quality, tmp_path, capsys):
+    common = {"task": "docs", "train_rows": 20, "max_steps": 0, "test_rows": 9, "model": "m", "device": "CPU", "exact": 0.5}
+    losses = {"default": 1.6, "seed-2": 1.5, "seed-3": 1.7}
+    lucky = {"lr0.002-16bit-16rows": 1.4, "lr0.002-16bit-16rows-seed-2": 1.6, "lr0.002-16bit-16rows-seed-3": 1.5}
+    rows = [
+        common | dict.fromkeys(quality.FIELDS, "") | common | {"point": point, "loss": loss}
+        for point, loss in (losses | lucky).items()
+    ]
+    quality.show(rows)
+    said = capsys.readouterr().out
+    assert "mean of 3 seeds: default                 1.6000 (1.5000 to 1.7000), +6.7% from the best mean" in said
+    assert "default: +14.3% from the grid's best, lr0.002-16bit-16rows\n" in said  # of single runs

@@ -24,7 +24,7 @@ def errors(said: str, part: str) -> list[float]:
 def test_held_out_shapes_and_whole_runs_are_met(said):
     """Within 10% of the measured peak, and never more than 5% below it; the document's figures are these."""
     held_out, runs, fitted = (errors(said, part) for part in ("held out", "template", "fitted"))
-    assert (len(held_out), len(runs), len(fitted)) == (38, 7, 66)
+    assert (len(held_out), len(runs), len(fitted)) == (46, 7, 70)
     for part in (held_out, runs, fitted):
         assert min(part) >= -5
         assert max(part) <= 10

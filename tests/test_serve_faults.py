@@ -247,6 +247,17 @@ def test_an_answer_is_sent_in_whole_characters_and_stops_before_its_stop_word():
     assert "".join(pieces_of(["one", "one <e", "one <ea"], ("<end>",))[0]) == "one <ea"
 
 
+def test_an_answer_is_ended_on_the_device_that_it_is_written_on(serving_python):
+    """What generate joins with its own criteria: on a GPU, a tensor of the CPU ends every answer with an error."""
+    code = (
+        "import threading, torch, serving; pieces = serving.Pieces(None, set(), ('end',), threading.Event()); "
+        "over = lambda device: pieces.over(torch.zeros(2, 3, dtype=torch.long, device=device)); "
+        "print(over('meta').device, over('cpu').tolist(), pieces.show('the end'), over('cpu').tolist())"
+    )
+    done = subprocess.run([serving_python, "-c", code], capture_output=True, text=True, cwd=SERVING.parent)
+    assert done.stdout.split() == ["meta", "[False,", "False]", "None", "[True,", "True]"], done.stderr
+
+
 def test_the_cheapest_machine_that_holds_the_model_is_chosen():
     flavors = [as_flavor(JobHardwareInfo(**machine.info())) for machine in HARDWARE.values()]
 

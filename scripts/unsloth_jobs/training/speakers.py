@@ -142,7 +142,7 @@ class Speaker:
             if seed is not None:
                 torch.manual_seed(seed % 2**63)
             ids = torch.tensor([prompt], device=self.weights.model.device)
-            criteria = StoppingCriteriaList([lambda ids, scores, **_: torch.full((len(ids),), pieces.is_over)])
+            criteria = StoppingCriteriaList([lambda ids, scores, **_: pieces.over(ids)])
             with torch.inference_mode():
                 self.weights.generate(
                     bool(self.contender.adapter),
@@ -173,6 +173,10 @@ class Pieces:
     @property
     def is_over(self) -> bool:
         return self.is_stopped or self.given_up.is_set()
+
+    def over(self, ids: Any) -> Any:
+        """is_over for each sequence, on their device, as generate joins it with its own criteria."""
+        return ids.new_full((len(ids),), self.is_over, dtype=bool)
 
     def put(self, value: Any) -> None:
         """As generate calls it: first with the prompt, then with each token."""
