@@ -5473,6 +5473,7 @@ RELATIVE, ABSOLUTE = Decimal("1e-6"), Decimal("1e-9")  # how far two equal numbe
 # Nothing raises in it, and no digit of a long number is lost before two are compared to a millionth.
 WIDE = Context(prec=50, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 MINUS = str.maketrans("\u2212\u2012\u2013\uff0d", "----")
+LONGEST_UNIT = 20  # characters
 SPACES = "\u00a0\u2009\u202f"  # that group digits; an ordinary space stands between two numbers
 NUMBER = re.compile(
     rf"""
@@ -5527,8 +5528,21 @@ def last_number(text: str) -> Number | None:
 
 def is_a_number(text: str) -> bool:
     """Whether a text is one number and nothing else, but for a currency before it and punctuation around it."""
-    found = NUMBER.fullmatch(text.translate(MINUS).strip(" \t\r\n.*`\"'"))
+    found = NUMBER.fullmatch(number_text(text))
     return bool(found and as_number(found))
+
+
+def number_text(text: str) -> str:
+    return text.translate(MINUS).strip(" \t\r\n.*`\"'")
+
+
+def unit_of(text: str) -> str:
+    """The one word that follows a text's number, without case and plural: kg, €, apple. "" where the text is not of that kind."""
+    text = number_text(text)
+    found = NUMBER.match(text)
+    unit = text[found.end() :].strip() if found and as_number(found) else ""
+    is_word = len(unit) <= LONGEST_UNIT and not re.search(r"[\d\s]", unit)
+    return unit.casefold().removesuffix("s") if is_word else ""
 
 
 def as_number(found: re.Match[str]) -> Number | None:
@@ -5846,6 +5860,9 @@ def propose_grader(references: Sequence[str], prompts: Sequence[str] | None = No
             return "choice", f"The {len(given):,} answers are {len(distinct)} short texts, again and again."
         if prompts and all(stand_in(distinct, prompt) for prompt in prompts):
             return "choice", f"Each question lists the {len(distinct)} answers to choose from."
+    [(unit, count)] = Counter(map(unit_of, given)).most_common(1)
+    if unit and count >= NEARLY_ALL * len(given):
+        return "number", f"{share_of(count, len(given))} answers are numbers with the same unit."
     words = median(len(one.split()) for one in given)
     if words <= SHORT_WORDS and median(map(len, given)) <= SHORT_CHARACTERS:
         return "exact", f"The answers are short: {words:g} word{'s' * (words != 1)} in the middle."

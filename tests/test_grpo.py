@@ -179,6 +179,10 @@ def test_check_tells_what_is_wrong_with_prompts_and_their_reward(tmp_path, tiny_
     alone = [{"prompt": row["prompt"]} for row in rows]
     assert "no_reward" in check(tmp_path, tiny_model, alone, code=1)
     assert "nothing_graded" in check(tmp_path, tiny_model, alone, "--reward", "length")
+    formatted = "--reward", "number=1,format=0.2", "--answer-format", "<answer>…</answer>"
+    assert "<answer>" in check(tmp_path, tiny_model, rows, *formatted)["format_unasked"]["message"]
+    told = check(tmp_path, tiny_model, rows, *formatted, "--system-prompt", "End with <answer>…</answer>.")
+    assert told == {"ok": True}
     same = [row | {"answer": "7"} for row in rows]
     assert "one_reference" in check(tmp_path, tiny_model, same, "--reward", "number")
     long = [row | {"prompt": row["prompt"] * (40 if at % 2 else 1)} for at, row in enumerate(rows)]

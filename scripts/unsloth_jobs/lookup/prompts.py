@@ -11,6 +11,7 @@ from .. import limits
 from ..errors import Problem
 from ..template import RewardTemplate, Template
 from ..training.questions import Question
+from ..training.rewards import ANY_TEXT, FORMAT
 from . import client
 from .sample import Row, Sample, load_renderer
 from .table import Table, reasons
@@ -143,6 +144,9 @@ def check_prompts(sample: PromptSample, settings: Any) -> list[Problem]:
             f"{name} tells nothing about right and wrong: the model learns a form, and nobody sees what becomes of its answers."
         )
         problems.append(Problem("nothing_graded", "warning", message, "Add a grader: --reward number=1,format=0.2"))
+    if FORMAT in found["weights"] and (unsaid := unsaid_tag(sample, settings.answer_format)):
+        message = f"The first prompt says nothing of {unsaid}, and the format is rewarded: a model that is not told finds it by chance."
+        problems.append(Problem("format_unasked", "warning", message, "Say in --system-prompt how an answer is to look."))
     if found["call_s"] > SLOW_S:
         calls = settings.batch_size * settings.gradient_accumulation * settings.num_generations
         message = (
@@ -151,3 +155,10 @@ def check_prompts(sample: PromptSample, settings: Any) -> list[Problem]:
         )
         problems.append(Problem("reward_slow", "warning", message, "Make it faster, or lower --num-generations."))
     return problems
+
+
+def unsaid_tag(sample: PromptSample, answer_format: str) -> str:
+    """What an answer begins with by the format, where the prompt that is shown has no part of that; else ""."""
+    tags = [part.strip() for part in ANY_TEXT.split(answer_format) if part.strip()]
+    prompt = "".join(segment["text"] for segment in sample.segments)
+    return "" if any(tag in prompt for tag in tags) else next(iter(tags), "")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
 from .folded import folded
 from .graders_calls import calls_in
 from .graders_json import whole_json
-from .graders_number import is_a_number, last_number
+from .graders_number import is_a_number, last_number, unit_of
 from .graders_regex import is_pattern
 from .graders_text import as_words, bare_answer
 
@@ -41,6 +42,9 @@ def propose_grader(references: Sequence[str], prompts: Sequence[str] | None = No
             return "choice", f"The {len(given):,} answers are {len(distinct)} short texts, again and again."
         if prompts and all(stand_in(distinct, prompt) for prompt in prompts):
             return "choice", f"Each question lists the {len(distinct)} answers to choose from."
+    [(unit, count)] = Counter(map(unit_of, given)).most_common(1)
+    if unit and count >= NEARLY_ALL * len(given):
+        return "number", f"{share_of(count, len(given))} answers are numbers with the same unit."
     words = median(len(one.split()) for one in given)
     if words <= SHORT_WORDS and median(map(len, given)) <= SHORT_CHARACTERS:
         return "exact", f"The answers are short: {words:g} word{'s' * (words != 1)} in the middle."

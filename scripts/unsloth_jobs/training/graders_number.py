@@ -14,6 +14,7 @@ RELATIVE, ABSOLUTE = Decimal("1e-6"), Decimal("1e-9")  # how far two equal numbe
 # Nothing raises in it, and no digit of a long number is lost before two are compared to a millionth.
 WIDE = Context(prec=50, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 MINUS = str.maketrans("\u2212\u2012\u2013\uff0d", "----")
+LONGEST_UNIT = 20  # characters
 SPACES = "\u00a0\u2009\u202f"  # that group digits; an ordinary space stands between two numbers
 NUMBER = re.compile(
     rf"""
@@ -68,8 +69,21 @@ def last_number(text: str) -> Number | None:
 
 def is_a_number(text: str) -> bool:
     """Whether a text is one number and nothing else, but for a currency before it and punctuation around it."""
-    found = NUMBER.fullmatch(text.translate(MINUS).strip(" \t\r\n.*`\"'"))
+    found = NUMBER.fullmatch(number_text(text))
     return bool(found and as_number(found))
+
+
+def number_text(text: str) -> str:
+    return text.translate(MINUS).strip(" \t\r\n.*`\"'")
+
+
+def unit_of(text: str) -> str:
+    """The one word that follows a text's number, without case and plural: kg, €, apple. "" where the text is not of that kind."""
+    text = number_text(text)
+    found = NUMBER.match(text)
+    unit = text[found.end() :].strip() if found and as_number(found) else ""
+    is_word = len(unit) <= LONGEST_UNIT and not re.search(r"[\d\s]", unit)
+    return unit.casefold().removesuffix("s") if is_word else ""
 
 
 def as_number(found: re.Match[str]) -> Number | None:
