@@ -5542,7 +5542,7 @@ def unit_of(text: str) -> str:
     found = NUMBER.match(text)
     unit = text[found.end() :].strip() if found and as_number(found) else ""
     is_word = len(unit) <= LONGEST_UNIT and not re.search(r"[\d\s]", unit)
-    return unit.casefold().removesuffix("s") if is_word else ""
+    return re.sub(r"(?<=\w{3})s$", "", unit.casefold()) if is_word else ""
 
 
 def as_number(found: re.Match[str]) -> Number | None:

@@ -429,7 +429,7 @@ LONG = ["The quick brown fox jumps over the lazy dog and then it sleeps until th
         ([f"```json\n{one}\n```" for one in OBJECTS], "json", "All 20"), (CALLS, "tool_call", "All 20 answers are tool calls."),
         (["[f(a=1)]", '[g(b="x")]'], "tool_call", "All 2"), (["Positive", "negative"] * 5, "choice", "2 short texts"),
         ([f"town {at}" for at in range(30)], "exact", "2 words"), ([f"{at},50 €" for at in range(30)], "number", "the same unit"),
-        ([f"{at} apple{'s' * (at != 1)}." for at in range(30)], "number", "All 30"), (["5 stars", "1 star"] * 9, "choice", "2 short texts"),
+        ([f"{at} apple{'s' * (at != 1)}." for at in range(30)], "number", "All 30"), (["5 stars", "1 star"] * 9, "choice", "2 short texts"), ([f"{at} s" for at in range(30)], "number", "All 30"),
         ([f"{at} {'kg' if at % 2 else 'm'}" for at in range(30)], "exact", "2 words"), ([f"2024-05-{at}" for at in range(10, 30)], "exact", "1 word"),
         (LONG, None, "long texts"), ([], None, "no answers"), (["", " "], None, "no answers"),
     ],
