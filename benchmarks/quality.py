@@ -77,11 +77,15 @@ def points() -> dict[str, list[str] | None]:
         found[f"epochs-{epochs}"] = ["--num-epochs", str(epochs), "--early-stopping", "0"]
     for epochs in STOPPED_EPOCHS:
         found[f"epochs-{epochs}-stopped"] = ["--num-epochs", str(epochs), "--early-stopping", str(sft.PATIENCE)]
+    again = {"": found["default"]} | {f"{name}-": flags for name, flags in found.items() if SEEDED.fullmatch(name)}
     for seed in SEEDS:
-        found[f"seed-{seed}"] = ["--seed", str(seed)]
-        best = [name for name in found if SEEDED.fullmatch(name)]
-        found |= {f"{name}-seed-{seed}": [*(found[name] or ()), "--seed", str(seed)] for name in best}
+        found |= {f"{name}seed-{seed}": [*(flags or ()), "--seed", str(seed)] for name, flags in again.items()}
     return found
+
+
+def without_seed(point: str) -> str:
+    """The point that this one trains by another seed, or itself."""
+    return re.sub(r"-?seed-\d+$", "", point) or "default"
 
 
 # ---- rows and model: where there is a package registry
@@ -315,7 +319,7 @@ def show(rows: list[dict[str, str]]) -> None:
             print(f"{row['point']:22} {float(row['loss']):7.4f} {float(row['exact']):6.3f} {row['train_s']:>8} "
                   f"{row['learning_rate']:>8} {row['epochs']:>6} {row['steps']:>6}")  # fmt: skip
         show_means(found)
-        grid = [row for row in found if re.fullmatch(r"lr[^-]+-\d+bit-\d+rows", row["point"])]
+        grid = [row for row in found if row["point"].startswith("lr") and row["point"] == without_seed(row["point"])]
         best = min(grid, key=lambda row: float(row["loss"]), default=None)
         if best is None:
             continue
@@ -335,8 +339,7 @@ def show_means(found: list[dict[str, str]]) -> None:
     """Points that several seeds trained: the best of many single runs is the luckiest, the best of means is less so."""
     seeds = defaultdict(list)
     for row in found:
-        name = re.sub(r"-?seed-\d+$", "", row["point"]) or "default"
-        seeds[name].append(float(row["loss"]))
+        seeds[without_seed(row["point"])].append(float(row["loss"]))
     means = {name: sum(losses) / len(losses) for name, losses in seeds.items() if len(losses) > len(SEEDS)}
     best = min(means.values(), default=0.0)
     for name, mean in sorted(means.items(), key=lambda item: item[1]):

@@ -55,6 +55,7 @@ SFT_ROWS, RL_ROWS, TEST_ROWS, SEED = 512, 8000, 500, 1
 PARTS = ("learn", "compare", "speed")
 CONTENDERS = ("ours", "trl", "trl-cb", "ours-eager", "ours-trl")
 PROMPTS_A_STEP, GROUP, COMPLETION, PER_PASS, RATE = 16, 8, 256, 16, 2e-5
+CUT = "cut before its end"  # the note of a process that the limit ended
 RULE = "def grade(answer, reference, row):\n    return sum(one in 'aeiou' for one in answer) / max(len(answer), 1)\n"
 LEARN = (
     "task", "point", "right_before", "right_after", "difference", "low", "high", "test_rows", "reward_first", "reward_last",
@@ -188,17 +189,18 @@ def make_prompts(work: Path, options: argparse.Namespace) -> None:
 def compared(events: list[dict], error: str, options: argparse.Namespace) -> dict[str, Any]:
     """A contender's row. step_s is the median of the steps after the first two, which compile; all_steps_s has all of them."""
     steps, done = [one for one in events if one["event"] == "progress"], event(events, "done")
-    timed = steps[max(options.warmup, 1) :]
+    first = max(options.warmup, 1)
+    timed = steps[first:]
     if not timed:
         return {"note": error or "too few steps"}
-    ended = [one["elapsed_s"] for one in steps[-len(timed) - 1 :]]
-    seconds = statistics.median(end - begin for begin, end in itertools.pairwise(ended))
+    pairs = itertools.pairwise(steps[first - 1 :])
+    seconds = statistics.median(one["elapsed_s"] - before["elapsed_s"] for before, one in pairs)
     completions, length = options.prompts * options.group, mean([one["length"] for one in timed])
     return {
         "step_s": seconds, "completions_per_s": completions / seconds, "tokens_per_s": completions * length / seconds,
         "peak_gb": done.get("peak_gb"), "first_step_s": steps[0]["elapsed_s"], "all_steps_s": steps[-1]["elapsed_s"], "reward_first": mean([one["reward"] for one in steps[:2]]),
         "reward_last": mean([one["reward"] for one in steps[-2:]]), "steps": len(steps), "completions_per_step": completions,
-        "completion_tokens": length, "writing_s": mean([one.get("writing_s") or 0 for one in timed]), "note": done.get("note", "its defaults") if done else "cut before its end",
+        "completion_tokens": length, "writing_s": mean([one.get("writing_s") or 0 for one in timed]), "note": done.get("note", "its defaults") if done else CUT,
     }  # fmt: skip
 
 
@@ -385,7 +387,7 @@ def execute(command: list[str], folder: Path, options: argparse.Namespace) -> tu
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            ended = "cut before its end"
+            ended = CUT
     lines = log.read_text("utf-8", errors="replace").splitlines()
     events = [json.loads(line.split("EVENT ", 1)[1]) for line in lines if line.startswith("EVENT {")]
     failed = event(events, "failed").get("message")

@@ -7147,10 +7147,13 @@ def parse_rewards(text: str) -> dict[str, float]:
 
 
 class AnswerFormat:
-    """A text such as <think>…</think><answer>…</answer>: … or ... is any text, the last of them the answer."""
+    """A text such as <think>…</think><answer>…</answer>: … or ... is any text, the last of them the answer.
+
+    parts: what stands around any text, some of them "".
+    """
 
     def __init__(self, text: str):
-        parts = [part.strip() for part in ANY_TEXT.split(text)]
+        self.parts = parts = [part.strip() for part in ANY_TEXT.split(text)]
         fixed = [re.escape(part).replace("><", r">\s*<") for part in parts]
         self.pattern = re.compile(r"\s*" + r"\s*(.*?)\s*".join(fixed) + r"\s*", re.DOTALL) if text else None
         opening = LAST_TAG.search(parts[-2]) if len(parts) > 1 else None

@@ -11,7 +11,7 @@ from .. import limits
 from ..errors import Problem
 from ..template import RewardTemplate, Template
 from ..training.questions import Question
-from ..training.rewards import ANY_TEXT, FORMAT
+from ..training.rewards import FORMAT, AnswerFormat
 from . import client
 from .sample import Row, Sample, load_renderer
 from .table import Table, reasons
@@ -159,6 +159,6 @@ def check_prompts(sample: PromptSample, settings: Any) -> list[Problem]:
 
 def unsaid_tag(sample: PromptSample, answer_format: str) -> str:
     """What an answer begins with by the format, where the prompt that is shown has no part of that; else ""."""
-    tags = [part.strip() for part in ANY_TEXT.split(answer_format) if part.strip()]
+    tags = list(filter(None, AnswerFormat(answer_format).parts))
     prompt = "".join(segment["text"] for segment in sample.segments)
     return "" if any(tag in prompt for tag in tags) else next(iter(tags), "")
